@@ -1,0 +1,309 @@
+"""The spool: one directory per run, created exclusively, which is what makes a run happen at most once.
+
+Everything here blocks and belongs in a worker thread. The layout is described in ``spool_files``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pwd
+import re
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from shovey_agent.runs import CancelReason, ExitCause, ExitReport, KnownRun, RunPhase, RunSpec
+from shovey_agent.spool_files import (
+    CANCEL,
+    EXIT,
+    EXIT_RESERVE,
+    ORDER,
+    OUTPUT,
+    REPORTED,
+    RESERVED_BYTES,
+    SPEC,
+    STARTED,
+    SUPERVISOR,
+    RecordUnreadable,
+    claim_record,
+    encode_record,
+    read_record,
+    sync_directory,
+    write_exit,
+    write_file,
+)
+from shovey_trio.core.model import OutputExtent, ProofKind
+
+_RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+
+class SpoolError(Exception):
+    """The spool could not take the run; nothing of it is left."""
+
+    reason: ClassVar[str] = "SPOOL_ERROR"
+
+
+class SpoolFull(SpoolError):
+    """There is no room for another run: disk, quota, or the floor of free space that the settings demand."""
+
+    reason: ClassVar[str] = "SPOOL_FULL"
+
+
+class RunExists(Exception):
+    """The run's directory is there already."""
+
+    reason: ClassVar[str] = "RUN_EXISTS"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SpoolLimits:
+    """Attributes:
+    head_cap: bytes of log kept from the beginning of a run's output.
+    tail_cap: bytes kept from its end, in the supervisor's memory until then.
+    min_free: bytes that must be free on the file system for a run to be taken.
+    """
+
+    head_cap: int = 64 * 1024 * 1024
+    tail_cap: int = 1024 * 1024
+    min_free: int = 16 * 1024 * 1024
+
+
+class Spool:
+    """The runs of one state directory."""
+
+    def __init__(self, state_dir: Path, limits: SpoolLimits) -> None:
+        self.runs = state_dir / "runs"
+        self._limits = limits
+
+    def prepare(self) -> None:
+        """Makes the directory, 0700.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        self.runs.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def directory(self, run_id: str) -> str:
+        return str(self.runs / run_id)
+
+    def create(self, spec: RunSpec, *, accepted_at: float, boot_id: str, cgroup: str | None) -> None:
+        """Makes a run durable, ready to be started.
+
+        Raises:
+            RunExists: it is there already, whole or not; untouched.
+            SpoolFull: no room.
+            SpoolError: the disk failed.
+        """
+        directory = self.directory(spec.run_id)
+        try:
+            os.mkdir(directory, 0o700)
+        except FileExistsError:
+            raise RunExists(spec.run_id) from None
+        except OSError as error:
+            raise _spool_error(error) from error
+        try:
+            self._demand_room()
+            reserve = os.path.join(directory, EXIT_RESERVE)
+            write_file(reserve, b"\0" * RESERVED_BYTES, durable=True)
+            # The length matters only for the supervisor, which writes over it; the bytes for SHA and forensics.
+            write_file(os.path.join(directory, ORDER), spec.order + spec.signature, durable=True)
+            record = self._record(spec, accepted_at=accepted_at, boot_id=boot_id, cgroup=cgroup)
+            write_file(os.path.join(directory, OUTPUT), b"", durable=False)
+            # Last, under its own name at once: without it the run was never ready to start.
+            write_file(os.path.join(directory, SPEC), encode_record(record), durable=True)
+            sync_directory(directory)
+            sync_directory(str(self.runs))
+        except (OSError, SpoolError) as error:
+            shutil.rmtree(directory, ignore_errors=True)
+            raise (error if isinstance(error, SpoolError) else _spool_error(error)) from error
+
+    def run_ids(self) -> Iterator[str]:
+        """Yields the names that can be runs, oldest name first; anything else in there is not ours."""
+        for entry in sorted(os.scandir(self.runs), key=lambda entry: entry.name):
+            if is_run_id(entry.name) and entry.is_dir(follow_symlinks=False):
+                yield entry.name
+
+    def load(self, run_id: str) -> KnownRun | None:
+        """Returns what the files say, believing only what is whole, or None when there is no such run.
+
+        A run without a readable spec was never started. It is still a run: its name is taken.
+        """
+        directory = self.directory(run_id)
+        if not os.path.isdir(directory):
+            return None
+        spec = _read(directory, SPEC) or {}
+        started = _read(directory, STARTED)
+        started_at = None if started is None else _number(started, "at")
+        report = self.exit_report(run_id)
+        if report is not None:
+            phase = RunPhase.FINISHED
+        else:
+            phase = RunPhase.ACCEPTED if started is None else RunPhase.RUNNING
+        return KnownRun(
+            run_id=run_id,
+            job_id=str(spec.get("job_id", "")),
+            accepted_at=_number(spec, "accepted_at") or os.stat(directory).st_mtime,
+            phase=phase,
+            started_at=started_at if report is None else report.started_at,
+            cancelling=os.path.exists(os.path.join(directory, CANCEL)),
+            exit=report,
+            reported=os.path.exists(os.path.join(directory, REPORTED)),
+        )
+
+    def exit_report(self, run_id: str) -> ExitReport | None:
+        """Returns how the run ended, or None when there is no whole record of it."""
+        record = _read(self.directory(run_id), EXIT)
+        if record is None:
+            return None
+        try:
+            proof = record["proof"]
+            return ExitReport(
+                run_id=run_id,
+                cause=ExitCause(record["cause"]),
+                detail=str(record["detail"]),
+                exit_code=record["exit_code"],
+                signal=record["signal"],
+                started_at=record["started_at"],
+                finished_at=float(record["finished_at"]),
+                proof=None if proof is None else ProofKind(proof),
+                output=OutputExtent(
+                    stdout_bytes=int(record["stdout_bytes"]), stderr_bytes=int(record["stderr_bytes"])
+                ),
+                dropped_bytes=int(record["dropped_stdout"]) + int(record["dropped_stderr"]),
+            )
+        except (KeyError, TypeError, ValueError):
+            return None
+
+    def claim_for_agent(self, run_id: str) -> bool:
+        """Takes the run from any supervisor that has not claimed it yet; returns whether that was in time."""
+        return claim_record(self.directory(run_id), SUPERVISOR, {"pid": None}, durable=True)
+
+    def write_exit(self, report: ExitReport) -> None:
+        """Records an end on behalf of a supervisor that cannot.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        write_exit(
+            self.directory(report.run_id),
+            {
+                "cause": str(report.cause),
+                "detail": report.detail,
+                "exit_code": report.exit_code,
+                "signal": report.signal,
+                "started_at": report.started_at,
+                "finished_at": report.finished_at,
+                "proof": None if report.proof is None else str(report.proof),
+                "stdout_bytes": report.output.stdout_bytes,
+                "stderr_bytes": report.output.stderr_bytes,
+                "dropped_stdout": report.dropped_bytes,
+                "dropped_stderr": 0,
+            },
+        )
+
+    def request_cancel(self, run_id: str, *, reason: CancelReason, grace: float) -> None:
+        """Makes the request durable. A run is asked once: the first request stands.
+
+        Raises:
+            OSError: the disk failed; nothing was requested.
+        """
+        record = {"reason": str(reason), "grace": grace, "at": time.time()}
+        claim_record(self.directory(run_id), CANCEL, record, durable=True)
+
+    def mark_reported(self, run_id: str) -> None:
+        """Notes that the controller has the report.
+
+        Raises:
+            OSError: the disk failed.
+        """
+        write_file(os.path.join(self.directory(run_id), REPORTED), b"", durable=True)
+
+    def remove(self, run_id: str) -> None:
+        """Deletes a run. What cannot be deleted is found again, still reported, at the next start."""
+        directory = self.directory(run_id)
+        # The directory itself goes last and at one stroke, so that no half-deleted run is ever taken for a lost one.
+        doomed = str(self.runs / f".removed.{run_id}")
+        with contextlib.suppress(OSError):
+            os.rename(directory, doomed)
+            shutil.rmtree(doomed)
+
+    def sweep_removed(self) -> None:
+        """Finishes deletions that were cut short."""
+        for entry in os.scandir(self.runs):
+            if entry.name.startswith(".removed."):
+                shutil.rmtree(entry.path, ignore_errors=True)
+
+    def _demand_room(self) -> None:
+        stat = os.statvfs(self.runs)
+        if stat.f_bavail * stat.f_frsize < self._limits.min_free:
+            raise SpoolFull(f"less than {self._limits.min_free} bytes are free")
+
+    def _record(
+        self, spec: RunSpec, *, accepted_at: float, boot_id: str, cgroup: str | None
+    ) -> dict[str, Any]:
+        return {
+            "run_id": spec.run_id,
+            "job_id": spec.job_id,
+            "command": spec.command,
+            "argv": list(spec.argv),
+            "cwd": spec.cwd,
+            "env": command_environment(spec),
+            "umask": spec.umask,
+            "timeout": spec.timeout,
+            "deadline_at": spec.deadline_at,
+            "grace": spec.grace,
+            "head_cap": self._limits.head_cap,
+            "tail_cap": self._limits.tail_cap,
+            "boot_id": boot_id,
+            "accepted_at": accepted_at,
+            "cgroup": cgroup,
+        }
+
+
+def is_run_id(name: str) -> bool:
+    """Returns whether a name can be a run's; such a name is also safe as a directory's."""
+    return _RUN_ID.fullmatch(name) is not None
+
+
+def command_environment(spec: RunSpec) -> Mapping[str, str]:
+    """Returns the whole environment of a command: nothing of the agent's own reaches it."""
+    try:
+        account = pwd.getpwuid(os.geteuid())
+        home, user = account.pw_dir, account.pw_name
+    except KeyError:
+        home, user = "/", str(os.geteuid())
+    return {
+        "PATH": _PATH,
+        "LANG": "C.UTF-8",
+        "HOME": home,
+        "USER": user,
+        **spec.env,
+        "SHOVEY_JOB_ID": spec.job_id,
+        "SHOVEY_RUN_ID": spec.run_id,
+        "SHOVEY_NODE": spec.node,
+    }
+
+
+def _spool_error(error: OSError) -> SpoolError:
+    kind = SpoolFull if error.errno in _FULL else SpoolError
+    return kind(error.strerror or str(error))
+
+
+def _read(directory: str, name: str) -> dict[str, Any] | None:
+    """Reads a record for a reader to whom a damaged one is as good as none."""
+    try:
+        return read_record(directory, name)
+    except RecordUnreadable:
+        return None
+
+
+def _number(record: dict[str, Any], key: str) -> float | None:
+    value = record.get(key)
+    return float(value) if isinstance(value, int | float) else None

@@ -1,0 +1,173 @@
+"""The files of a run's spool directory, and how they are written so that nobody ever reads half of one.
+
+======================  ===========  =======================================================================
+file                    written by   meaning
+======================  ===========  =======================================================================
+``order``               agent        the signed order as received, then its signature
+``spec.json``           agent        what to run; complete and durable before anything is forked
+``exit.reserve``        agent        4 KiB set aside, so that a full disk cannot keep back the exit record
+``supervisor.json``     supervisor   pid, start time, boot: created exclusively, so whoever made it owns the run
+``started.json``        supervisor   the command's pid, start time and when it started
+``output``              supervisor   the output log (``shovey_trio.core.output_frames``)
+``cancel.json``         agent        the request to end the run; the first one stands
+``exit.json``           supervisor   how it ended; the agent writes it for a supervisor that is gone
+``reported``            agent        the controller has the report
+======================  ===========  =======================================================================
+
+Imported by the supervisor process: the standard library's small modules alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+FORMAT = 1
+
+ORDER = "order"
+SPEC = "spec.json"
+EXIT_RESERVE = "exit.reserve"
+SUPERVISOR = "supervisor.json"
+STARTED = "started.json"
+OUTPUT = "output"
+CANCEL = "cancel.json"
+EXIT = "exit.json"
+REPORTED = "reported"
+
+RESERVED_BYTES = 4096
+# A spec holds argv and env, which Linux bounds at 128 KiB a string and 6 MiB together; the rest are one-liners.
+MAX_RECORD_BYTES = 8 * 1024 * 1024
+
+
+class RecordUnreadable(Exception):
+    """The file is there and is not a record of ours: cut short, damaged, or foreign."""
+
+    reason = "RECORD_UNREADABLE"
+
+
+def read_record(directory: str, name: str) -> dict[str, Any] | None:
+    """Returns the record, or None when the file is not there.
+
+    Raises:
+        RecordUnreadable: it is not one of ours.
+    """
+    try:
+        with open(os.path.join(directory, name), "rb", buffering=0) as file:
+            text = file.read(MAX_RECORD_BYTES + 1)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise RecordUnreadable(f"{name}: {error.strerror}") from error
+    try:
+        record = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecordUnreadable(f"{name}: {error}") from error
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise RecordUnreadable(f"{name}: not a record of format {FORMAT}")
+    return record
+
+
+def write_record(directory: str, name: str, record: dict[str, Any], *, durable: bool = True) -> None:
+    """Writes the record, all of it or nothing, in place of any earlier one.
+
+    Raises:
+        OSError: disk full, read-only, gone.
+    """
+    temporary = os.path.join(directory, f".{name}.{os.getpid()}")
+    try:
+        write_file(temporary, encode_record(record), durable=durable)
+        os.rename(temporary, os.path.join(directory, name))
+    except OSError:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    if durable:
+        sync_directory(directory)
+
+
+def claim_record(directory: str, name: str, record: dict[str, Any], *, durable: bool = False) -> bool:
+    """Writes the record unless there is one already; returns whether it did. Two claims never both win.
+
+    Raises:
+        OSError: disk full, read-only, gone.
+    """
+    temporary = os.path.join(directory, f".{name}.{os.getpid()}")
+    try:
+        write_file(temporary, encode_record(record), durable=durable)
+        os.link(temporary, os.path.join(directory, name))
+    except FileExistsError:
+        return False
+    finally:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+    if durable:
+        sync_directory(directory)
+    return True
+
+
+def write_exit(directory: str, record: dict[str, Any]) -> None:
+    """Writes the exit record into the space that was set aside for it when the run was accepted.
+
+    Raises:
+        OSError: even that failed.
+    """
+    reserve = os.path.join(directory, EXIT_RESERVE)
+    text = encode_record(record)
+    # No O_TRUNC: giving the blocks back is what must not happen on a full disk.
+    descriptor = os.open(reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(descriptor, text)
+        os.ftruncate(descriptor, len(text))
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rename(reserve, os.path.join(directory, EXIT))
+    sync_directory(directory)
+
+
+def encode_record(record: dict[str, Any]) -> bytes:
+    return json.dumps({"format": FORMAT, **record}).encode("ascii")
+
+
+def write_file(path: str, data: bytes, *, durable: bool) -> None:
+    """Creates or replaces a file of mode 0600.
+
+    Raises:
+        OSError: disk full, read-only, gone.
+    """
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+    try:
+        write_all(descriptor, data)
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_all(descriptor: int, data: bytes) -> None:
+    """Writes every byte; a short write is how a full disk begins.
+
+    Raises:
+        OSError: disk full, read-only, gone.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def sync_directory(directory: str) -> None:
+    """Makes the names in a directory durable.
+
+    Raises:
+        OSError: gone, or the disk failed.
+    """
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,179 @@
+"""What can happen to a run, and what has to be done about it.
+
+Events go into ``core.run_machine.handle``; effects come out of it and are carried out by ``nursery.run_scope``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shovey_trio.core.model import ProofKind, Route
+from shovey_trio.core.orders import OrderKind
+
+
+class ReportOutcome(StrEnum):
+    """How a node says that a run ended."""
+
+    EXITED = "exited"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """The node's last word on a run."""
+
+    run_id: str
+    outcome: ReportOutcome
+    exit_code: int | None = None
+    signal: int | None = None
+    cause: str = ""
+    detail: str = ""
+    proof: ProofKind | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    output_bytes: int = 0
+    dropped_bytes: int = 0
+
+
+# --- events ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderSent:
+    """The start order was handed to the node's stream (or packed into a legacy query)."""
+
+    route: Route
+    agent_instance: str
+    expires_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeAccepted:
+    """The node has the order in its spool, durably."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRefused:
+    """The node will not act on an order."""
+
+    kind: OrderKind
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStarted:
+    """The command runs."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReported:
+    """The node says how the run ended, and all of its output is durable here."""
+
+    report: RunReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSilent:
+    """The node has not been heard since ``since`` and is down now."""
+
+    since: float
+    reason: str
+
+
+class NodeKnows(StrEnum):
+    """What a node that attaches says of a run it has not had confirmed."""
+
+    NOTHING = "nothing"
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeAttached:
+    """The node's agent opened a stream and listed the runs in its spool."""
+
+    agent_instance: str
+    knows: NodeKnows
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelAsked:
+    """Somebody asked for the cancel of this run (``by``: who; ``timeout`` when the controller's own deadline did)."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceOver:
+    """The time in which the start order may be accepted is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeUnavailable:
+    """It is certain that the node has no order and will get none."""
+
+    cause: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReconnectGraceOver:
+    """The node was silent for longer than the reconnect grace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InternalFailure:
+    """A bug or failure inside this run's own task."""
+
+    detail: str
+
+
+RunEvent = (
+    OrderSent
+    | NodeAccepted
+    | NodeRefused
+    | NodeStarted
+    | NodeReported
+    | NodeSilent
+    | NodeAttached
+    | CancelAsked
+    | AcceptanceOver
+    | NodeUnavailable
+    | ReconnectGraceOver
+    | InternalFailure
+)
+
+
+# --- effects --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SendStart:
+    """Hand the start order to the node, again if need be, with the same nonce."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendCancel:
+    """Hand a cancel order to the node until it has proven the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmReport:
+    """Tell the node that its report is durable, so that it clears its spool."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRun:
+    """Tell the node that the run is void here."""
+
+
+Effect = SendStart | SendCancel | ConfirmReport | ForgetRun

@@ -1,0 +1,120 @@
+"""What agents say, on its way to the run it is about.
+
+A run that is live has a task; everything is posted there. A run that has ended, or whose job has, is answered from the
+store: the same words again are confirmed again, later truth is kept as a late report, and a run that does not exist
+here is void. A node can speak of its own runs only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import structlog
+
+from shovey_trio.core.events import NodeAttached, NodeKnows, NodeReported, RunEvent
+from shovey_trio.core.model import OutputExtent
+from shovey_trio.core.run_machine import handle
+from shovey_trio.nursery.handles import PushedChunk
+from shovey_trio.nursery.links import Links
+from shovey_trio.nursery.output_pump import continue_output
+from shovey_trio.nursery.persist import until_stored
+from shovey_trio.nursery.ports import AgentLink, SendForget, SendReportDurable
+from shovey_trio.nursery.presence import NodePresence
+from shovey_trio.nursery.services import Services
+from shovey_trio.nursery.supervisor import Supervisor
+
+_log = structlog.get_logger(__name__)
+
+
+class AgentInbox:
+    """Routes agents' messages. Every method may wait for room in the run's task: that is the agent's backpressure."""
+
+    def __init__(self, *, services: Services, supervisor: Supervisor, presence: NodePresence, links: Links) -> None:
+        self._services = services
+        self._supervisor = supervisor
+        self._presence = presence
+        self._links = links
+
+    async def positions(self, link: AgentLink, run_ids: list[str]) -> Mapping[str, OutputExtent]:
+        """Where the durable output of a node's runs ends; runs that are not the node's are left out."""
+        own = [run_id for run_id in run_ids if (live := self._supervisor.run(run_id)) and live.run.node == link.node]
+        found: dict[str, OutputExtent] = {}
+        for run_id in own:
+            live = self._supervisor.run(run_id)
+            if live is not None:
+                found[run_id] = live.extent
+        others = [run_id for run_id in run_ids if run_id not in found]
+        if others:
+            found |= await self._services.store.output_extents(others)
+        return found
+
+    async def attached(self, link: AgentLink, knows: Mapping[str, NodeKnows]) -> None:
+        """Notes a new stream and tells every live run of the node what the node knows of it.
+
+        ``knows`` holds every run in the node's spool that was not confirmed yet; a run not in it is unknown there.
+        """
+        self._links.add(link)
+        await self._presence.attached(link)
+        for live in self._supervisor.runs_of_node(link.organization, link.node):
+            known = knows.get(live.run.id, NodeKnows.NOTHING)
+            await live.post(NodeAttached(agent_instance=link.agent_instance, knows=known))
+
+    def detached(self, link: AgentLink, *, asked: bool) -> None:
+        """Notes that a stream is gone."""
+        if self._links.remove(link):
+            self._presence.detached(link, asked=asked)
+
+    def has_work(self, link: AgentLink) -> bool:
+        """Whether a live run of the node still needs its agent's stream."""
+        return bool(self._supervisor.runs_of_node(link.organization, link.node))
+
+    async def said(self, link: AgentLink, run_id: str, event: RunEvent) -> None:
+        """Takes what a node says of one of its runs."""
+        live = self._supervisor.run(run_id)
+        if live is not None:
+            if (live.run.organization, live.run.node) != (link.organization, link.node):
+                _log.warning("agent.foreign_run", node=link.node, run_id=run_id)
+                return
+            if await live.post(event):
+                return
+        await self._said_after_the_end(link, run_id, event)
+
+    async def pushed(self, link_organization: str, node: str, run_id: str, pushed: PushedChunk) -> bool:
+        """Takes a chunk of output; False when the run takes none (it is not the node's, or does not exist)."""
+        live = self._supervisor.run(run_id)
+        if live is not None:
+            if (live.run.organization, live.run.node) != (link_organization, node):
+                return False
+            if await live.push(pushed):
+                return True
+        return await self._pushed_after_the_end(link_organization, node, run_id, pushed)
+
+    async def _said_after_the_end(self, link: AgentLink, run_id: str, event: RunEvent) -> None:
+        run = await self._services.store.find_run(link.organization, run_id)
+        if run is None or run.node != link.node:
+            link.send_nowait(SendForget(run_id=run_id))
+            return
+        if not run.is_terminal or not isinstance(event, NodeReported):
+            return
+        outcome = handle(run, event, self._services.clock.now())
+        if outcome.run is not run:
+
+            async def write() -> None:
+                await self._services.store.write_run(outcome.run)
+
+            await until_stored(write, longest_pause=self._services.timing.store_retry)
+        link.send_nowait(SendReportDurable(run_id=run_id))
+
+    async def _pushed_after_the_end(self, organization: str, node: str, run_id: str, pushed: PushedChunk) -> bool:
+        run = await self._services.store.find_run(organization, run_id)
+        if run is None or run.node != node:
+            return False
+        fresh, extent = continue_output(await self._services.store.output_extent(run_id), [pushed.chunk])
+        if fresh:
+
+            async def write() -> None:
+                await self._services.store.append_output(run, fresh)
+
+            await until_stored(write, longest_pause=self._services.timing.store_retry)
+        pushed.acknowledge(extent.position)
+        return True

@@ -1,0 +1,85 @@
+"""One job: a nursery with one task per run. The job is complete when the nursery has closed, never before."""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+from shovey_trio.core.errors import StoreCorrupt
+from shovey_trio.core.events import CancelAsked
+from shovey_trio.core.job_machine import complete, crash
+from shovey_trio.nursery.handles import JobHandle, RunHandle
+from shovey_trio.nursery.persist import until_stored
+from shovey_trio.nursery.run_scope import crash_run, failure_detail, supervise_run
+from shovey_trio.nursery.services import Services
+
+_log = structlog.get_logger(__name__)
+
+
+async def supervise_job(handle: JobHandle, services: Services) -> None:
+    """Supervises a running job until all of its runs are terminal and the job's own end is durable.
+
+    Lets no exception of the job out: a failure makes this job ``crashed`` (``internal_error``), with those of its runs
+    that had not ended, and other jobs go on. When cancelled (the daemon stops), everything stays as the store has it.
+
+    Raises:
+        StoreCorrupt: the shared store is beyond use.
+    """
+    try:
+        with structlog.contextvars.bound_contextvars(job_id=handle.job.id):
+            try:
+                await _live(handle, services)
+            except* StoreCorrupt:
+                raise
+            except* Exception as failures:  # noqa: BLE001 - a bug in one must not end its siblings
+                _log.exception("job.failed", error=failure_detail(failures))
+                await _crash(handle, services, failures)
+    finally:
+        handle.ended.set()
+
+
+async def cancel_runs(handle: JobHandle, nodes: list[str], *, by: str, slice_: int) -> list[str]:
+    """Asks runs to end and returns, once that is durable, the nodes whose run had not ended.
+
+    Asked in slices, so that other tasks get their turns.
+    """
+    asked: list[str] = []
+
+    async def ask(run: RunHandle, node: str) -> None:
+        if not run.run.is_terminal and await run.post_durably(CancelAsked(by=by)):
+            asked.append(node)
+
+    for start in range(0, len(nodes), slice_):
+        async with trio.open_nursery() as nursery:
+            for node in nodes[start : start + slice_]:
+                nursery.start_soon(ask, handle.runs[node], node)
+    return sorted(asked)
+
+
+async def _live(handle: JobHandle, services: Services) -> None:
+    runs = [run for run in handle.runs.values() if not run.run.is_terminal]
+    async with trio.open_nursery() as nursery:
+        for start in range(0, len(runs), services.bounds.slice):
+            for run in runs[start : start + services.bounds.slice]:
+                nursery.start_soon(supervise_run, run, handle, services)
+            await trio.lowlevel.checkpoint()
+    handle.job = complete(handle.job, +handle.counts, services.clock.now())
+    await _write(handle, services)
+
+
+async def _crash(handle: JobHandle, services: Services, failure: BaseException) -> None:
+    if handle.job.is_terminal:
+        return
+    detail = failure_detail(failure)
+    for run in handle.runs.values():
+        if not run.run.is_terminal:
+            await crash_run(run, services, detail)
+    handle.job = crash(handle.job, detail, +handle.counts, services.clock.now())
+    await _write(handle, services)
+
+
+async def _write(handle: JobHandle, services: Services) -> None:
+    async def write() -> None:
+        await services.store.write_job(handle.job)
+
+    await until_stored(write, longest_pause=services.timing.store_retry)

@@ -1,0 +1,393 @@
+"""What the nursery needs from the world: protocols that ``store``, ``serf`` and ``rpc`` implement.
+
+``nursery`` imports none of them; ``shovey_trio.testing`` ships fakes of each. Unless a method says otherwise, an
+implementation may be cancelled at any await without harm, and a write that was started is finished all the same
+(its caller just does not hear of it).
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from shovey_trio.core.model import (
+    Job,
+    LinkMode,
+    Node,
+    NodeStatus,
+    OutputChunk,
+    OutputExtent,
+    Run,
+    StreamName,
+    User,
+)
+from shovey_trio.core.order_signing import KeySet
+from shovey_trio.core.orders import Order, SignedOrder
+from shovey_trio.core.states import JobState, RunState
+
+
+class Clock(Protocol):
+    """Wall-clock time, so that virtual-time tests have one too."""
+
+    def now(self) -> float:
+        """Unix seconds."""
+        ...
+
+
+# --- store ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RequestKey:
+    """What makes the creation of a job idempotent: principal, id, and a digest of the request's body."""
+
+    organization: str
+    principal: str
+    request_id: str
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CreatedJob:
+    """A job that is durable; ``created`` is False when an earlier request with the same key made it."""
+
+    job: Job
+    created: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobEvent:
+    """A job's row was written."""
+
+    seq: int
+    job: Job
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunEvent:
+    """A run's row was written."""
+
+    seq: int
+    run: Run
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputEvent:
+    """A chunk of output was written."""
+
+    seq: int
+    job_id: str
+    node: str
+    chunk: OutputChunk
+
+
+StoredEvent = JobEvent | RunEvent | OutputEvent
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Committed:
+    """What one commit touched: the last sequence number per job, and the runs whose output grew.
+
+    Attributes:
+        jobs: job id → last commit sequence.
+        outputs: (job id, node) of every run with new output.
+    """
+
+    jobs: Mapping[str, int]
+    outputs: frozenset[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobSnapshot:
+    """A job with all its runs as of one commit sequence."""
+
+    seq: int
+    job: Job
+    runs: tuple[Run, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobFilter:
+    """Which jobs a listing shows; empty means all."""
+
+    organization: str
+    states: frozenset[JobState] = frozenset()
+    command: str = ""
+    created_by: str = ""
+
+
+class Store(Protocol):
+    """Durable storage of jobs, runs, output, nodes and identities.
+
+    Every ``async`` write is durable (fsync) when it returns, in one group commit with whatever else waits: committed
+    at once when the writer is idle, batched only with what arrives while a commit runs. Writes are applied in the
+    order in which they were called. Commit sequence numbers are store-wide, grow by one per stored event and are
+    never used twice.
+
+    Raises (all methods):
+        StoreUnavailable: it cannot write or read now (disk full, locked, I/O error); nothing of the call was applied.
+        StoreCorrupt: the file is damaged; final.
+    """
+
+    # -- jobs and runs
+    async def create_job(self, job: Job, runs: Sequence[Run], request: RequestKey | None) -> CreatedJob:
+        """Stores a job with its runs, once per request key.
+
+        Raises:
+            RequestIdReused: the key's id was used with another digest.
+        """
+        ...
+
+    async def write_job(self, job: Job) -> None: ...
+
+    async def write_run(self, run: Run) -> None: ...
+
+    def write_run_soon(self, run: Run) -> None:
+        """Queues a write that nobody waits for (only ``dispatched``); it keeps its place in the order of writes."""
+        ...
+
+    async def get_job(self, organization: str, job_id: str) -> Job | None: ...
+
+    async def list_jobs(self, where: JobFilter, *, limit: int, after: str) -> tuple[Sequence[Job], str]:
+        """Newest first. ``after`` is the opaque continuation of the page before ('' for the first); '' ends it.
+
+        Raises:
+            InvalidToken: ``after`` is not a continuation of this listing.
+        """
+        ...
+
+    async def get_run(self, organization: str, job_id: str, node: str) -> Run | None: ...
+
+    async def find_run(self, organization: str, run_id: str) -> Run | None: ...
+
+    async def list_runs(
+        self, organization: str, job_id: str, *, states: frozenset[RunState], limit: int, after: str
+    ) -> tuple[Sequence[Run], str]:
+        """By node name; paging as in ``list_jobs``."""
+        ...
+
+    async def count_runs(self, organization: str, job_id: str) -> Mapping[RunState, int]: ...
+
+    async def unfinished_jobs(self) -> Sequence[JobSnapshot]:
+        """Every job that is not terminal, for recovery at start."""
+        ...
+
+    async def snapshot_job(self, organization: str, job_id: str) -> JobSnapshot | None:
+        """A consistent picture: events after ``seq`` are exactly those the picture does not hold."""
+        ...
+
+    async def read_events(
+        self, job_id: str, *, after_seq: int, limit: int, include_output: bool
+    ) -> Sequence[StoredEvent]:
+        """Stored events of a job with ``seq > after_seq``, in order; never more than ``limit``, at most 4 MiB of output.
+
+        Raises:
+            HistoryGone: retention deleted events after ``after_seq``.
+        """
+        ...
+
+    # -- output
+    async def append_output(self, run: Run, chunks: Sequence[OutputChunk]) -> None:
+        """Stores chunks that continue the run's output exactly (the caller has checked position and offsets)."""
+        ...
+
+    async def output_extent(self, run_id: str) -> OutputExtent: ...
+
+    async def output_extents(self, run_ids: Sequence[str]) -> Mapping[str, OutputExtent]: ...
+
+    async def read_output(
+        self, run_id: str, *, stream: StreamName | None, offset: int, limit: int
+    ) -> Sequence[OutputChunk]:
+        """Chunks from ``offset`` (of that stream, or of both) on; the first is cut to start there exactly.
+
+        At most ``limit`` bytes, but at least one chunk if there is any.
+        """
+        ...
+
+    # -- nodes
+    async def write_node(self, node: Node, *, status: NodeStatus | None = None) -> None:
+        """Stores a node and, when given, appends to its presence history."""
+        ...
+
+    async def remove_node(self, organization: str, name: str) -> bool: ...
+
+    async def load_nodes(self) -> Sequence[Node]: ...
+
+    async def list_node_statuses(
+        self, organization: str, name: str, *, limit: int, after: str
+    ) -> tuple[Sequence[NodeStatus], str]:
+        """Newest first; paging as in ``list_jobs``."""
+        ...
+
+    # -- identities
+    async def write_user(self, user: User) -> None: ...
+
+    async def remove_user(self, organization: str, name: str) -> bool: ...
+
+    async def load_users(self) -> Sequence[User]: ...
+
+    async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:
+        """Records an issued certificate; ``subject`` is a principal's label such as ``node/web-1``."""
+        ...
+
+    async def revoke_certificates(self, organization: str, subject: str) -> Sequence[str]:
+        """Marks every certificate of ``subject`` as revoked and returns their serials."""
+        ...
+
+    async def revoked_serials(self) -> Sequence[str]: ...
+
+    async def write_enrollment_token(self, *, digest: bytes, organization: str, node: str, expires_at: float) -> None:
+        """Stores the SHA-256 of a token."""
+        ...
+
+    async def use_enrollment_token(self, *, digest: bytes, organization: str, node: str, now: float) -> bool:
+        """Uses a token up; False when it is unknown, used, expired or bound to another name."""
+        ...
+
+    # -- the store itself
+    async def next_epoch(self, now: float) -> int:
+        """``max(stored + 1, int(now))``, stored before it is returned."""
+        ...
+
+    async def delete_history(self, *, jobs_before: float, statuses_before: float, limit: int) -> int:
+        """Deletes up to ``limit`` terminal jobs finished before a time (with runs, events, output), and old presence.
+
+        Returns the number of deleted jobs: the caller comes again while it equals ``limit``.
+        """
+        ...
+
+    def on_commit(self, listener: Callable[[Committed], None]) -> None:
+        """Registers a function that is called in the trio thread after every commit that touched a job."""
+        ...
+
+    @property
+    def failure(self) -> str:
+        """Why writes fail at present; '' while the last one worked. For health."""
+        ...
+
+
+# --- agents ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendOrder:
+    """Hand this order to the node."""
+
+    order: SignedOrder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendReportDurable:
+    """The run's report is durable."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendFollow:
+    """Somebody reads the run's output live, or nobody does any more."""
+
+    run_id: str
+    followed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendForget:
+    """The run is void."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendKeys:
+    """The organization's signing keys changed."""
+
+    keys: KeySet
+
+
+@dataclass(frozen=True, slots=True)
+class SendDetachOk:
+    """An on-demand agent may leave."""
+
+
+ToAgent = SendOrder | SendReportDurable | SendFollow | SendForget | SendKeys | SendDetachOk
+
+
+class AgentLink(Protocol):
+    """One agent's open control stream."""
+
+    @property
+    def organization(self) -> str: ...
+
+    @property
+    def node(self) -> str: ...
+
+    @property
+    def agent_instance(self) -> str: ...
+
+    @property
+    def mode(self) -> LinkMode: ...
+
+    def send_nowait(self, message: ToAgent) -> None:
+        """Queues a message; a link that is gone, or whose bounded queue is full (then it is closed), drops it.
+
+        Losing a message is safe: whatever is not answered is sent again when the agent attaches the next time.
+        """
+        ...
+
+    def close(self, reason: str) -> None:
+        """Cuts the stream."""
+        ...
+
+
+class OrderSigner(Protocol):
+    """Makes an order's bytes and signs them with the organization's active key."""
+
+    def sign(self, order: Order) -> SignedOrder: ...
+
+
+# --- serf -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SerfStatus:
+    """What is known of the connection to the serf agent."""
+
+    configured: bool
+    connected: bool
+    since: float | None = None
+    last_error: str = ""
+    members_alive: int = 0
+    query_queue: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberChange:
+    """A serf member is alive or not any more; ``status`` is serf's word: alive, failed, left."""
+
+    organization: str
+    node: str
+    status: str
+
+
+class Doorbell(Protocol):
+    """Rings nodes over serf: tells them that an order waits, without the order."""
+
+    def status(self) -> SerfStatus: ...
+
+    def member_status(self, organization: str, node: str) -> str:
+        """Serf's word for the node's serf agent: alive, failed, left, or '' when serf does not know it."""
+        ...
+
+    async def ring(self, *, organization: str, job_id: str, nodes: Sequence[str]) -> None:
+        """Rings these nodes with as few queries as possible; returns when serf has taken them.
+
+        Raises:
+            SerfUnavailable: there is no serf agent, or too much waits already.
+        """
+        ...
+
+    def changes(self) -> AsyncIterator[MemberChange]:
+        """Every change of membership from now on, after the present state of every member."""
+        ...

@@ -1,0 +1,289 @@
+"""One run: a task with its own cancel scope and nursery, from its first order to its one true end.
+
+The run's task receives events (from the node, the operator, presence, its own deadline), asks ``core.run_machine``
+what they mean, writes the answer and carries out the effects – in this order, so that nothing is acknowledged that
+is not durable. What takes time runs beside it in the run's nursery, and only while it is needed:
+
+* dispatch – reaches the node (stream, or doorbell and then stream) and hands it the start order;
+* output   – stores what the node pushes, from the first chunk on (``output_pump``);
+* cancel   – hands the node the cancel order, again and again, until the node has proven the end.
+
+The timeout needs no task: ``next_deadline`` derives it from the run, so that it survives a restart unchanged.
+"""
+
+from __future__ import annotations
+
+import structlog
+import trio
+
+from shovey_trio.core.errors import StoreCorrupt
+from shovey_trio.core.events import (
+    AcceptanceOver,
+    CancelAsked,
+    ConfirmReport,
+    Effect,
+    ForgetRun,
+    InternalFailure,
+    NodeReported,
+    NodeSilent,
+    OrderSent,
+    ReconnectGraceOver,
+    RunEvent,
+    SendCancel,
+    SendStart,
+)
+from shovey_trio.core.model import Job
+from shovey_trio.core.orders import NONCE_BYTES, Order, OrderKind
+from shovey_trio.core.run_machine import handle
+from shovey_trio.core.states import ACTIVE_RUN_STATES, RunState
+from shovey_trio.nursery.dispatch import Reached
+from shovey_trio.nursery.handles import JobHandle, RunHandle
+from shovey_trio.nursery.output_pump import pump_output
+from shovey_trio.nursery.persist import until_stored
+from shovey_trio.nursery.ports import SendFollow, SendForget, SendOrder, SendReportDurable
+from shovey_trio.nursery.services import Services
+from shovey_trio.nursery.settings import Timing
+
+_log = structlog.get_logger(__name__)
+
+
+async def supervise_run(handle_: RunHandle, job: JobHandle, services: Services) -> None:
+    """Supervises a run until it is terminal and durable.
+
+    Lets no exception of the run out: a failure makes this run ``crashed`` (``internal_error``) and its siblings go
+    on. When cancelled (the daemon stops), the run stays as the store has it and is taken up again at the next start.
+
+    Raises:
+        StoreCorrupt: the shared store is beyond use.
+    """
+    try:
+        with structlog.contextvars.bound_contextvars(job_id=handle_.run.job_id, node=handle_.run.node):
+            try:
+                async with trio.open_nursery() as nursery:
+                    scope = _RunScope(handle_, job, services, nursery)
+                    await scope.live()
+                    nursery.cancel_scope.cancel(reason="the run has ended")
+            except* StoreCorrupt:
+                raise
+            except* Exception as failures:  # noqa: BLE001 - a bug in one must not end its siblings
+                _log.exception("run.failed", error=failure_detail(failures))
+                await crash_run(handle_, services, failure_detail(failures))
+    finally:
+        handle_.close()
+
+
+def next_deadline(handle_: RunHandle, job: JobHandle, timing: Timing) -> tuple[float, RunEvent] | None:
+    """When time itself is the run's next event, and which; None when only others can move it.
+
+    Pure. A running run has two: at the first the controller asks the node to end it (the node's own deadline should
+    have come before), at the second it no longer believes what it last heard.
+    """
+    run = handle_.run
+    if run.state in (RunState.PENDING, RunState.DISPATCHED):
+        return job.acceptance_until(timing.acceptance, timing.spread_per_target), AcceptanceOver()
+    if run.state is RunState.UNKNOWN:
+        return (run.unknown_since or run.updated_at) + timing.reconnect_grace, ReconnectGraceOver()
+    if run.state in ACTIVE_RUN_STATES:
+        began = run.started_at or run.accepted_at or run.updated_at
+        overdue = began + job.job.run_timeout + job.job.kill_grace + timing.overdue_margin
+        if not run.cancelling:
+            return overdue, CancelAsked(by="timeout")
+        if run.cancel_reason == "timeout":
+            silent = overdue + job.job.kill_grace + timing.overdue_margin
+            return silent, NodeSilent(since=silent, reason="overdue")
+    return None
+
+
+def make_order(
+    handle_: RunHandle, job: Job, kind: OrderKind, *, agent_instance: str, until: float, services: Services
+) -> Order:
+    """The order of a kind for this run. A start order carries the same nonce however often it is made."""
+    run = handle_.run
+    now = services.clock.now()
+    return Order(
+        organization=run.organization,
+        node=run.node,
+        agent_instance=agent_instance,
+        job_id=run.job_id,
+        run_id=run.id,
+        kind=kind,
+        command=job.command,
+        run_timeout=job.run_timeout,
+        kill_grace=job.kill_grace,
+        issued_at=now,
+        expires_at=until,
+        nonce=run.nonce if kind is OrderKind.START else services.random_bytes(NONCE_BYTES),
+        epoch=services.epoch,
+    )
+
+
+class _RunScope:
+    """The state of ``supervise_run``: the run's handle and which of its helper tasks are on."""
+
+    def __init__(self, handle_: RunHandle, job: JobHandle, services: Services, nursery: trio.Nursery) -> None:
+        self._handle = handle_
+        self._job = job
+        self._services = services
+        self._nursery = nursery
+        self._dispatching: trio.CancelScope | None = None
+        self._cancelling = False
+        self._held_report: NodeReported | None = None
+
+    async def live(self) -> None:
+        """Handles events until the run is terminal."""
+        run = self._handle.run
+        self._handle.start_output = self._start_output
+        if run.state in (RunState.PENDING, RunState.DISPATCHED):
+            self._start_dispatch()
+        if run.cancelling:
+            self._start_cancel()
+        while not self._handle.run.is_terminal:
+            event, done = await self._next_event()
+            try:
+                await self._apply(event)
+            finally:
+                if done is not None:
+                    done.set()
+
+    async def _next_event(self) -> tuple[RunEvent, trio.Event | None]:
+        deadline = next_deadline(self._handle, self._job, self._services.timing)
+        if deadline is None:
+            posted = await self._handle.inbox.receive()
+            return posted.event, posted.done
+        at, event = deadline
+        with trio.move_on_after(max(at - self._services.clock.now(), 0)):
+            posted = await self._handle.inbox.receive()
+            return posted.event, posted.done
+        return event, None
+
+    async def _apply(self, event: RunEvent) -> None:
+        if isinstance(event, NodeReported) and event.report.output_bytes > self._handle.extent.position:
+            # The end of the output is still on its way; a run is not terminal before its output is durable.
+            self._held_report = event
+            return
+        before = self._handle.run
+        outcome = handle(before, event, self._services.clock.now())
+        if outcome.run is not before:
+            self._handle.run = outcome.run
+            await until_stored(self._write, longest_pause=self._services.timing.store_retry)
+        if outcome.run.state not in (RunState.PENDING, RunState.DISPATCHED) and self._dispatching is not None:
+            self._dispatching.cancel(reason="the node has answered")
+        for effect in outcome.effects:
+            self._carry_out(effect)
+
+    async def _write(self) -> None:
+        await self._services.store.write_run(self._handle.run)
+
+    def _carry_out(self, effect: Effect) -> None:
+        run = self._handle.run
+        link = self._services.links.get(run.organization, run.node)
+        match effect:
+            case SendStart():
+                self._start_dispatch()
+            case SendCancel():
+                self._start_cancel()
+            case ConfirmReport() if link is not None:
+                link.send_nowait(SendReportDurable(run_id=run.id))
+            case ForgetRun() if link is not None:
+                link.send_nowait(SendForget(run_id=run.id))
+            case _:
+                pass  # nobody to tell: the node asks again when it attaches
+
+    # -- dispatch
+
+    def _start_dispatch(self) -> None:
+        if self._dispatching is None:
+            self._dispatching = trio.CancelScope()
+            self._nursery.start_soon(self._dispatch, self._dispatching)
+
+    async def _dispatch(self, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                run = self._handle.run
+                reached = await self._services.dispatcher.reach(
+                    organization=run.organization, job_id=run.job_id, node=run.node
+                )
+                self._send_start(reached)
+        finally:
+            self._dispatching = None
+
+    def _send_start(self, reached: Reached) -> None:
+        """Notes that the order goes out, then lets it go out: without a pause between the two.
+
+        A cancel that comes between them would otherwise take the run for never sent.
+        """
+        run = self._handle.run
+        if run.state not in (RunState.PENDING, RunState.DISPATCHED) or run.cancelling:
+            return
+        until = self._job.acceptance_until(self._services.timing.acceptance, self._services.timing.spread_per_target)
+        instance = reached.link.agent_instance
+        order = make_order(
+            self._handle, self._job.job, OrderKind.START, agent_instance=instance, until=until, services=self._services
+        )
+        sent = OrderSent(route=reached.route, agent_instance=instance, expires_at=until)
+        outcome = handle(run, sent, self._services.clock.now())
+        self._handle.run = outcome.run
+        self._services.store.write_run_soon(outcome.run)
+        reached.link.send_nowait(SendOrder(order=self._services.signer.sign(order)))
+        if self._services.hub.is_followed(run.job_id, run.node):
+            reached.link.send_nowait(SendFollow(run_id=run.id, followed=True))
+
+    # -- cancel
+
+    def _start_cancel(self) -> None:
+        if not self._cancelling:
+            self._cancelling = True
+            self._nursery.start_soon(self._cancel)
+
+    async def _cancel(self) -> None:
+        """Hands the node a cancel order until this nursery ends with the run."""
+        timing = self._services.timing
+        while True:
+            run = self._handle.run
+            reached = await self._services.dispatcher.reach(
+                organization=run.organization, job_id=run.job_id, node=run.node
+            )
+            order = make_order(
+                self._handle,
+                self._job.job,
+                OrderKind.CANCEL,
+                agent_instance=reached.link.agent_instance,
+                until=self._services.clock.now() + timing.acceptance,
+                services=self._services,
+            )
+            reached.link.send_nowait(SendOrder(order=self._services.signer.sign(order)))
+            with trio.move_on_after(timing.cancel_retry + self._job.job.kill_grace):
+                await self._services.links.wait_gone(reached.link)
+
+    # -- output
+
+    def _start_output(self) -> None:
+        self._nursery.start_soon(pump_output, self._handle, self._services, self._output_grew)
+
+    async def _output_grew(self) -> None:
+        held = self._held_report
+        if held is not None and held.report.output_bytes <= self._handle.extent.position:
+            self._held_report = None
+            await self._handle.post(held)
+
+
+async def crash_run(handle_: RunHandle, services: Services, detail: str) -> None:
+    """Ends a run because its own task or its job's has failed; nothing happens to one that has ended."""
+    if handle_.run.is_terminal:
+        return
+    handle_.run = handle(handle_.run, InternalFailure(detail=detail), services.clock.now()).run
+
+    async def write() -> None:
+        await services.store.write_run(handle_.run)
+
+    await until_stored(write, longest_pause=services.timing.store_retry)
+    link = services.links.get(handle_.run.organization, handle_.run.node)
+    if link is not None:
+        link.send_nowait(SendForget(run_id=handle_.run.id))
+
+
+def failure_detail(failure: BaseException) -> str:
+    """What a user is told of a bug: its kind, not its insides. The first leaf stands for a group."""
+    while isinstance(failure, BaseExceptionGroup):
+        failure = failure.exceptions[0]
+    return f"{type(failure).__name__} in the controller; see its log"

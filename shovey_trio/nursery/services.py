@@ -1,0 +1,32 @@
+"""What the tasks of jobs and runs share, in one frozen value instead of long parameter lists."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from shovey_trio.nursery.settings import Bounds, Timing
+
+if TYPE_CHECKING:
+    from shovey_trio.nursery.dispatch import Dispatcher
+    from shovey_trio.nursery.links import Links
+    from shovey_trio.nursery.ports import Clock, OrderSigner, Store
+    from shovey_trio.nursery.watch import CommitHub
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Services:
+    """Shared by every job. A failure of one of them is the daemon's failure, not a run's."""
+
+    store: Store
+    links: Links
+    dispatcher: Dispatcher
+    signer: OrderSigner
+    hub: CommitHub
+    clock: Clock
+    epoch: int
+    timing: Timing = field(default_factory=Timing)
+    bounds: Bounds = field(default_factory=Bounds)
+    random_bytes: Callable[[int], bytes] = os.urandom

@@ -1,0 +1,205 @@
+"""Watching jobs and following output: everything is read from the store, and the hub only says when to look.
+
+So a watcher sees exactly what is durable, in commit order, each event once; a slow one costs no memory, because nothing
+is buffered for it; and a resume token is nothing but the commit sequence of the last event.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, nullcontext
+
+import trio
+
+from shovey_trio.core.errors import NotFound, OffsetOutOfRange, Overloaded
+from shovey_trio.core.model import OutputChunk, StreamName
+from shovey_trio.core.states import TERMINAL_RUN_STATES
+from shovey_trio.nursery.ports import Committed, JobEvent, JobSnapshot, Store, StoredEvent
+
+# Events read at a time: some 500 × 1 KiB per watcher and read.
+_PAGE = 500
+# Bytes of output read at a time, per follower.
+_OUTPUT_PAGE = 512 * 1024
+
+FollowChanged = Callable[[str, str | None, bool], None]
+"""Called with job, node (None: every node of the job) and whether somebody follows now."""
+
+
+class CommitHub:
+    """Wakes whoever waits for a job's next commit, and knows which output somebody follows."""
+
+    def __init__(self, *, max_watchers: int) -> None:
+        self._max_watchers = max_watchers
+        self._watchers = 0
+        self._waiting: dict[str, trio.Event] = {}
+        self._last: dict[str, int] = {}
+        self._interest: Counter[str] = Counter()
+        self._followed: Counter[tuple[str, str | None]] = Counter()
+        self._follow_changed: FollowChanged = lambda *_: None
+
+    def on_follow_changed(self, listener: FollowChanged) -> None:
+        """Registers who tells agents to flush more or less often."""
+        self._follow_changed = listener
+
+    def committed(self, commit: Committed) -> None:
+        """Takes note of a commit; the store's listener."""
+        for job_id, seq in commit.jobs.items():
+            if self._interest[job_id]:
+                self._last[job_id] = seq
+                event = self._waiting.pop(job_id, None)
+                if event is not None:
+                    event.set()
+
+    @contextmanager
+    def watching(self, job_id: str) -> Iterator[None]:
+        """Keeps note of a job's commits meanwhile.
+
+        Raises:
+            Overloaded: as many watchers as there may be.
+        """
+        if self._watchers >= self._max_watchers:
+            raise Overloaded(f"{self._watchers} calls already watch or follow", limit="watchers", retry_after_s="5")
+        self._watchers += 1
+        self._interest[job_id] += 1
+        try:
+            yield
+        finally:
+            self._watchers -= 1
+            self._interest[job_id] -= 1
+            if not self._interest[job_id]:
+                del self._interest[job_id]
+                self._last.pop(job_id, None)
+                self._waiting.pop(job_id, None)
+
+    async def wait(self, job_id: str, seen: int) -> int:
+        """Waits, inside ``watching``, for a commit of the job after ``seen``; returns its sequence."""
+        while self._last.get(job_id, -1) <= seen:
+            await self._waiting.setdefault(job_id, trio.Event()).wait()
+        return self._last[job_id]
+
+    def mark(self, job_id: str) -> int:
+        """The last commit noted for the job, to be passed to ``wait`` after the store was read."""
+        return self._last.get(job_id, -1)
+
+    @contextmanager
+    def following(self, job_id: str, node: str | None) -> Iterator[None]:
+        """Marks a run's output (or, with no node, all output of a job) as read live meanwhile."""
+        key = (job_id, node)
+        self._followed[key] += 1
+        if self._followed[key] == 1:
+            self._follow_changed(job_id, node, True)
+        try:
+            yield
+        finally:
+            self._followed[key] -= 1
+            if not self._followed[key]:
+                del self._followed[key]
+                self._follow_changed(job_id, node, False)
+
+    def is_followed(self, job_id: str, node: str) -> bool:
+        """Whether somebody reads this run's output live."""
+        return (job_id, None) in self._followed or (job_id, node) in self._followed
+
+
+async def watch_job(
+    *,
+    store: Store,
+    hub: CommitHub,
+    organization: str,
+    job_id: str,
+    after_seq: int | None,
+    include_output: bool,
+    snapshot: Callable[[JobSnapshot], Awaitable[None]],
+    events: Callable[[list[StoredEvent]], Awaitable[None]],
+) -> None:
+    """Feeds a watcher until the job is terminal: a snapshot first (unless resumed), then pages of events.
+
+    Args:
+        after_seq: the sequence of the last event that was handled; None to begin with a snapshot.
+        snapshot, events: where they go; awaiting them is the watcher's backpressure.
+
+    Raises:
+        NotFound: no such job in this organization.
+        HistoryGone: retention deleted what follows ``after_seq``.
+        Overloaded: too many watchers.
+    """
+    with hub.watching(job_id):
+        picture = await store.snapshot_job(organization, job_id)
+        if picture is None:
+            raise NotFound(f"there is no job {job_id}", job_id=job_id)
+        ended = picture.job.is_terminal
+        if after_seq is None:
+            await snapshot(picture)
+            after_seq = picture.seq
+            if ended:
+                return
+        with hub.following(job_id, None) if include_output and not ended else nullcontext():
+            while True:
+                mark = hub.mark(job_id)
+                page = list(
+                    await store.read_events(job_id, after_seq=after_seq, limit=_PAGE, include_output=include_output)
+                )
+                if page:
+                    await events(page)
+                    after_seq = page[-1].seq
+                    # Not the end yet: what was committed behind the job's end (a late report) is still to be read.
+                    ended = ended or any(isinstance(event, JobEvent) and event.job.is_terminal for event in page)
+                elif ended:
+                    return
+                else:
+                    await hub.wait(job_id, mark)
+
+
+async def follow_output(
+    *,
+    store: Store,
+    hub: CommitHub,
+    organization: str,
+    job_id: str,
+    node: str,
+    stream: StreamName | None,
+    offset: int,
+    follow: bool,
+    chunk: Callable[[OutputChunk], Awaitable[None]],
+) -> None:
+    """Feeds a reader with a run's output from an offset on; with ``follow`` until the run is terminal.
+
+    A terminal run's output is complete: a run ends only after all of its output is durable.
+
+    Raises:
+        NotFound: no such run in this organization.
+        OffsetOutOfRange: the offset lies behind the end of a terminal run's output, or is negative.
+        Overloaded: too many watchers.
+    """
+    if offset < 0:
+        raise OffsetOutOfRange("an offset counts bytes from 0", offset=str(offset))
+    with hub.watching(job_id):
+        run = await store.get_run(organization, job_id, node)
+        if run is None:
+            raise NotFound(f"job {job_id} has no run on {node}", job_id=job_id, node=node)
+        run_id = run.id
+        extent = await store.output_extent(run_id)
+        match stream:
+            case None:
+                end = extent.position
+            case StreamName.STDOUT:
+                end = extent.stdout_bytes
+            case StreamName.STDERR:
+                end = extent.stderr_bytes
+        if offset > end and run.state in TERMINAL_RUN_STATES:
+            raise OffsetOutOfRange(f"the output ends at {end}", offset=str(offset), end=str(end))
+        with hub.following(job_id, node) if follow and not run.is_terminal else nullcontext():
+            while True:
+                mark = hub.mark(job_id)
+                ended = run.is_terminal
+                chunks = await store.read_output(run_id, stream=stream, offset=offset, limit=_OUTPUT_PAGE)
+                for piece in chunks:
+                    await chunk(piece)
+                    offset = (piece.position if stream is None else piece.stream_offset) + len(piece.data)
+                if chunks:
+                    continue
+                if ended or not follow:
+                    return
+                await hub.wait(job_id, mark)
+                run = await store.get_run(organization, job_id, node) or run

@@ -1,0 +1,59 @@
+"""gRPC inside trio: the only package that touches asyncio, trio-asyncio or grpcio's internals.
+
+Servers: ``open_server`` with ``Listener`` and routes; handlers get a ``ServerCall``. Clients: ``open_channel``, then
+``Channel.unary`` and ``Channel.stream``. ``health`` and ``reflection`` are imported by those who serve them; they need
+the ``server`` extra.
+"""
+
+from __future__ import annotations
+
+import shovey_trio.rpc.bridge._environment  # noqa: F401  # must come before anything that loads grpc
+from shovey_trio.rpc.bridge.calls import (
+    Authorize,
+    Route,
+    ServerCall,
+    bidi_route,
+    client_stream_route,
+    server_stream_route,
+    unary_route,
+)
+from shovey_trio.rpc.bridge.client import Channel, ChannelOptions, ClientStream, open_channel
+from shovey_trio.rpc.bridge.methods import Method, service_methods
+from shovey_trio.rpc.bridge.server import (
+    Backend,
+    Listener,
+    MapError,
+    Server,
+    ServerOptions,
+    open_server,
+)
+from shovey_trio.rpc.bridge.status import AbortRpc, ListenError, RpcError, RpcStatus
+from shovey_trio.rpc.bridge.tls import ClientTls, ServerTls
+
+__all__ = [
+    "AbortRpc",
+    "Authorize",
+    "Backend",
+    "Channel",
+    "ChannelOptions",
+    "ClientStream",
+    "ClientTls",
+    "ListenError",
+    "Listener",
+    "MapError",
+    "Method",
+    "Route",
+    "RpcError",
+    "RpcStatus",
+    "Server",
+    "ServerCall",
+    "ServerOptions",
+    "ServerTls",
+    "bidi_route",
+    "client_stream_route",
+    "open_channel",
+    "open_server",
+    "server_stream_route",
+    "service_methods",
+    "unary_route",
+]

@@ -1,0 +1,128 @@
+"""What a handler sees of its RPC, and how handlers are tied to methods.
+
+These are protocols: a back-end provides the objects, and every back-end passes ``tests/rpc/bridge``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
+
+from google.protobuf.message import Message
+
+from shovey_trio.rpc.bridge.methods import Method
+
+Req = TypeVar("Req", bound=Message)
+Res = TypeVar("Res", bound=Message)
+ReqIn_co = TypeVar("ReqIn_co", bound=Message, covariant=True)
+ResOut_contra = TypeVar("ResOut_contra", bound=Message, contravariant=True)
+
+
+class ServerCall(Protocol[ReqIn_co, ResOut_contra]):
+    """One RPC on the server, valid while its handler runs.
+
+    The handler runs in a cancel scope of its own, which is cancelled when the client cancels, when the deadline
+    passes, when the connection is lost and when the server's grace is over. Nothing else cancels it; in particular
+    not the scope that ``open_server`` runs in, so that a handler can still be ended in order.
+    """
+
+    @property
+    def method(self) -> Method[Any, Any]:
+        """The method that was called."""
+
+    @property
+    def metadata(self) -> tuple[tuple[str, str | bytes], ...]:
+        """Invocation metadata; values of ``-bin`` keys are bytes."""
+
+    @property
+    def peer(self) -> str:
+        """Transport address, such as ``ipv4:192.0.2.7:51234``."""
+
+    @property
+    def peer_certificate(self) -> bytes | None:
+        """The verified client certificate in PEM; ``None`` where the listener asks for none."""
+
+    @property
+    def identities(self) -> tuple[str, ...]:
+        """URIs among the client certificate's subject alternative names."""
+
+    @property
+    def deadline(self) -> float:
+        """When the RPC ends by itself, in trio's clock; ``inf`` if the client set no deadline."""
+
+    def time_remaining(self) -> float:
+        """Seconds until ``deadline``, not below 0; ``inf`` without one."""
+
+    async def receive(self) -> ReqIn_co:
+        """Return the next request of a client-streaming RPC.
+
+        Cancellation: nothing is lost, the next ``receive`` returns the message.
+
+        Raises:
+            trio.EndOfChannel: the client has half-closed; everything it sent was received.
+            trio.BusyResourceError: another task is receiving.
+            AbortRpc: the message does not parse; let it end the RPC.
+        """
+
+    async def send(self, message: ResOut_contra) -> None:
+        """Send a response of a server-streaming RPC; returns when grpc has taken it, so a slow client slows the sender.
+
+        Cancellation: the message may or may not be delivered.
+
+        Raises:
+            trio.BrokenResourceError: the client is gone; the handler is about to be cancelled.
+            trio.BusyResourceError: another task is sending.
+        """
+
+    def __aiter__(self) -> ServerCall[ReqIn_co, ResOut_contra]:
+        """Iterate over the requests until the client half-closes."""
+
+    async def __anext__(self) -> ReqIn_co:
+        """Return the next request."""
+
+
+Authorize = Callable[[ServerCall[Any, Any]], Awaitable[None]]
+"""Runs before each handler, in the handler's task (context variables it sets reach the handler); raises to refuse."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Route:
+    """A method and its handler; built by the four functions below, which check that their shapes agree."""
+
+    method: Method[Any, Any]
+    handler: Callable[..., Awaitable[Any]]
+
+
+def unary_route(method: Method[Req, Res], handler: Callable[[Req, ServerCall[Req, Res]], Awaitable[Res]]) -> Route:
+    """Tie a handler that maps one request to one response."""
+    return _route(method, handler, client_streaming=False, server_streaming=False)
+
+
+def server_stream_route(
+    method: Method[Req, Res], handler: Callable[[Req, ServerCall[Req, Res]], Awaitable[None]]
+) -> Route:
+    """Tie a handler that answers one request with ``call.send`` as often as it likes."""
+    return _route(method, handler, client_streaming=False, server_streaming=True)
+
+
+def client_stream_route(method: Method[Req, Res], handler: Callable[[ServerCall[Req, Res]], Awaitable[Res]]) -> Route:
+    """Tie a handler that receives requests and returns one response."""
+    return _route(method, handler, client_streaming=True, server_streaming=False)
+
+
+def bidi_route(method: Method[Req, Res], handler: Callable[[ServerCall[Req, Res]], Awaitable[None]]) -> Route:
+    """Tie a handler that receives and sends in any order."""
+    return _route(method, handler, client_streaming=True, server_streaming=True)
+
+
+def _route(
+    method: Method[Any, Any],
+    handler: Callable[..., Awaitable[Any]],
+    *,
+    client_streaming: bool,
+    server_streaming: bool,
+) -> Route:
+    if (method.client_streaming, method.server_streaming) != (client_streaming, server_streaming):
+        raise ValueError(f"{method.path} has another shape than its handler")
+    return Route(method=method, handler=handler)

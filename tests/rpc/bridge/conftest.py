@@ -1,0 +1,52 @@
+"""The conformance suite of the gRPC bridge: every test that takes ``backend`` runs against each back-end."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, NamedTuple
+
+import pytest
+
+from shovey_trio.rpc.bridge import Backend, Channel, Listener, Server, open_channel, open_server
+from shovey_trio.testing.rpc_certificates import CertificateAuthority
+from shovey_trio.testing.rpc_probe import Probe, map_probe_error
+
+PLAIN = "plain"
+
+
+class Rig(NamedTuple):
+    """A server with the probe service, and a channel to it."""
+
+    probe: Probe
+    server: Server
+    channel: Channel
+
+
+OpenRig = Callable[..., AbstractAsyncContextManager[Rig]]
+
+
+@pytest.fixture(params=list(Backend), ids=str)
+def backend(request: pytest.FixtureRequest) -> Backend:
+    chosen: Backend = request.param
+    return chosen
+
+
+@pytest.fixture
+def open_rig(backend: Backend) -> OpenRig:
+    @asynccontextmanager
+    async def open_rig(**options: Any) -> AsyncIterator[Rig]:
+        probe = Probe()
+        listener = Listener(name=PLAIN, address="127.0.0.1:0", routes=probe.routes())
+        async with (
+            open_server([listener], backend=backend, map_error=map_probe_error, **options) as server,
+            open_channel(f"127.0.0.1:{server.port(PLAIN)}", None) as channel,
+        ):
+            yield Rig(probe, server, channel)
+
+    return open_rig
+
+
+@pytest.fixture(scope="session")
+def authority() -> CertificateAuthority:
+    return CertificateAuthority()
