@@ -121,7 +121,7 @@ def _become(
         os.execvpe(argv[0], argv, env)  # noqa: S606 -- that it starts without a shell is the point
     except OSError as error:
         _say(report, f"{step}: {error.strerror or os.strerror(error.errno or errno.EIO)}")
-    except BaseException as error:  # noqa: BLE001 -- whatever it is, this process must not run on as a second supervisor
+    except Exception as error:  # noqa: BLE001 -- this process must not run on as a second supervisor
         _say(report, f"{step}: {error!r}")
     finally:
         os._exit(_FAILED)
@@ -129,4 +129,3 @@ def _become(
 
 def _say(report: int, text: str) -> None:
     os.write(report, text.encode("utf-8", "surrogateescape")[:1024])
-

@@ -63,19 +63,20 @@ class OutputLog:
             return
 
     def _write_tail(self, at: float) -> None:
+        hole_stdout, hole_stderr = self.dropped_stdout, self.dropped_stderr
+        # Together with the first piece or not at all: a log does not end in a gap.
+        gap = encode_gap(stdout=hole_stdout, stderr=hole_stderr, read_at=at) if hole_stdout or hole_stderr else b""
         writable = True
-        if self.dropped_stdout or self.dropped_stderr:
-            gap = encode_gap(stdout=self.dropped_stdout, stderr=self.dropped_stderr, read_at=at)
-            writable = self._write(gap)
-            if writable:
-                self.stdout_bytes += self.dropped_stdout
-                self.stderr_bytes += self.dropped_stderr
         for kind, read_at, data in self._tail:
-            writable = writable and self._write(encode_header(kind, len(data), read_at), data)
-            if writable:
-                self._count(kind, len(data))
-            else:
+            writable = writable and self._write(gap, encode_header(kind, len(data), read_at), data)
+            if not writable:
                 self._drop(kind, len(data))
+                continue
+            if gap:
+                self.stdout_bytes += hole_stdout
+                self.stderr_bytes += hole_stderr
+                gap = b""
+            self._count(kind, len(data))
         self._tail.clear()
 
     def _keep(self, kind: int, data: bytes, read_at: float) -> None:

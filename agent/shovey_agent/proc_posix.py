@@ -30,9 +30,7 @@ class ProcessStat:
 
     __slots__ = ("group", "parent", "pid", "session", "start_time", "state")
 
-    def __init__(
-        self, *, pid: int, state: str, parent: int, group: int, session: int, start_time: int
-    ) -> None:
+    def __init__(self, *, pid: int, state: str, parent: int, group: int, session: int, start_time: int) -> None:
         self.pid = pid
         self.state = state
         self.parent = parent

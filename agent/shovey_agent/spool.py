@@ -112,7 +112,6 @@ class Spool:
             self._demand_room()
             reserve = os.path.join(directory, EXIT_RESERVE)
             write_file(reserve, b"\0" * RESERVED_BYTES, durable=True)
-            # The length matters only for the supervisor, which writes over it; the bytes for SHA and forensics.
             write_file(os.path.join(directory, ORDER), spec.order + spec.signature, durable=True)
             record = self._record(spec, accepted_at=accepted_at, boot_id=boot_id, cgroup=cgroup)
             write_file(os.path.join(directory, OUTPUT), b"", durable=False)
@@ -142,15 +141,12 @@ class Spool:
         started = _read(directory, STARTED)
         started_at = None if started is None else _number(started, "at")
         report = self.exit_report(run_id)
-        if report is not None:
-            phase = RunPhase.FINISHED
-        else:
-            phase = RunPhase.ACCEPTED if started is None else RunPhase.RUNNING
+        phase = RunPhase.ACCEPTED if started is None else RunPhase.RUNNING
         return KnownRun(
             run_id=run_id,
             job_id=str(spec.get("job_id", "")),
             accepted_at=_number(spec, "accepted_at") or os.stat(directory).st_mtime,
-            phase=phase,
+            phase=phase if report is None else RunPhase.FINISHED,
             started_at=started_at if report is None else report.started_at,
             cancelling=os.path.exists(os.path.join(directory, CANCEL)),
             exit=report,
@@ -173,9 +169,7 @@ class Spool:
                 started_at=record["started_at"],
                 finished_at=float(record["finished_at"]),
                 proof=None if proof is None else ProofKind(proof),
-                output=OutputExtent(
-                    stdout_bytes=int(record["stdout_bytes"]), stderr_bytes=int(record["stderr_bytes"])
-                ),
+                output=OutputExtent(stdout_bytes=int(record["stdout_bytes"]), stderr_bytes=int(record["stderr_bytes"])),
                 dropped_bytes=int(record["dropped_stdout"]) + int(record["dropped_stderr"]),
             )
         except (KeyError, TypeError, ValueError):
@@ -245,9 +239,7 @@ class Spool:
         if stat.f_bavail * stat.f_frsize < self._limits.min_free:
             raise SpoolFull(f"less than {self._limits.min_free} bytes are free")
 
-    def _record(
-        self, spec: RunSpec, *, accepted_at: float, boot_id: str, cgroup: str | None
-    ) -> dict[str, Any]:
+    def _record(self, spec: RunSpec, *, accepted_at: float, boot_id: str, cgroup: str | None) -> dict[str, Any]:
         return {
             "run_id": spec.run_id,
             "job_id": spec.job_id,

@@ -55,13 +55,14 @@ def read_record(directory: str, name: str) -> dict[str, Any] | None:
 
     Raises:
         RecordUnreadable: it is not one of ours.
+        OSError: out of descriptors, I/O error: what is in the file is not known.
     """
     try:
         with open(os.path.join(directory, name), "rb", buffering=0) as file:
             text = file.read(MAX_RECORD_BYTES + 1)
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
-    except OSError as error:
+    except (IsADirectoryError, PermissionError) as error:
         raise RecordUnreadable(f"{name}: {error.strerror}") from error
     try:
         record = json.loads(text)

@@ -15,6 +15,10 @@ import signal
 import socket
 import sys
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 # One message holds a path and nothing else.
 _MAX_PATH = 4096
 
@@ -22,9 +26,9 @@ _MAX_PATH = 4096
 def main(import_roots: list[str]) -> None:
     # Behind the standard library, so that nothing in there can take the place of one of its modules.
     sys.path.extend(import_roots)
-    import shovey_agent.supervise  # before the first fork, so that it is done once
+    # Before the first fork, so that it is done once.
+    from shovey_agent.supervise import supervise
 
-    assert shovey_agent.supervise
     # 0, 1 and 2 must stay taken, or a supervisor's pipe would get one of these numbers.
     control = socket.socket(fileno=os.dup(0))
     null = os.open(os.devnull, os.O_RDWR)
@@ -37,16 +41,19 @@ def main(import_roots: list[str]) -> None:
         path, descriptors, _, _ = socket.recv_fds(control, _MAX_PATH, 1)
         if not path:
             return
+        # recv_fds() of Python 3.11 takes flags such as MSG_CMSG_CLOEXEC and ignores them.
+        os.set_inheritable(descriptors[0], False)
         with socket.socket(fileno=descriptors[0]) as channel, contextlib.suppress(OSError):
             # A fork that fails closes the channel with nothing said: the agent knows what that means.
             if os.fork() == 0:
                 control.close()
-                _become_supervisor(os.fsdecode(path), channel)
+                _become_supervisor(supervise, os.fsdecode(path), channel)
 
 
-def _become_supervisor(directory: str, channel: socket.socket) -> None:
+def _become_supervisor(
+    supervise: Callable[[str, Callable[[bytes], None]], None], directory: str, channel: socket.socket
+) -> None:
     """Supervises one run and exits; never returns into the zygote."""
-    from shovey_agent.supervise import supervise
 
     def announce(word: bytes) -> None:
         # The agent may be gone by now; the run does not depend on it.

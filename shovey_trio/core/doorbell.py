@@ -56,7 +56,8 @@ _ORGANIZATION_SIZE = 8
 DOORBELL_SIZE: Final = _HEAD.size + _SIGNATURE_SIZE
 #: A doorbell is part of a query, so this bounds what a decoder has to look at.
 MAX_DOORBELL_SIZE: Final = 1366
-_MAX_HASHES = 32
+_MAX_HASHES = 16
+_INDEXES = struct.Struct(">16I")
 
 
 class DoorbellKind(IntEnum):
@@ -283,12 +284,10 @@ def attach_delay(node: str, job_id: str, spread_ms: int) -> float:
 
 
 def _bloom_indexes(name: str, job_id: str, hashes: int, bits: int) -> list[int]:
-    # Two independent hashes stand for many (Kirsch and Mitzenmacher, 2006). The step is odd, so never a multiple of the
-    # number of bits, which is even.
-    digest = _hash(name.encode("utf-8", "surrogateescape"), 16, b"bloom", salt=uuid.UUID(job_id).bytes)
-    start = int.from_bytes(digest[:8], "big")
-    step = int.from_bytes(digest[8:], "big") | 1
-    return [(start + i * step) % bits for i in range(hashes)]
+    # One long digest has room for every index. Stretching two hashes to many is usual and wakes twice as many here: the
+    # filters are small, so that arithmetic progressions overlap.
+    digest = _hash(name.encode("utf-8", "surrogateescape"), 64, b"bloom", salt=uuid.UUID(job_id).bytes)
+    return [value % bits for value in _INDEXES.unpack(digest)[:hashes]]
 
 
 def _best_hashes(targets: int, bits: int) -> int:

@@ -8,11 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 
 from shovey_trio.core.states import TERMINAL_JOB_STATES, TERMINAL_RUN_STATES, JobState, RunState
-
-_NO_TAGS: Mapping[str, str] = MappingProxyType({})
 
 
 class Route(StrEnum):
@@ -177,7 +174,7 @@ class Node:
     agent_instance: str = ""
     agent_version: str = ""
     link: LinkMode = LinkMode.ATTACHED
-    tags: Mapping[str, str] = field(default=_NO_TAGS)
+    tags: Mapping[str, str] = field(default_factory=dict)
     enrolled_at: float
     last_seen_at: float | None = None
     presence: Presence = Presence.NEW

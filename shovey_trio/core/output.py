@@ -122,9 +122,7 @@ class _Cutter:
         self._close()
         return tuple(self._done)
 
-    def _append(
-        self, stream: StreamName, position: int, stream_offset: int, read_at: float, data: memoryview
-    ) -> None:
+    def _append(self, stream: StreamName, position: int, stream_offset: int, read_at: float, data: memoryview) -> None:
         if self._open is not None:
             open_stream, open_position, _, opened_at = self._open
             if (

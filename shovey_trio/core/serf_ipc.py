@@ -131,11 +131,16 @@ class _Pending:
 
 
 class ClientCodec:
-    """One connection's state, from the client's side."""
+    """One connection's state, from the client's side.
 
-    def __init__(self, *, max_object_size: int = MAX_OBJECT_SIZE) -> None:
+    Args:
+        max_object_size: bytes that one msgpack object may have.
+        first_seq: Seq of the first command; they count up from there.
+    """
+
+    def __init__(self, *, max_object_size: int = MAX_OBJECT_SIZE, first_seq: int = 1) -> None:
         self._max_object_size = max_object_size
-        self._seqs = count(1)
+        self._seqs = count(first_seq)
         self._pending: dict[int, _Pending] = {}
         self._due: _Due | None = None
         self._fed = 0
@@ -159,7 +164,7 @@ class ClientCodec:
         """Encodes a command and remembers what must come back.
 
         Returns:
-            The Seq, from a counter that starts at 1, and the bytes to write in one piece.
+            The Seq, from a counter, and the bytes to write in one piece.
 
         Raises:
             LocalProtocolError: ``body`` is given for a bodyless command, or missing.

@@ -25,7 +25,6 @@ from shovey_trio.core.errors import Code, Exit, ShoveyError
 # A thousand commands with long lines; more is not a whitelist but a mistake.
 MAX_FILE_BYTES = 1_048_576
 
-_NO_ENV: Mapping[str, str] = MappingProxyType({})
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _ENTRY_KEYS = frozenset({"argv", "cwd", "env", "timeout"})
@@ -72,7 +71,7 @@ class Entry:
     name: str
     argv: tuple[str, ...]
     cwd: str | None = None
-    env: Mapping[str, str] = field(default=_NO_ENV)
+    env: Mapping[str, str] = field(default_factory=dict)
     timeout: float | None = None
 
 

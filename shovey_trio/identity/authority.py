@@ -144,7 +144,8 @@ class CertificateAuthority:
             .not_valid_after(_moment(expires_at))
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
             .add_extension(_key_usage(ca=False), critical=True)
-            .add_extension(x509.ExtendedKeyUsage([usage]), critical=True)
+            # Not critical: CA/Browser Forum profiles want it so, and strict verifiers hold everybody to them.
+            .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
             .add_extension(names, critical=False)
             .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
             .add_extension(

@@ -107,8 +107,12 @@ def verify_certificate(
         raise Unauthenticated("the certificate does not parse", cause="unreadable") from exc
     if not isinstance(key, ec.EllipticCurvePublicKey) or not any(_issued(leaf, ca) for ca in authorities):
         raise Unauthenticated("the certificate was not issued here", cause="not_ours")
-    # From here on the contents are our own CA's word.
-    usages = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+    # From here on the contents are our own CA's word. Its own certificate, self-signed, comes this far too.
+    try:
+        usages = extensions.get_extension_for_class(x509.ExtendedKeyUsage).value
+        names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    except x509.ExtensionNotFound as exc:
+        raise Unauthenticated("the certificate is not a client's", cause="not_a_client") from exc
     if ExtendedKeyUsageOID.CLIENT_AUTH not in usages:
         raise Unauthenticated("the certificate is not a client's", cause="not_a_client")
     serial, expires_at = serial_of(leaf), leaf.not_valid_after_utc.timestamp()
@@ -118,7 +122,6 @@ def verify_certificate(
         raise Unauthenticated("the certificate is not valid yet", cause="not_yet_valid")
     if now > expires_at + grace:
         raise Unauthenticated("the certificate has expired", cause="expired")
-    names = extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     identity = parse_identity(names.get_values_for_type(x509.UniformResourceIdentifier))
     return VerifiedCertificate(identity=identity, serial=serial, expires_at=expires_at, public_key=key)
 

@@ -36,7 +36,8 @@ class Posted:
 class PushedChunk:
     """A chunk on its way to a run's output task.
 
-    ``acknowledge`` gets the position up to which the run's output is durable; it must not block.
+    ``acknowledge`` is called exactly once, whatever becomes of the chunk, with the position up to which the run's
+    output is durable; it must not block.
     """
 
     chunk: OutputChunk
@@ -104,6 +105,11 @@ class RunHandle:
                 break
             if posted.done is not None:
                 posted.done.set()
+        while True:
+            try:
+                self.output.receive_nowait().acknowledge(self.extent.position)
+            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
+                break
         self.inbox.close()
         self.output.close()
 

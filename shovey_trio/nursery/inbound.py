@@ -64,9 +64,20 @@ class AgentInbox:
         if self._links.remove(link):
             self._presence.detached(link, asked=asked)
 
-    def has_work(self, link: AgentLink) -> bool:
-        """Whether a live run of the node still needs its agent's stream."""
-        return bool(self._supervisor.runs_of_node(link.organization, link.node))
+    def waiting_orders(self, link: AgentLink) -> int:
+        """How many live runs of the node still need its agent's stream."""
+        return len(self._supervisor.runs_of_node(link.organization, link.node))
+
+    def take_leave(self, link: AgentLink) -> bool:
+        """Lets an on-demand agent go, unless there is work for it.
+
+        From here on the node has no link, so that an order for it rings instead of going into a stream that closes.
+        """
+        if self.waiting_orders(link):
+            return False
+        if self._links.remove(link):
+            self._presence.detached(link, asked=True)
+        return True
 
     async def said(self, link: AgentLink, run_id: str, event: RunEvent) -> None:
         """Takes what a node says of one of its runs."""

@@ -33,16 +33,18 @@ async def pump_output(handle: RunHandle, services: Services, grew: Callable[[], 
                 batch.append(handle.output.receive_nowait())
             except trio.WouldBlock:
                 break
-        fresh, extent = continue_output(handle.extent, [pushed.chunk for pushed in batch])
-        if fresh:
+        try:
+            fresh, extent = continue_output(handle.extent, [pushed.chunk for pushed in batch])
+            if fresh:
 
-            async def write(fresh: list[OutputChunk] = fresh) -> None:
-                await services.store.append_output(handle.run, fresh)
+                async def write(fresh: list[OutputChunk] = fresh) -> None:
+                    await services.store.append_output(handle.run, fresh)
 
-            await until_stored(write, longest_pause=services.timing.store_retry)
-            handle.extent = extent
-        for pushed in batch:
-            pushed.acknowledge(handle.extent.position)
+                await until_stored(write, longest_pause=services.timing.store_retry)
+                handle.extent = extent
+        finally:
+            for pushed in batch:
+                pushed.acknowledge(handle.extent.position)
         if fresh:
             await grew()
 

@@ -180,7 +180,7 @@ class Store(Protocol):
     async def read_events(
         self, job_id: str, *, after_seq: int, limit: int, include_output: bool
     ) -> Sequence[StoredEvent]:
-        """Stored events of a job with ``seq > after_seq``, in order; never more than ``limit``, at most 4 MiB of output.
+        """Stored events of a job with ``seq > after_seq``, in order: at most ``limit``, and 4 MiB of output.
 
         Raises:
             HistoryGone: retention deleted events after ``after_seq``.
@@ -378,6 +378,10 @@ class Doorbell(Protocol):
 
     def member_status(self, organization: str, node: str) -> str:
         """Serf's word for the node's serf agent: alive, failed, left, or '' when serf does not know it."""
+        ...
+
+    def unaddressable(self, organization: str, nodes: Sequence[str]) -> Sequence[str]:
+        """Those nodes whose name in serf (``organization:node``) fits no query; empty when serf is not used."""
         ...
 
     async def ring(self, *, organization: str, job_id: str, nodes: Sequence[str]) -> None:

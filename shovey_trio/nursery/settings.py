@@ -47,6 +47,7 @@ class Bounds:
         live_jobs: jobs with an open nursery.
         live_runs: runs of all those jobs, about 8 KiB each while they wait.
         watchers: open WatchJob and following ReadOutput calls.
+        attached: open control streams, about 90 KiB each with TLS.
         slice: runs started or cancelled before other tasks get a turn (28 µs each: 7 ms).
         output_buffer: bytes of output that are received and not yet durable, over all agents.
     """
@@ -54,5 +55,6 @@ class Bounds:
     live_jobs: int = 2_000
     live_runs: int = 50_000
     watchers: int = 2_000
+    attached: int = 20_000
     slice: int = 250
     output_buffer: int = 64 * 1024 * 1024

@@ -6,17 +6,17 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 
-import structlog
 import trio
+from outcome import Error, Outcome, Value
 
-from shovey_trio.core.errors import Draining, Overloaded
+from shovey_trio.core.errors import Draining, Overloaded, ShoveyError, StoreCorrupt
 from shovey_trio.core.model import Job, OutputExtent, Run
 from shovey_trio.nursery.handles import JobHandle, RunHandle
 from shovey_trio.nursery.job_scope import supervise_job
 from shovey_trio.nursery.links import NodeKey
+from shovey_trio.nursery.ports import CreatedJob, RequestKey
 from shovey_trio.nursery.services import Services
 
-_log = structlog.get_logger(__name__)
 _NOTHING_STORED = OutputExtent()
 
 
@@ -29,8 +29,8 @@ class Supervisor:
         self._jobs: dict[str, JobHandle] = {}
         self._runs: dict[str, RunHandle] = {}
         self._by_node: dict[NodeKey, dict[str, RunHandle]] = {}
-        self._reserved_jobs = 0
-        self._reserved_runs = 0
+        self._launching_jobs = 0
+        self._launching_runs = 0
         self.draining = False
 
     def __len__(self) -> int:
@@ -49,29 +49,23 @@ class Supervisor:
     def live_jobs(self) -> Iterable[JobHandle]:
         return self._jobs.values()
 
-    @asynccontextmanager
-    async def admission(self, runs: int) -> AsyncIterator[None]:
-        """Room for a job of so many runs, kept while it is made durable; ``admit`` it inside.
+    async def launch(self, job: Job, runs: Sequence[Run], request: RequestKey | None) -> CreatedJob:
+        """Makes a job durable and supervises it, unless it was made before or is terminal from the start.
+
+        Cancelling the caller cancels neither: a job that is durable is supervised, whether or not anybody hears of it.
 
         Raises:
             Draining: the daemon is stopping.
             Overloaded: as many jobs or runs live as there may be.
+            RequestIdReused: see ``Store.create_job``.
+            StoreUnavailable: nothing was stored.
         """
-        if self.draining:
-            raise Draining("the controller is stopping and takes no more jobs", retry_after_s="10")
-        bounds = self._services.bounds
-        if len(self._jobs) + self._reserved_jobs >= bounds.live_jobs:
-            raise Overloaded(f"{bounds.live_jobs} jobs are running", limit="live_jobs", retry_after_s="5")
-        if len(self._runs) + self._reserved_runs + runs > bounds.live_runs:
-            message = f"{len(self._runs)} runs are live; {runs} more would pass {bounds.live_runs}"
-            raise Overloaded(message, limit="live_runs", retry_after_s="5")
-        self._reserved_jobs += 1
-        self._reserved_runs += runs
-        try:
-            yield
-        finally:
-            self._reserved_jobs -= 1
-            self._reserved_runs -= runs
+        self._check_room(len(runs))
+        made: list[Outcome[CreatedJob]] = []
+        durable = trio.Event()
+        self._nursery.start_soon(self._launch, job, runs, request, made, durable)
+        await durable.wait()
+        return made[0].unwrap()
 
     def admit(self, job: Job, runs: Sequence[Run], extents: Mapping[str, OutputExtent] | None = None) -> JobHandle:
         """Opens the nursery of a durable, running job.
@@ -92,6 +86,42 @@ class Supervisor:
         self._jobs[job.id] = handle
         self._nursery.start_soon(self._supervise, handle)
         return handle
+
+    def _check_room(self, runs: int) -> None:
+        if self.draining:
+            raise Draining("the controller is stopping and takes no more jobs", retry_after_s="10")
+        bounds = self._services.bounds
+        if len(self._jobs) + self._launching_jobs >= bounds.live_jobs:
+            raise Overloaded(f"{bounds.live_jobs} jobs are running", limit="live_jobs", retry_after_s="5")
+        if len(self._runs) + self._launching_runs + runs > bounds.live_runs:
+            message = f"{len(self._runs)} runs are live; {runs} more would pass {bounds.live_runs}"
+            raise Overloaded(message, limit="live_runs", retry_after_s="5")
+
+    async def _launch(
+        self,
+        job: Job,
+        runs: Sequence[Run],
+        request: RequestKey | None,
+        made: list[Outcome[CreatedJob]],
+        durable: trio.Event,
+    ) -> None:
+        self._launching_jobs += 1
+        self._launching_runs += len(runs)
+        try:
+            created = await self._services.store.create_job(job, runs, request)
+        except (ShoveyError, trio.Cancelled) as error:
+            refused = Draining("the controller is stopping") if isinstance(error, trio.Cancelled) else error
+            made.append(Error(refused))
+            if isinstance(error, trio.Cancelled | StoreCorrupt):
+                raise
+        else:
+            made.append(Value(created))
+            if created.created and not job.is_terminal:
+                self.admit(job, runs)
+        finally:
+            self._launching_jobs -= 1
+            self._launching_runs -= len(runs)
+            durable.set()
 
     async def _supervise(self, handle: JobHandle) -> None:
         try:

@@ -88,27 +88,26 @@ class SerfConnection:
         self._stream = stream
         self._codec = ClientCodec()
         self._failure: ShoveyError | None = None
-        self._failed = trio.Event()
         self._outbox, self._to_write = trio.open_memory_channel[_Request](_OUTBOX)
         self._requests: set[_Request] = set()
         self._waiting: dict[int, _Request] = {}
         self._subscriptions: dict[int, trio.MemorySendChannel[StreamRecord]] = {}
         self._queries: dict[int, QueryProgress] = {}
 
+    @property
+    def broken(self) -> bool:
+        """Whether every further command would fail."""
+        return self._failure is not None
+
     def failure(self) -> ShoveyError:
         """What broke the connection."""
         return self._failure or SerfConnectionLost("the connection to serf was closed")
-
-    async def wait_failed(self) -> None:
-        """Returns when the connection is broken."""
-        await self._failed.wait()
 
     def fail(self, error: ShoveyError) -> None:
         """Breaks the connection; everybody who waits gets ``error``. The first error stays."""
         if self._failure is not None:
             return
         self._failure = error
-        self._failed.set()
         for request in self._requests:
             request.answered.set()
         self._waiting.clear()

@@ -155,7 +155,7 @@ class SerfLink:
     def snapshot(self) -> SerfStatus:
         """The state now."""
         return SerfStatus(
-            connected=self._connection is not None,
+            connected=self._is_connected(),
             since=self._since,
             last_error=self._last_error,
             connects=self._connects,
@@ -169,14 +169,14 @@ class SerfLink:
 
     def is_alive(self, name: str) -> bool:
         """Whether serf says that the agent of that full name is alive; False while disconnected: we cannot know."""
-        return self._connection is not None and self.membership.is_alive(name)
+        return self._is_connected() and self.membership.is_alive(name)
 
     async def wait_connected(self, *, after: int = 0) -> int:
         """Returns the number of the current connection when it is greater than ``after``.
 
         Call it with its own last answer to learn of each reconnect: what was sent by query meanwhile is lost for good.
         """
-        while self._connection is None or self._connects <= after:
+        while not self._is_connected() or self._connects <= after:
             await self._connected.wait()
         await trio.lowlevel.checkpoint()
         return self._connects
@@ -290,6 +290,10 @@ class SerfLink:
                 return
             if changes:
                 _log.info("serf.reconciled", changes=len(changes))
+
+    def _is_connected(self) -> bool:
+        # A connection that broke is known to its callers before the session has ended.
+        return self._connection is not None and not self._connection.broken
 
     def _on_connected(self, connection: SerfConnection, query_queue: int) -> None:
         self._connection = connection

@@ -98,7 +98,7 @@ class QueryIssuer:
             changed = self._changed
             now = trio.current_time()
             delay: float | None = None
-            if self._connection is not None:
+            if self._connection is not None and not self._connection.broken:
                 self._pace = self._pace or Pace(self._limits, now=now)
                 delay = self._pace.delay(now=now, outstanding=self._outstanding, depth=self._depth)
                 if delay == 0:

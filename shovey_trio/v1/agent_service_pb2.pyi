@@ -198,7 +198,6 @@ class AttachRequest(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     DETACH_FIELD_NUMBER: _builtins.int
-    CLOCK_REPLY_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___AttachHello: ...
     @_builtins.property
@@ -211,8 +210,6 @@ class AttachRequest(_message.Message):
     def report(self) -> Global___RunReport: ...
     @_builtins.property
     def detach(self) -> Global___Detach: ...
-    @_builtins.property
-    def clock_reply(self) -> Global___ClockProbeReply: ...
     def __init__(
         self,
         *,
@@ -222,13 +219,12 @@ class AttachRequest(_message.Message):
         started: Global___RunStarted | None = ...,
         report: Global___RunReport | None = ...,
         detach: Global___Detach | None = ...,
-        clock_reply: Global___ClockProbeReply | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "clock_reply", b"clock_reply", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "clock_reply", b"clock_reply", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "accepted", "refused", "started", "report", "detach", "clock_reply"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "accepted", "refused", "started", "report", "detach"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -243,7 +239,6 @@ class AttachResponse(_message.Message):
     REPORT_DURABLE_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     DETACH_OK_FIELD_NUMBER: _builtins.int
-    CLOCK_PROBE_FIELD_NUMBER: _builtins.int
     SIGNING_KEYS_FIELD_NUMBER: _builtins.int
     FORGET_FIELD_NUMBER: _builtins.int
     @_builtins.property
@@ -256,8 +251,6 @@ class AttachResponse(_message.Message):
     def follow(self) -> Global___FollowOutput: ...
     @_builtins.property
     def detach_ok(self) -> Global___DetachOk: ...
-    @_builtins.property
-    def clock_probe(self) -> Global___ClockProbe: ...
     @_builtins.property
     def signing_keys(self) -> _key_pb2.KeySet:
         """The controller's keys changed."""
@@ -274,15 +267,14 @@ class AttachResponse(_message.Message):
         report_durable: Global___ReportDurable | None = ...,
         follow: Global___FollowOutput | None = ...,
         detach_ok: Global___DetachOk | None = ...,
-        clock_probe: Global___ClockProbe | None = ...,
         signing_keys: _key_pb2.KeySet | None = ...,
         forget: Global___ForgetRun | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_probe", b"clock_probe", "detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["clock_probe", b"clock_probe", "detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "order", "report_durable", "follow", "detach_ok", "clock_probe", "signing_keys", "forget"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "order", "report_durable", "follow", "detach_ok", "signing_keys", "forget"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -674,50 +666,6 @@ class ForgetRun(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForgetRun: _TypeAlias = ForgetRun  # noqa: Y015
-
-@_typing.final
-class ClockProbe(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CONTROLLER_TIME_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def controller_time(self) -> _timestamp_pb2.Timestamp: ...
-    def __init__(
-        self,
-        *,
-        controller_time: _timestamp_pb2.Timestamp | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["controller_time", b"controller_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_time", b"controller_time"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ClockProbe: _TypeAlias = ClockProbe  # noqa: Y015
-
-@_typing.final
-class ClockProbeReply(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CONTROLLER_TIME_FIELD_NUMBER: _builtins.int
-    AGENT_TIME_FIELD_NUMBER: _builtins.int
-    @_builtins.property
-    def controller_time(self) -> _timestamp_pb2.Timestamp: ...
-    @_builtins.property
-    def agent_time(self) -> _timestamp_pb2.Timestamp: ...
-    def __init__(
-        self,
-        *,
-        controller_time: _timestamp_pb2.Timestamp | None = ...,
-        agent_time: _timestamp_pb2.Timestamp | None = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time", "controller_time", b"controller_time"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time", "controller_time", b"controller_time"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
-
-Global___ClockProbeReply: _TypeAlias = ClockProbeReply  # noqa: Y015
 
 @_typing.final
 class PushOutputRequest(_message.Message):

@@ -17,14 +17,15 @@ import trio
 from google.protobuf.message import DecodeError
 
 from shovey_trio.core.errors import Code
-from shovey_trio.rpc.bridge._operation import Operation
+from shovey_trio.rpc.bridge._operation import Operation, OperationCancelled
 from shovey_trio.rpc.bridge._runtime import Runtime
 from shovey_trio.rpc.bridge.calls import Route
 from shovey_trio.rpc.bridge.methods import Method
 from shovey_trio.rpc.bridge.status import AbortRpc, RpcStatus, encode_details
 from shovey_trio.rpc.bridge.tls import uri_identities
 
-# Seconds for a cancellation to overtake an end of stream: they come from the same frame, in either order.
+# Seconds within which the C core reports a cancellation after an end of stream that came from it: both are reported by
+# one pass over the lost call, microseconds apart.
 _SETTLE = 0.005
 
 _BY_NUMBER = {code.value[0]: code for code in grpc.StatusCode}
@@ -173,7 +174,7 @@ class AioServerCall:
             self._settled = loop.create_future()
             try:
                 await self._settled
-            except asyncio.CancelledError:
+            except asyncio.CancelledError:  # noqa: ASYNC103  # raised again below, once the handler has ended
                 self._gone = True
                 self.cancel("the client cancelled, its deadline passed or its connection was lost")
         if self._gone:
@@ -250,7 +251,7 @@ class AioServerCall:
         gives the cancellation a moment to arrive.
         """
         if self._spoken:
-            await trio.sleep(_SETTLE)
+            await self._settle()
             return
         self._spoken = True
         try:
@@ -270,13 +271,18 @@ class AioServerCall:
         self._write = None
         try:
             write.result()
-        except (grpc.aio.BaseError, asyncio.CancelledError):
+        except (grpc.aio.BaseError, OperationCancelled):
             await self._fail_broken()
 
     async def _fail_broken(self) -> None:
         self._broken = True
-        await trio.sleep(_SETTLE)  # the cancellation is on its way and says more than an error
+        await self._settle()  # the cancellation is on its way and says more than an error
         raise trio.BrokenResourceError("the client is gone")
+
+    async def _settle(self) -> None:
+        """Give a cancellation that may be on its way the time to arrive."""
+        await trio.sleep(_SETTLE)
+        await self._host.runtime.loop.catch_up()
 
     def _live(self) -> Any:
         if self._ended:

@@ -28,6 +28,9 @@ _log = structlog.get_logger(__name__)
 
 # Callbacks between two checkpoints: about 2 ms of grpc.aio work, the longest that a batch may keep trio tasks waiting.
 BATCH: Final = 256
+# From a completion in grpc's queue to the cancellation of our coroutine: the future, the task that watches for the end
+# of the call, the task of the call, and one to spare.
+_HOPS: Final = 4
 
 
 class BatchedLoop(TrioEventLoop):  # type: ignore[misc]  # trio-asyncio ships no types
@@ -41,6 +44,7 @@ class BatchedLoop(TrioEventLoop):  # type: ignore[misc]  # trio-asyncio ships no
         # write per stream.
         self._callbacks: deque[asyncio.Handle] = deque()
         self._parked: trio.lowlevel.Task | None = None
+        self._draining = False  # a descriptor's task is running callbacks; the main task need not wake for them
 
     def time(self) -> float:
         return trio.current_time()
@@ -58,6 +62,15 @@ class BatchedLoop(TrioEventLoop):  # type: ignore[misc]  # trio-asyncio ships no
         self._token.run_sync_soon(self._queue_handle, handle)
         return handle
 
+    async def catch_up(self) -> None:
+        """Return when everything that grpc had reported by now has been acted on, through ``_HOPS`` callbacks deep."""
+        for _ in range(2):  # one for the poller's descriptor to be seen, one for its task to run
+            await trio.lowlevel.checkpoint()
+        for _ in range(_HOPS):
+            passed = trio.Event()
+            self.call_soon(passed.set)
+            await passed.wait()
+
     def default_exception_handler(self, context: dict[str, Any]) -> None:
         """Log what a callback raised. One broken RPC must not end the daemon, as trio-asyncio's default would."""
         _log.error("bridge.callback_failed", message=context.get("message"), exc_info=context.get("exception"))
@@ -68,9 +81,8 @@ class BatchedLoop(TrioEventLoop):  # type: ignore[misc]  # trio-asyncio ships no
             heapq.heappush(self._timers, handle)
         else:
             self._callbacks.append(handle)
-        if self._parked is not None:
-            task, self._parked = self._parked, None
-            trio.lowlevel.reschedule(task)
+        if not self._draining:
+            self._wake()
         return handle
 
     async def _main_loop_init(self, nursery: trio.Nursery) -> None:
@@ -99,15 +111,23 @@ class BatchedLoop(TrioEventLoop):  # type: ignore[misc]  # trio-asyncio ships no
         self._parked = trio.lowlevel.current_task()
         await trio.lowlevel.wait_task_rescheduled(self._unpark)
 
+    def _wake(self) -> None:
+        if self._parked is not None:
+            task, self._parked = self._parked, None
+            trio.lowlevel.reschedule(task)
+
     def _unpark(self, _: Callable[[], None]) -> trio.lowlevel.Abort:
         self._parked = None
         return trio.lowlevel.Abort.SUCCEEDED
 
     def _run_batch(self) -> None:
+        """Run ready callbacks, and what they make ready in turn, up to ``BATCH``."""
         callbacks = self._callbacks
-        for _ in range(min(len(callbacks), BATCH)):
+        remaining = BATCH
+        while callbacks and remaining:
+            remaining -= 1
             handle = callbacks.popleft()
-            if not handle.cancelled():
+            if not handle._cancelled:
                 handle._run()
 
     async def _io_task(
@@ -128,10 +148,16 @@ class BatchedLoop(TrioEventLoop):  # type: ignore[misc]  # trio-asyncio ships no
                 if handle.cancelled():
                     return
                 _join_wakeups(fd)
-                handle._run()
                 # A stop request is a callback that raises in whoever runs it; that must be the main task.
-                if self._stop_wait is None:
-                    self._run_batch()
+                self._draining = self._stop_wait is None
+                try:
+                    handle._run()
+                    if self._draining:
+                        self._run_batch()
+                finally:
+                    self._draining = False
+                    if self._callbacks or self._timers:
+                        self._wake()
 
 
 def _join_wakeups(fd: socket.socket | int) -> None:

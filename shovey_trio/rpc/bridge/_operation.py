@@ -8,7 +8,7 @@ coroutine that was started is always carried to its end, and a cancelled waiter 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Coroutine, Generator
 from typing import Any, Generic, TypeVar
 
 import outcome
@@ -20,14 +20,18 @@ from shovey_trio.rpc.bridge._loop import BatchedLoop
 T = TypeVar("T")
 
 
+class OperationCancelled(Exception):
+    """The asyncio coroutine was cancelled on its own side; an ordinary error for whoever waits for it in trio."""
+
+
 class Operation(Generic[T]):
     """Started by constructing it; its first step runs at once, further steps run in the asyncio loop's task."""
 
-    __slots__ = ("_generator", "_loop", "_outcome", "_waiter")
+    __slots__ = ("_coroutine", "_loop", "_outcome", "_waiter")
 
-    def __init__(self, loop: BatchedLoop, generator: Generator[Any, Any, T]) -> None:
+    def __init__(self, loop: BatchedLoop, coroutine: Coroutine[Any, Any, T] | Generator[Any, Any, T]) -> None:
         self._loop = loop
-        self._generator = generator
+        self._coroutine = coroutine
         self._outcome: outcome.Outcome[T] | None = None
         self._waiter: trio.lowlevel.Task | None = None
         token = current_loop.set(loop)  # the caller's task may have been started before the bridge was opened
@@ -68,10 +72,12 @@ class Operation(Generic[T]):
 
     def _step(self, _: object = None) -> None:
         try:
-            future = self._generator.send(None)
+            future = self._coroutine.send(None)
         except StopIteration as stop:
             self._finish(outcome.Value(stop.value))
-        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001  # handed to the waiter
+        except asyncio.CancelledError:  # noqa: ASYNC103  # not trio's: nobody above this frame is being cancelled
+            self._finish(outcome.Error(OperationCancelled()))
+        except Exception as error:  # noqa: BLE001  # handed to the waiter
             self._finish(outcome.Error(error))
         else:
             if future is None:  # a bare yield: asyncio.sleep(0)

@@ -90,7 +90,9 @@ async def open_runtime() -> AsyncIterator[Runtime]:
     """Hold the run's asyncio loop open for the block."""
     while (runtime := _runtime.get()) is not None and runtime.closing.is_set():
         await runtime.closed.wait()
-    if runtime is None or runtime.closed.is_set():
+        if _runtime.get() is runtime:  # nobody who waited too was faster
+            _runtime.set(None)
+    if runtime is None:
         runtime = Runtime()
         _runtime.set(runtime)
         trio.lowlevel.spawn_system_task(runtime.serve, name="shovey_trio.rpc.bridge loop")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final, Generic, NoReturn, TypeVar
 
@@ -15,7 +15,7 @@ import trio
 from google.protobuf.message import DecodeError, Message
 
 from shovey_trio.core.errors import Code
-from shovey_trio.rpc.bridge._operation import Operation
+from shovey_trio.rpc.bridge._operation import Operation, OperationCancelled
 from shovey_trio.rpc.bridge._runtime import Runtime, open_runtime
 from shovey_trio.rpc.bridge.methods import Method
 from shovey_trio.rpc.bridge.status import RpcError, decode_error
@@ -98,13 +98,22 @@ class ClientStream(Generic[Req, Res]):
         """
         if self._half_closed:
             raise trio.ClosedResourceError("this side of the stream is closed")
-        await self._exclusively_write(self._call.write, message.SerializeToString())
+        raw = message.SerializeToString()
+        await self._exclusively(lambda: _write(self._call, raw))
 
     async def half_close(self) -> None:
-        """Tell the server that no request follows. Doing it again does nothing. Raises as ``send``."""
+        """Tell the server that no request follows; nothing to tell if done already or if the RPC has ended with OK.
+
+        Raises:
+            RpcError: the RPC has ended with this error.
+            trio.BusyResourceError: another task is sending.
+        """
+        if self._sending:
+            raise trio.BusyResourceError("another task is already sending on this stream")
         if not self._half_closed:
             self._half_closed = True
-            await self._exclusively_write(self._call.done_writing)
+            with suppress(trio.BrokenResourceError):
+                await self._exclusively(self._call.done_writing)
 
     async def receive(self) -> Res:
         """Return the next response; of an RPC with one response that one, once.
@@ -150,21 +159,21 @@ class ClientStream(Generic[Req, Res]):
         self._read = None
         try:
             raw = read.result()  # no checkpoint between here and the return: the message would be lost
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+        except (grpc.aio.AioRpcError, OperationCancelled) as error:
             await _raise_for(error)
         self._complete = raw is grpc.aio.EOF or not self._method.server_streaming
         if raw is grpc.aio.EOF:
             raise trio.EndOfChannel
         return _parse(self._method.response_type, raw)
 
-    async def _exclusively_write(self, operation: Any, *arguments: bytes) -> None:
+    async def _exclusively(self, write: Callable[[], Coroutine[Any, Any, None]]) -> None:
         if self._sending:
             raise trio.BusyResourceError("another task is already sending on this stream")
         self._sending = True
         try:
             if self._write is not None:  # a send that was cancelled while grpc had its message
                 await self._finish_write(self._write)
-            self._write = Operation(self._runtime.loop, operation(*arguments))
+            self._write = Operation(self._runtime.loop, write())
             await self._finish_write(self._write)
         finally:
             self._sending = False
@@ -176,7 +185,7 @@ class ClientStream(Generic[Req, Res]):
             write.result()
         except grpc.aio.AioRpcError as error:
             await _raise_for(error)
-        except (grpc.aio.BaseError, asyncio.InvalidStateError, asyncio.CancelledError):
+        except (grpc.aio.BaseError, asyncio.InvalidStateError, OperationCancelled):
             await self._raise_for_end()
 
     async def _raise_for_end(self) -> NoReturn:
@@ -226,7 +235,7 @@ class Channel:
             with self._runtime.entered():
                 call.cancel()
             raise
-        except (grpc.aio.AioRpcError, asyncio.CancelledError) as error:
+        except (grpc.aio.AioRpcError, OperationCancelled) as error:
             await _raise_for(error)
         return _parse(method.response_type, raw)
 
@@ -305,8 +314,20 @@ async def open_channel(
                 await runtime.run(channel.close())
 
 
-async def _raise_for(error: grpc.aio.AioRpcError | asyncio.CancelledError) -> NoReturn:
-    if isinstance(error, asyncio.CancelledError):
+async def _write(call: Any, raw: bytes) -> None:
+    """Asyncio side: hand a message to the C core.
+
+    ``call.write`` does the same, but turns a refusal into INTERNAL before the server's status, the reason for the
+    refusal, has been read.
+    """
+    if call.done():
+        raise asyncio.InvalidStateError
+    await call.wait_for_connection()
+    await call._cython_call.send_serialized_message(raw)
+
+
+async def _raise_for(error: grpc.aio.AioRpcError | OperationCancelled) -> NoReturn:
+    if isinstance(error, OperationCancelled):
         await trio.lowlevel.checkpoint_if_cancelled()
         raise RpcError(Code.CANCELLED, "the RPC was cancelled here") from None
     trailing = error.trailing_metadata() or ()

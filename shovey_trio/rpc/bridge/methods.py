@@ -51,10 +51,15 @@ def service_methods(descriptor: ServiceDescriptor | GeneratedServiceDescriptor) 
     return {
         method.name: Method(
             path=f"/{descriptor.full_name}/{method.name}",
-            request_type=message_factory.GetMessageClass(method.input_type),
-            response_type=message_factory.GetMessageClass(method.output_type),
+            request_type=_message_class(method.input_type),
+            response_type=_message_class(method.output_type),
             client_streaming=method.client_streaming,
             server_streaming=method.server_streaming,
         )
         for method in descriptor.methods
     }
+
+
+def _message_class(descriptor: Any) -> type[Message]:
+    # Two descriptor types are declared for one thing: the generated modules' and the factory's.
+    return message_factory.GetMessageClass(descriptor)

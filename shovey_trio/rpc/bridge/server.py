@@ -109,7 +109,8 @@ class Server:
         self._authorize = authorize
         self._map_error = map_error
         self._calls: set[AioServerCall] = set()
-        self._idle = trio.Event()
+        self._idle = trio.Event()  # set while no handler runs
+        self._idle.set()
         self._servers: list[grpc.aio.Server] = []
         self._stopping: list[Operation[None]] | None = None
         self._ports: dict[str, int] = {}
@@ -143,7 +144,6 @@ class Server:
             self._stopping = [self.runtime.start(server.stop(_UNHURRIED)) for server in self._servers]
         with trio.move_on_after(grace):
             while self._calls:
-                self._idle = trio.Event()
                 await self._idle.wait()
         for call in list(self._calls):
             call.cancel("the server is going away")
@@ -158,6 +158,8 @@ class Server:
     # -- what AioServerCall needs (CallHost)
 
     def begin(self, call: AioServerCall) -> None:
+        if not self._calls:
+            self._idle = trio.Event()
         self._calls.add(call)
         assert self._nursery is not None  # calls arrive after ``start``
         self._nursery.start_soon(call.handle, name=call.method.path)
@@ -185,10 +187,10 @@ class Server:
 
     async def bind(self, listeners: Sequence[Listener], options: ServerOptions) -> None:
         """Bind all ``listeners``, or none."""
+        if len({listener.name for listener in listeners}) < len(listeners):
+            raise ValueError("two listeners have the same name")
         try:
             for listener in listeners:
-                if listener.name in self._ports:
-                    raise ValueError(f"two listeners are named {listener.name!r}")
                 with self.runtime.entered():
                     server = grpc.aio.server(
                         handlers=[_GenericHandler(self, listener.routes)], options=options.arguments()

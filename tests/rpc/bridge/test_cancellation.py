@@ -131,8 +131,7 @@ async def test_cancelled_client_receive_loses_nothing(open_rig):
                         got.append((await stream.receive()).value)
                 await stream.send(text(str(number)))
             await stream.half_close()
-            async for message in stream:
-                got.append(message.value)
+            got.extend([message.value async for message in stream])
             assert got == [str(number) for number in range(8)]
 
 
@@ -182,13 +181,12 @@ async def test_cancel_at_every_step_of_every_shape_ends_all_handlers(open_rig):
 async def test_error_after_a_cancelled_send_still_reaches_a_stalled_client(open_rig):
     """The handler gives up a send that flow control holds back and fails; the client learns why once it reads."""
     with trio.fail_after(30):
-        async with open_rig() as rig:
-            async with rig.channel.stream(WATCH, text("give-up")) as stream:
-                await rig.probe.until(lambda probe: probe.running == 0 and probe.started["watch"] == 1)
-                with pytest.raises(RpcError) as caught:
-                    async for _ in stream:
-                        pass
-                assert caught.value.code is Code.NOT_FOUND
+        async with open_rig() as rig, rig.channel.stream(WATCH, text("give-up")) as stream:
+            await rig.probe.until(lambda probe: probe.running == 0 and probe.started["watch"] == 1)
+            with pytest.raises(RpcError) as caught:
+                async for _ in stream:
+                    pass
+            assert caught.value.code is Code.NOT_FOUND
 
 
 async def test_leaving_the_stream_block_cancels_the_handler(open_rig):

@@ -1,0 +1,130 @@
+"""The command line of ``shovey-agent``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+import click
+
+from shovey_trio.core.errors import Exit, ShoveyError
+
+_PATH = click.Path(path_type=Path, resolve_path=True)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="shovey-trio", prog_name="shovey-agent")
+def cli() -> None:
+    """The agent of shovey-trio: runs whitelisted commands for its controller."""
+
+
+@cli.command()
+@click.option("--config", "-c", type=_PATH, help="Configuration file.")
+@click.option("--state-dir", type=_PATH, help="Credentials, spool and used nonces.")
+@click.option("--whitelist", type=_PATH, help="Commands that may be run.")
+@click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting.")
+def run(config: Path | None, state_dir: Path | None, whitelist: Path | None, assignments: tuple[str, ...]) -> None:
+    """Run the agent in the foreground. TERM stops it, its commands go on; HUP reads the whitelist again."""
+    import trio
+
+    from shovey_agent.agent import run_agent
+    from shovey_agent.config import find_config_file, load_agent_settings
+    from shovey_trio.config_sources import parse_overrides
+    from shovey_trio.observe.logs import configure_logging
+
+    overrides = list(parse_overrides(assignments))
+    overrides += [("agent.state_dir", state_dir)] if state_dir else []
+    overrides += [("agent.whitelist", whitelist)] if whitelist else []
+    file = find_config_file(flag=config, environ=os.environ)
+    settings = load_agent_settings(file, environ=os.environ, overrides=overrides)
+    configure_logging(level=settings.log.level, format_=settings.log.format)
+    trio.run(run_agent, settings)
+
+
+@cli.command()
+@click.argument("join", required=False)
+@click.option("--join-file", type=click.File("r"), help="Read the join string from a file, - for standard input.")
+@click.option("--state-dir", type=_PATH, default=Path("/var/lib/shovey-agent"), show_default=True)
+@click.option("--again", is_flag=True, help="Replace credentials that are there; the node becomes a new instance.")
+def enroll(join: str | None, join_file: TextIO | None, state_dir: Path, again: bool) -> None:
+    """Exchange the JOIN string that `shovey-trio node token NAME` printed for this node's credentials."""
+    import trio
+
+    from shovey_agent.credentials import CredentialStore
+    from shovey_agent.enroll import enroll as exchange
+    from shovey_agent.enroll_call import call_enroll
+    from shovey_trio.core.enrollment import decode_join
+
+    if (join is None) == (join_file is None):
+        raise click.UsageError("give the join string, or --join-file")
+    ticket = decode_join(join if join is not None else "".join(join_file or ()))
+
+    async def main() -> None:
+        with trio.fail_after(_ENROLL_DEADLINE):
+            credentials = await exchange(ticket, CredentialStore(state_dir), call_enroll, again=again)
+        click.echo(f"enrolled as {credentials.organization}:{credentials.node}; credentials are in {state_dir}")
+
+    trio.run(main)
+
+
+@cli.group()
+def whitelist() -> None:
+    """The commands that this node runs."""
+
+
+@whitelist.command()
+@click.argument("file", type=_PATH)
+def check(file: Path) -> None:
+    """Say everything that is wrong with a whitelist FILE, or list its commands."""
+    from shovey_trio.core.whitelist import WhitelistInvalid, parse_whitelist
+
+    try:
+        parsed = parse_whitelist(file.read_bytes())
+    except WhitelistInvalid as error:
+        for problem in error.problems:
+            click.echo(f"{file.name}: {problem}", err=True)
+        sys.exit(Exit.USAGE.value)
+    for name, entry in sorted(parsed.entries.items()):
+        click.echo(f"{name}: {' '.join(entry.argv)}")
+
+
+_ENROLL_DEADLINE = 60.0
+_INTERRUPTED = 130
+
+
+def invoke(arguments: Sequence[str]) -> int:
+    """Runs one command and returns its exit code; errors that are somebody's to act on become one line."""
+    from shovey_trio.rpc.bridge import RpcError
+
+    try:
+        result = cli.main(list(arguments), prog_name="shovey-agent", standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (click.Abort, KeyboardInterrupt):
+        return _INTERRUPTED
+    except BaseExceptionGroup as group:
+        matched, rest = group.split((ShoveyError, RpcError, OSError))
+        if rest is not None or matched is None:
+            raise
+        first: BaseException = matched
+        while isinstance(first, BaseExceptionGroup):
+            first = first.exceptions[0]
+        return _say(first)
+    except (ShoveyError, RpcError, OSError) as error:
+        return _say(error)
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Entry point of ``shovey-agent``."""
+    sys.exit(invoke(sys.argv[1:]))
+
+
+def _say(error: BaseException) -> int:
+    reason = getattr(error, "reason", type(error).__name__)
+    click.echo(f"shovey-agent: {getattr(error, 'message', error)} ({reason})", err=True)
+    return error.exit.value if isinstance(error, ShoveyError) else Exit.UNREACHABLE.value

@@ -1,0 +1,320 @@
+"""One stream to the controller: hello, orders down, news of runs up, output beside it.
+
+What is told is derived from the runs as the executor knows them, not from a queue of messages: a new stream starts
+with the list of all runs, and every change marks its run to be told about. So nothing can be lost between streams, and
+telling twice is harmless.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+import trio
+
+from shovey_agent.executor import Executor
+from shovey_agent.gate import OrderGate, Refusal
+from shovey_agent.reports import report_of
+from shovey_agent.runs import Accepted, Duplicate, KnownRun, RunPhase
+from shovey_agent.runs import Refused as NotTaken
+from shovey_agent.shipper import OutputShipper
+from shovey_trio.core.events import ReportOutcome, RunReport
+from shovey_trio.core.model import LinkMode, ProofKind
+from shovey_trio.core.order_signing import KeySet
+from shovey_trio.core.orders import Order, OrderKind, RefusalReason
+from shovey_trio.rpc import methods
+from shovey_trio.rpc.bridge import Channel, ClientStream
+from shovey_trio.rpc.convert import (
+    LINKS,
+    ORDER_KINDS,
+    key_set_value,
+    report_message,
+    seconds,
+    signed_order_value,
+    timestamp,
+)
+from shovey_trio.v1 import agent_service_pb2 as pb
+
+_log = structlog.get_logger(__name__)
+
+AttachStream = ClientStream[pb.AttachRequest, pb.AttachResponse]
+
+# How long the controller may take to answer a hello, or a wish to leave.
+_ANSWER = 20.0
+# How often a running command's output is looked at: while somebody reads it live, and otherwise.
+_FOLLOWED = 0.1
+_UNFOLLOWED = 1.0
+
+_KNOWN = {
+    RunPhase.ACCEPTED: pb.KNOWN_RUN_STATE_ACCEPTED,
+    RunPhase.RUNNING: pb.KNOWN_RUN_STATE_RUNNING,
+    RunPhase.FINISHED: pb.KNOWN_RUN_STATE_FINISHED,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hello:
+    """What this agent says of itself when it attaches."""
+
+    agent_instance: str
+    agent_version: str
+    link: LinkMode
+    tags: dict[str, str]
+    boot_id: str
+
+
+class Session:
+    """An attached agent's side of its stream. Use ``run`` once."""
+
+    def __init__(
+        self,
+        *,
+        hello: Hello,
+        executor: Executor,
+        gate: OrderGate,
+        new_keys: Callable[[KeySet], None],
+        woken_by: str,
+    ) -> None:
+        self._hello = hello
+        self._executor = executor
+        self._gate = gate
+        self._new_keys = new_keys
+        self._woken_by = woken_by
+        self._shipper = OutputShipper(executor)
+        # What of each run was told on this stream: its furthest phase.
+        self._told: dict[str, RunPhase] = {}
+        self._news: dict[str, None] = {}
+        self._outbox: list[pb.AttachRequest] = []
+        self._work = trio.Event()
+        self._leave_allowed = trio.Event()
+        self._activity = trio.Event()
+        self._controller_offset = 0.0
+        self._last_run_id = ""
+        self.welcomed = False
+
+    def note(self, run_id: str, *, output: bool = False) -> None:
+        """Notes that there is something new to tell of a run."""
+        if output:
+            self._shipper.grew(run_id)
+            return
+        self._news[run_id] = None
+        self._shipper.grew(run_id)
+        self._work.set()
+
+    async def run(self, channel: Channel, *, linger: float | None, started: Callable[[], None]) -> None:
+        """Keeps the stream until it ends; with ``linger`` until there was nothing to do for so many seconds.
+
+        ``started`` is called once the controller has welcomed this agent.
+
+        Raises:
+            RpcError: the stream could not be opened, or ended.
+            trio.TooSlowError: the controller did not answer the hello.
+        """
+        async with channel.stream(methods.ATTACH) as stream, channel.stream(methods.PUSH_OUTPUT) as output:
+            with trio.fail_after(_ANSWER):
+                await self._say_hello(stream)
+            self.welcomed = True
+            started()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._tell, stream)
+                nursery.start_soon(self._shipper.send, output)
+                nursery.start_soon(self._shipper.receive, output)
+                if linger is not None:
+                    nursery.start_soon(self._leave_when_idle, linger)
+                await self._listen(stream)
+                nursery.cancel_scope.cancel(reason="the stream has ended")
+
+    # -- up
+
+    async def _say_hello(self, stream: AttachStream) -> None:
+        runs = [run for run in self._executor.known_runs() if not run.reported]
+        await stream.send(
+            pb.AttachRequest(
+                hello=pb.AttachHello(
+                    agent_instance=self._hello.agent_instance,
+                    agent_version=self._hello.agent_version,
+                    link=LINKS.number(self._hello.link),
+                    tags=self._hello.tags,
+                    boot_id=self._hello.boot_id,
+                    agent_time=timestamp(time.time()),
+                    runs=[pb.KnownRun(run_id=run.run_id, state=_KNOWN[run.phase]) for run in runs],
+                    woken_by_job=self._woken_by,
+                )
+            )
+        )
+        first = await stream.receive()
+        if first.WhichOneof("message") != "welcome":
+            raise RuntimeError("the controller's first message is no welcome")
+        welcome = first.welcome
+        self._controller_offset = seconds(welcome.controller_time) - trio.current_time()
+        self._new_keys(key_set_value(welcome.signing_keys))
+        durable = {position.run_id: position.durable_position for position in welcome.positions}
+        for run in runs:
+            # The hello has told how far it is; the report of a finished run follows.
+            if run.phase is not RunPhase.FINISHED:
+                self._told[run.run_id] = run.phase
+            await self._shipper.resume(run.run_id, durable.get(run.run_id, 0))
+            self.note(run.run_id)
+
+    async def _tell(self, stream: AttachStream) -> None:
+        while True:
+            while self._outbox or self._news:
+                if self._outbox:
+                    await stream.send(self._outbox.pop(0))
+                    continue
+                run_id = next(iter(self._news))
+                del self._news[run_id]
+                known = self._executor.known_run(run_id)
+                if known is not None:
+                    await self._tell_run(stream, known)
+            self._work = trio.Event()
+            await self._work.wait()
+
+    async def _tell_run(self, stream: AttachStream, run: KnownRun) -> None:
+        told = self._told.get(run.run_id)
+        if told is run.phase or told is RunPhase.FINISHED:
+            return
+        self._told[run.run_id] = run.phase
+        if run.phase is RunPhase.FINISHED and run.exit is not None:
+            await stream.send(pb.AttachRequest(report=report_message(report_of(run.exit))))
+        elif run.phase is RunPhase.RUNNING:
+            at = timestamp(run.started_at)
+            await stream.send(pb.AttachRequest(started=pb.RunStarted(run_id=run.run_id, at=at)))
+        elif told is None:
+            at = timestamp(run.accepted_at)
+            await stream.send(pb.AttachRequest(accepted=pb.OrderAccepted(run_id=run.run_id, at=at)))
+
+    def _say(self, message: pb.AttachRequest) -> None:
+        self._outbox.append(message)
+        self._work.set()
+
+    # -- down
+
+    async def _listen(self, stream: AttachStream) -> None:
+        async for message in stream:
+            self._activity.set()
+            match message.WhichOneof("message"):
+                case "order":
+                    await self._take_order(message)
+                case "report_durable":
+                    await self._confirmed(message.report_durable.run_id)
+                case "forget":
+                    await self._forget(message.forget.run_id)
+                case "follow":
+                    interval = _FOLLOWED if message.follow.followed else _UNFOLLOWED
+                    self._executor.set_poll_interval(message.follow.run_id, interval)
+                case "signing_keys":
+                    self._new_keys(key_set_value(message.signing_keys))
+                case "detach_ok":
+                    return
+                case other:
+                    _log.warning("controller.unexpected_message", message=other)
+
+    async def _take_order(self, message: pb.AttachResponse) -> None:
+        signed = signed_order_value(message.order)
+        now = trio.current_time() + self._controller_offset
+        order = self._gate.believe(signed, controller_now=now)
+        if isinstance(order, Refusal):
+            self._refuse(order)
+            return
+        self._last_run_id = order.run_id
+        known = self._executor.known_run(order.run_id)
+        if order.kind is OrderKind.CANCEL:
+            await self._cancel(order, known, now)
+            return
+        if known is not None:
+            self._tell_again(known)
+            return
+        spec = await self._gate.admit(order, signed, controller_now=now)
+        if isinstance(spec, Refusal):
+            self._refuse(spec)
+            return
+        match await self._executor.start(spec):
+            case Accepted(run=run):
+                _log.info("run.accepted", run_id=run.run_id, job_id=run.job_id, command=order.command)
+                self.note(run.run_id)
+            case Duplicate(run=run):
+                self._tell_again(run)
+            case NotTaken(reason=reason, detail=detail):
+                self._refuse(
+                    Refusal(reason=_TAKEN_NOT.get(reason.value, RefusalReason.SPAWN_FAILED), detail=detail, order=order)
+                )
+
+    async def _cancel(self, order: Order, known: KnownRun | None, now: float) -> None:
+        if known is None:
+            await self._gate.void(order, controller_now=now)
+            _log.info("run.voided", run_id=order.run_id)
+            report = RunReport(
+                run_id=order.run_id,
+                outcome=ReportOutcome.CANCELLED,
+                proof=ProofKind.NEVER_STARTED,
+                finished_at=time.time(),
+            )
+            self._say(pb.AttachRequest(report=report_message(report)))
+            return
+        if known.phase is RunPhase.FINISHED:
+            self._tell_again(known)
+            return
+        _log.info("run.cancelling", run_id=order.run_id)
+        await self._executor.cancel(order.run_id, grace=order.kill_grace)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        order = refusal.order
+        _log.warning(
+            "order.refused",
+            reason=refusal.reason.value,
+            detail=refusal.detail,
+            run_id=order.run_id if order else None,
+        )
+        if order is None:
+            return  # nothing in it can be believed, not even which run it is about
+        refused = pb.OrderRefused(
+            run_id=order.run_id,
+            reason=refusal.reason.value,
+            detail=refusal.detail,
+            kind=ORDER_KINDS.number(order.kind),
+        )
+        self._say(pb.AttachRequest(refused=refused))
+
+    def _tell_again(self, run: KnownRun) -> None:
+        self._told.pop(run.run_id, None)
+        self.note(run.run_id)
+
+    async def _confirmed(self, run_id: str) -> None:
+        known = self._executor.known_run(run_id)
+        if known is not None and known.phase is RunPhase.FINISHED:
+            await self._executor.mark_reported(run_id)
+            await self._forget(run_id)
+
+    async def _forget(self, run_id: str) -> None:
+        """Clears a run from the spool; one that still runs here is ended first, and cleared when it has."""
+        known = self._executor.known_run(run_id)
+        if known is not None and known.phase is not RunPhase.FINISHED:
+            await self._executor.cancel(run_id, grace=10.0)
+            return
+        await self._executor.forget(run_id)
+        self._shipper.forget(run_id)
+        self._told.pop(run_id, None)
+
+    # -- leaving
+
+    async def _leave_when_idle(self, linger: float) -> None:
+        while True:
+            self._activity = trio.Event()
+            with trio.move_on_after(linger):
+                await self._activity.wait()
+                continue
+            if not self._executor.known_runs() and not self._outbox:
+                self._say(pb.AttachRequest(detach=pb.Detach(last_run_id=self._last_run_id)))
+                with trio.move_on_after(_ANSWER):
+                    await self._activity.wait()
+
+
+_TAKEN_NOT = {
+    "busy": RefusalReason.BUSY,
+    "spool_full": RefusalReason.SPOOL_FULL,
+    "spool_error": RefusalReason.SPOOL_FULL,
+    "invalid_spec": RefusalReason.MALFORMED,
+}

@@ -1,0 +1,267 @@
+"""What the gRPC bridge costs: CPU microseconds per operation, as a ratio to plain grpc.aio on asyncio in the same run.
+
+``python bench/bridge.py [--rounds N] [--seconds S] [--json FILE]``. A server and a load process each; the CPU of the
+whole process under test (C core threads included) over the operations it did, rounds interleaved, medians. Absolute
+figures carry the machine's noise; the ratios are what counts. Compared are the server (under a grpc.aio client) and
+the client (against a grpc.aio server).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SCENARIOS = ("unary", "watch", "upload", "echo")
+ENGINES = ("aio", "bridge")
+TICK = os.sysconf("SC_CLK_TCK")
+UNARY_IN_FLIGHT = 64
+STREAMS = 4
+
+
+def cpu_seconds(pid: int) -> float:
+    """Return user and system time of a process and its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text(encoding="ascii").rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / TICK
+
+
+@contextmanager
+def server(engine: str) -> Iterator[tuple[int, str]]:
+    """Run a server of ``engine``; yields its process id and address."""
+    process = subprocess.Popen([sys.executable, __file__, "serve", engine], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        yield process.pid, f"127.0.0.1:{process.stdout.readline().strip()}"
+    finally:
+        process.kill()
+        process.wait()
+
+
+def load(engine: str, address: str, scenario: str, seconds: float) -> tuple[int, float]:
+    """Run a client of ``engine``; return its operations and its own CPU seconds."""
+    command = [sys.executable, __file__, "load", engine, address, scenario, str(seconds)]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+    operations, cpu = done.stdout.split()
+    return int(operations), float(cpu)
+
+
+def main() -> None:
+    """Compare and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    costs: dict[tuple[str, str, str], list[float]] = {}
+    rates: dict[tuple[str, str, str], list[float]] = {}
+    for _ in range(options.rounds):
+        for scenario in SCENARIOS:
+            for side in ("server", "client"):
+                for engine in ENGINES:
+                    serving, calling = (engine, "aio") if side == "server" else ("aio", engine)
+                    with server(serving) as (pid, address):
+                        load("aio", address, scenario, 0.2)  # warm
+                        before = cpu_seconds(pid)
+                        operations, client_cpu = load(calling, address, scenario, options.seconds)
+                        spent = cpu_seconds(pid) - before if side == "server" else client_cpu
+                    key = (side, scenario, engine)
+                    costs.setdefault(key, []).append(spent / operations * 1e6)
+                    rates.setdefault(key, []).append(operations / options.seconds)
+    print(f"{'':8}{'':8}{'grpc.aio µs':>12}{'bridge µs':>12}{'ratio':>8}{'bridge op/s':>14}")
+    report = []
+    for side in ("server", "client"):
+        for scenario in SCENARIOS:
+            plain, ours = (statistics.median(costs[side, scenario, engine]) for engine in ENGINES)
+            rate = max(rates[side, scenario, "bridge"])
+            print(f"{side:8}{scenario:8}{plain:12.0f}{ours:12.0f}{ours / plain:8.2f}{rate:14.0f}")
+            report.append({"side": side, "scenario": scenario, "aio_us": plain, "bridge_us": ours, "rate": rate})
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+
+
+def serve_bridge() -> None:
+    """Serve the probe service through the bridge."""
+    import trio
+
+    from shovey_trio.rpc.bridge import Listener, open_server
+    from shovey_trio.testing.rpc_probe import Probe
+
+    async def run() -> None:
+        listener = Listener(name="a", address="127.0.0.1:0", routes=Probe().routes())
+        async with open_server([listener]) as running:
+            print(running.port("a"), flush=True)
+            await trio.sleep_forever()
+
+    import logging
+
+    import structlog
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
+    trio.run(run)
+
+
+def serve_aio() -> None:
+    """Serve the same methods with grpc.aio on asyncio, handlers as its documentation shows them."""
+    import asyncio
+
+    import grpc
+    from google.protobuf.wrappers_pb2 import StringValue
+
+    payload = StringValue(value="x" * 1024)
+    codec = {"request_deserializer": StringValue.FromString, "response_serializer": StringValue.SerializeToString}
+
+    async def unary(request: StringValue, context: grpc.aio.ServicerContext) -> StringValue:
+        return request
+
+    async def watch(request: StringValue, context: grpc.aio.ServicerContext) -> None:
+        while True:
+            await context.write(payload)
+
+    async def upload(requests: object, context: grpc.aio.ServicerContext) -> StringValue:
+        count = 0
+        while await context.read() is not grpc.aio.EOF:
+            count += 1
+        return StringValue(value=str(count))
+
+    async def echo(requests: object, context: grpc.aio.ServicerContext) -> None:
+        while (message := await context.read()) is not grpc.aio.EOF:
+            await context.write(message)
+
+    async def run() -> None:
+        running = grpc.aio.server(options=[("grpc.http2.bdp_probe", 0)])
+        handlers = {
+            "Unary": grpc.unary_unary_rpc_method_handler(unary, **codec),
+            "Watch": grpc.unary_stream_rpc_method_handler(watch, **codec),
+            "Upload": grpc.stream_unary_rpc_method_handler(upload, **codec),
+            "Echo": grpc.stream_stream_rpc_method_handler(echo, **codec),
+        }
+        running.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("probe.Probe", handlers)])
+        print(running.add_insecure_port("127.0.0.1:0"), flush=True)
+        await running.start()
+        await running.wait_for_termination()
+
+    asyncio.run(run())
+
+
+def load_bridge(address: str, scenario: str, seconds: float) -> tuple[int, float]:
+    """Return the operations done in ``seconds`` through the bridge, and their CPU seconds."""
+    import trio
+
+    from shovey_trio.rpc.bridge import open_channel
+    from shovey_trio.testing.rpc_probe import ECHO, KIB, UNARY, UPLOAD, WATCH, text
+
+    start = time.process_time()  # imports are not part of the cost
+    done = 0
+    message = text(KIB)
+
+    async def run() -> None:
+        async with open_channel(address, None) as channel:
+
+            async def unary() -> None:
+                nonlocal done
+                while True:
+                    await channel.unary(UNARY, text("x"))
+                    done += 1
+
+            async def watch() -> None:
+                nonlocal done
+                async with channel.stream(WATCH, text("flood")) as stream:
+                    async for _ in stream:
+                        done += 1
+
+            async def upload() -> None:
+                nonlocal done
+                async with channel.stream(UPLOAD) as stream:
+                    while True:
+                        await stream.send(message)
+                        done += 1
+
+            async def echo() -> None:
+                nonlocal done
+                async with channel.stream(ECHO) as stream:
+                    while True:
+                        await stream.send(message)
+                        await stream.receive()
+                        done += 1
+
+            worker = {"unary": unary, "watch": watch, "upload": upload, "echo": echo}[scenario]
+            with trio.move_on_after(seconds):
+                async with trio.open_nursery() as nursery:
+                    for _ in range(UNARY_IN_FLIGHT if scenario == "unary" else STREAMS):
+                        nursery.start_soon(worker)
+
+    trio.run(run)
+    return done, time.process_time() - start
+
+
+def load_aio(address: str, scenario: str, seconds: float) -> tuple[int, float]:
+    """Return the operations done in ``seconds`` by grpc.aio on asyncio, and their CPU seconds."""
+    import asyncio
+
+    import grpc
+    from google.protobuf.wrappers_pb2 import StringValue
+
+    start = time.process_time()  # imports are not part of the cost
+    done = 0
+    message = StringValue(value="x" * 1024)
+    codec = {"request_serializer": StringValue.SerializeToString, "response_deserializer": StringValue.FromString}
+
+    async def run() -> None:
+        async with grpc.aio.insecure_channel(address) as channel:
+
+            async def unary() -> None:
+                nonlocal done
+                call = channel.unary_unary("/probe.Probe/Unary", **codec)
+                while True:
+                    await call(StringValue(value="x"))
+                    done += 1
+
+            async def watch() -> None:
+                nonlocal done
+                call = channel.unary_stream("/probe.Probe/Watch", **codec)(StringValue(value="flood"))
+                while await call.read() is not grpc.aio.EOF:
+                    done += 1
+
+            async def upload() -> None:
+                nonlocal done
+                call = channel.stream_unary("/probe.Probe/Upload", **codec)()
+                while True:
+                    await call.write(message)
+                    done += 1
+
+            async def echo() -> None:
+                nonlocal done
+                call = channel.stream_stream("/probe.Probe/Echo", **codec)()
+                while True:
+                    await call.write(message)
+                    await call.read()
+                    done += 1
+
+            worker = {"unary": unary, "watch": watch, "upload": upload, "echo": echo}[scenario]
+            tasks = [asyncio.create_task(worker()) for _ in range(UNARY_IN_FLIGHT if scenario == "unary" else STREAMS)]
+            await asyncio.sleep(seconds)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    asyncio.run(run())
+    return done, time.process_time() - start
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["serve", "bridge"]:
+            serve_bridge()
+        case ["serve", "aio"]:
+            serve_aio()
+        case ["load", engine, address, scenario, seconds]:
+            print(*(load_bridge if engine == "bridge" else load_aio)(address, scenario, float(seconds)))
+        case _:
+            main()

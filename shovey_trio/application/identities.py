@@ -1,0 +1,256 @@
+"""Users, certificates, enrolment and renewal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import structlog
+
+from shovey_trio.core.enrollment import (
+    DEFAULT_TOKEN_LIFETIME,
+    MAX_TOKEN_LIFETIME,
+    SECRET_BYTES,
+    encode_token,
+    token_digest,
+)
+from shovey_trio.core.errors import InvalidEnrollmentToken, InvalidRequest, NotFound, Unauthenticated
+from shovey_trio.core.model import LinkMode, Node, Presence, Principal, Role, User
+from shovey_trio.core.order_signing import KeySet
+from shovey_trio.identity.authority import CertificateAuthority, IssuedCertificate
+from shovey_trio.identity.names import Identity, PrincipalKind, node_identity, user_identity
+from shovey_trio.identity.renewal import verify_renewal
+from shovey_trio.identity.requests import read_request
+from shovey_trio.identity.signing_keys import SigningKeys
+from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.services import Services
+
+_log = structlog.get_logger(__name__)
+_MAX_INSTANCE = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Enrolled:
+    """What a new node gets."""
+
+    certificate: IssuedCertificate
+    ca_certificates: bytes
+    keys: KeySet
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EnrollmentToken:
+    """A fresh one-time token; the only moment at which its text exists here."""
+
+    token: str
+    expires_at: float
+
+
+class Identities:
+    """Who may call, and how one becomes somebody who may."""
+
+    def __init__(
+        self,
+        *,
+        services: Services,
+        registry: NodeRegistry,
+        authority: CertificateAuthority,
+        signing_keys: SigningKeys,
+    ) -> None:
+        self._services = services
+        self._registry = registry
+        self._authority = authority
+        self._signing_keys = signing_keys
+        self._users: dict[tuple[str, str], User] = {}
+        self._revoked: set[str] = set()
+
+    async def load(self) -> None:
+        """Reads users and revocations; at start, and when an offline command may have changed them."""
+        users = await self._services.store.load_users()
+        self._users = {(user.organization, user.name): user for user in users}
+        self._revoked = set(await self._services.store.revoked_serials())
+
+    @property
+    def ca_certificates(self) -> bytes:
+        """PEM, what clients and nodes must trust."""
+        return self._authority.pem
+
+    def key_set(self, organization: str) -> KeySet:
+        """The public keys that orders of an organization are signed with.
+
+        Raises:
+            NotFound: an organization this controller does not serve.
+        """
+        if organization != self._signing_keys.organization:
+            raise NotFound(f"there is no organization {organization}")
+        return self._signing_keys.published()
+
+    async def principal(self, identity: Identity, serial: str) -> Principal:
+        """Who holds a verified certificate, with the role that holds right now.
+
+        Raises:
+            Unauthenticated: the certificate is revoked, or the user or node is not (or no longer) known.
+        """
+        if serial in self._revoked:
+            raise Unauthenticated(f"the certificate of {identity.label} is revoked")
+        if identity.kind is PrincipalKind.NODE:
+            if self._registry.get(identity.organization, identity.name) is None:
+                raise Unauthenticated(f"there is no {identity.label} in {identity.organization}")
+            return Principal(organization=identity.organization, role=Role.NODE, name=identity.name)
+        user = self._users.get((identity.organization, identity.name))
+        if user is None:
+            await self.load()  # made by an offline command since
+            user = self._users.get((identity.organization, identity.name))
+        if user is None or serial in self._revoked:
+            raise Unauthenticated(f"there is no {identity.label} in {identity.organization}")
+        return Principal(organization=identity.organization, role=user.role, name=identity.name)
+
+    # -- nodes
+
+    async def create_enrollment_token(
+        self, principal: Principal, node: str, valid_for: float | None
+    ) -> EnrollmentToken:
+        """A one-time token for one node name; only its hash is stored.
+
+        Raises:
+            InvalidRequest: the name or the time is not permitted.
+        """
+        identity = node_identity(principal.organization, node)
+        lifetime = DEFAULT_TOKEN_LIFETIME if valid_for is None else valid_for
+        if not 0 < lifetime <= MAX_TOKEN_LIFETIME:
+            raise InvalidRequest("a token may be valid for up to 30 days", field="valid_for")
+        token = encode_token(self._services.random_bytes(SECRET_BYTES))
+        expires_at = self._services.clock.now() + lifetime
+        await self._services.store.write_enrollment_token(
+            digest=token_digest(token),
+            organization=identity.organization,
+            node=identity.name,
+            expires_at=expires_at,
+        )
+        return EnrollmentToken(token=token, expires_at=expires_at)
+
+    async def enroll(self, *, token: str, organization: str, node: str, csr: bytes, agent_instance: str) -> Enrolled:
+        """Makes a node of whoever holds its token.
+
+        A name that was enrolled before becomes a new instance: its old certificates are void, its stream is cut.
+
+        Raises:
+            InvalidCertificateRequest: the request is bad; the token is not used up by it.
+            InvalidEnrollmentToken: unknown, used, expired, or another node's.
+        """
+        identity = node_identity(organization, node)
+        if not 0 < len(agent_instance) <= _MAX_INSTANCE or not agent_instance.replace("-", "").isalnum():
+            raise InvalidRequest("agent_instance must be 1 to 64 letters and digits", field="agent_instance")
+        read_request(csr)
+        now = self._services.clock.now()
+        used = await self._services.store.use_enrollment_token(
+            digest=token_digest(token), organization=organization, node=node, now=now
+        )
+        if not used:
+            _log.warning("enrollment.refused", organization=organization, node=node)
+            raise InvalidEnrollmentToken("the enrolment token is not valid")
+        await self._revoke(identity)
+        certificate = await self._issue(identity, csr, now)
+        link = self._services.links.get(organization, node)
+        if link is not None:
+            link.close("the node was enrolled anew")
+        known = self._registry.get(organization, node)
+        await self._registry.put(
+            Node(
+                name=node,
+                organization=organization,
+                agent_instance=agent_instance,
+                link=known.link if known else LinkMode.ATTACHED,
+                tags=known.tags if known else {},
+                enrolled_at=now,
+                presence=known.presence if known else Presence.NEW,
+                presence_since=known.presence_since if known else now,
+                presence_reason=known.presence_reason if known else "enrolled",
+            )
+        )
+        _log.info("node.enrolled", organization=organization, node=node)
+        return Enrolled(certificate=certificate, ca_certificates=self.ca_certificates, keys=self.key_set(organization))
+
+    async def renew(self, *, certificate: bytes, csr: bytes, proof: bytes) -> IssuedCertificate:
+        """A fresh certificate for the holder of an old one, up to 90 days after its end.
+
+        Raises:
+            Unauthenticated: the certificate or the proof does not hold, or its holder is not known any more.
+            InvalidCertificateRequest: the request is bad.
+        """
+        now = self._services.clock.now()
+        verified = verify_renewal(
+            certificate=certificate,
+            csr=csr,
+            proof=proof,
+            authorities=[self._authority.certificate],
+            revoked=self._revoked,
+            now=now,
+        )
+        await self.principal(verified.identity, verified.serial)
+        return await self._issue(verified.identity, csr, now)
+
+    async def revoke_node(self, principal: Principal, node: str) -> None:
+        """Voids every certificate of a node."""
+        await self._revoke(node_identity(principal.organization, node))
+
+    async def note_agent(self, node: Node, *, link: LinkMode, tags: dict[str, str], version: str) -> None:
+        """Keeps what an agent says of itself when it attaches."""
+        if (node.link, dict(node.tags), node.agent_version) != (link, tags, version):
+            await self._registry.put(replace(node, link=link, tags=tags, agent_version=version))
+
+    # -- users
+
+    async def create_user_certificate(
+        self, principal: Principal, *, name: str, role: Role, csr: bytes
+    ) -> tuple[User, IssuedCertificate]:
+        """A certificate for a user, who is made, or given this role, by it.
+
+        Raises:
+            InvalidRequest: the name is not permitted.
+            InvalidCertificateRequest: the request is bad; nothing was changed.
+        """
+        identity = user_identity(principal.organization, name)
+        read_request(csr)
+        now = self._services.clock.now()
+        key = (identity.organization, identity.name)
+        known = self._users.get(key)
+        created_at = known.created_at if known else now
+        user = User(name=name, organization=identity.organization, role=role, created_at=created_at)
+        await self._services.store.write_user(user)
+        self._users[key] = user
+        return user, await self._issue(identity, csr, now)
+
+    async def list_users(self, principal: Principal) -> Sequence[User]:
+        """All users of the organization, by name."""
+        await self.load()
+        users = (user for user in self._users.values() if user.organization == principal.organization)
+        return sorted(users, key=lambda user: user.name)
+
+    async def remove_user(self, principal: Principal, name: str) -> None:
+        """Removes a user and voids every certificate of theirs.
+
+        Raises:
+            NotFound: no such user.
+            InvalidRequest: the caller's own user, so that an organization is not locked out by accident.
+        """
+        if name == principal.name:
+            raise InvalidRequest("you cannot remove the user you are calling as", field="name")
+        identity = user_identity(principal.organization, name)
+        if not await self._services.store.remove_user(identity.organization, identity.name):
+            raise NotFound(f"there is no user {name}")
+        self._users.pop((identity.organization, identity.name), None)
+        await self._revoke(identity)
+
+    async def _revoke(self, identity: Identity) -> None:
+        self._revoked |= set(await self._services.store.revoke_certificates(identity.organization, identity.label))
+
+    async def _issue(self, identity: Identity, csr: bytes, now: float) -> IssuedCertificate:
+        issued = self._authority.issue_client(csr=csr, identity=identity, now=now)
+        await self._services.store.write_certificate(
+            serial=issued.serial,
+            organization=identity.organization,
+            subject=identity.label,
+            expires_at=issued.expires_at,
+        )
+        return issued

@@ -1,0 +1,363 @@
+"""Starting, reading, watching and cancelling jobs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from shovey_trio.core import ids
+from shovey_trio.core.errors import InvalidRequest, NotFound, UnknownNodes, VotingUnsupported
+from shovey_trio.core.job_machine import admit, request_cancel
+from shovey_trio.core.model import (
+    Job,
+    LinkMode,
+    Node,
+    OutputChunk,
+    OutputExtent,
+    Presence,
+    Principal,
+    Route,
+    Run,
+    StreamName,
+)
+from shovey_trio.core.orders import NONCE_BYTES
+from shovey_trio.core.quorum import required_nodes
+from shovey_trio.core.states import JobState, RunState
+from shovey_trio.core.targeting import Selection, resolve
+from shovey_trio.nursery.handles import JobHandle
+from shovey_trio.nursery.job_scope import cancel_runs
+from shovey_trio.nursery.persist import until_stored
+from shovey_trio.nursery.ports import Doorbell, JobFilter, JobSnapshot, RequestKey, StoredEvent
+from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.services import Services
+from shovey_trio.nursery.supervisor import Supervisor
+from shovey_trio.nursery.watch import follow_output, watch_job
+
+_MAX_COMMAND = 256
+_MAX_REQUEST_ID = 128
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartJob:
+    """What an operator asks for. Durations in seconds; None takes the default."""
+
+    command: str
+    selection: Selection
+    quorum: str = ""
+    run_timeout: float | None = None
+    kill_grace: float | None = None
+    request_id: str = ""
+    dry_run: bool = False
+    vote: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResolvedTarget:
+    """A node a job would go to, and how."""
+
+    node: str
+    up: bool
+    route: Route | None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StartedJob:
+    """The job, and for a dry run the nodes it would go to."""
+
+    job: Job
+    targets: tuple[ResolvedTarget, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelledJob:
+    """What a cancel did: which runs are being cancelled, and which had ended before."""
+
+    job: Job
+    cancelling: tuple[str, ...]
+    already_finished: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobDefaults:
+    """What a job gets when its request does not say; seconds."""
+
+    run_timeout: float = 3600.0
+    max_run_timeout: float = 7 * 86400.0
+    kill_grace: float = 10.0
+    max_kill_grace: float = 600.0
+
+
+class Jobs:
+    """Jobs of the controller."""
+
+    def __init__(
+        self,
+        *,
+        services: Services,
+        supervisor: Supervisor,
+        registry: NodeRegistry,
+        doorbell: Doorbell,
+        defaults: JobDefaults,
+    ) -> None:
+        self._services = services
+        self._supervisor = supervisor
+        self._registry = registry
+        self._doorbell = doorbell
+        self._defaults = defaults
+
+    # -- start
+
+    async def start(self, principal: Principal, request: StartJob) -> StartedJob:
+        """Starts a job; durable when it returns.
+
+        Nodes that are down get a run that is ``unavailable`` from the start; when fewer nodes are up than the quorum
+        asks for, nothing is sent and the job is ``quorum_failed``. Both are decided before the job is stored, so that
+        the first commit already holds them.
+
+        Raises:
+            InvalidRequest, InvalidQuorum, NoTargets, UnknownNodes, VotingUnsupported: nothing was stored.
+            RequestIdReused, Overloaded, Draining, StoreUnavailable: nothing was stored.
+        """
+        self._check(request)
+        nodes = self._registry.of(principal.organization)
+        targets = resolve(request.selection, nodes)
+        quorum = request.quorum or "100%"
+        required_nodes(quorum, len(targets))
+        up = [name for name in targets if nodes[name].presence is Presence.UP]
+        job = self._new_job(principal, request, quorum, len(targets))
+        decided = admit(job, len(up), job.created_at)
+        if request.dry_run:
+            resolved = tuple(self._resolved(nodes[name]) for name in targets)
+            return StartedJob(job=replace(decided, id=""), targets=resolved)
+        runs = [self._new_run(decided, name, nodes[name]) for name in targets]
+        counts = {state: sum(run.state is state for run in runs) for state in {run.state for run in runs}}
+        decided = replace(decided, run_counts=counts)
+        key = None
+        if request.request_id:
+            key = RequestKey(
+                organization=principal.organization,
+                principal=principal.label,
+                request_id=request.request_id,
+                digest=_digest(request),
+            )
+        created = await self._supervisor.launch(decided, runs, key)
+        return StartedJob(job=created.job)
+
+    def _check(self, request: StartJob) -> None:
+        if request.vote:
+            raise VotingUnsupported("votes are not supported yet; a quorum of nodes that are up is checked instead")
+        if not request.command or len(request.command) > _MAX_COMMAND or not request.command.isprintable():
+            raise InvalidRequest(
+                f"command must be the name of a whitelist entry, 1 to {_MAX_COMMAND} printable characters",
+                field="command",
+            )
+        if len(request.request_id) > _MAX_REQUEST_ID:
+            raise InvalidRequest(f"request_id may have {_MAX_REQUEST_ID} characters", field="request_id")
+        limits = self._defaults
+        if request.run_timeout is not None and not 0 < request.run_timeout <= limits.max_run_timeout:
+            raise InvalidRequest(
+                f"run_timeout must be above 0 and at most {limits.max_run_timeout:g} seconds", field="run_timeout"
+            )
+        if request.kill_grace is not None and not 0 <= request.kill_grace <= limits.max_kill_grace:
+            raise InvalidRequest(f"kill_grace may be at most {limits.max_kill_grace:g} seconds", field="kill_grace")
+
+    def _new_job(self, principal: Principal, request: StartJob, quorum: str, total: int) -> Job:
+        now = self._services.clock.now()
+        return Job(
+            id=ids.job_id(now, self._services.random_bytes(10)),
+            organization=principal.organization,
+            command=request.command,
+            quorum=quorum,
+            run_timeout=self._defaults.run_timeout if request.run_timeout is None else request.run_timeout,
+            kill_grace=self._defaults.kill_grace if request.kill_grace is None else request.kill_grace,
+            created_by=principal.label,
+            created_at=now,
+            updated_at=now,
+            run_total=total,
+        )
+
+    def _new_run(self, job: Job, name: str, node: Node) -> Run:
+        run = Run(
+            id=ids.run_id(job.id, name),
+            job_id=job.id,
+            organization=job.organization,
+            node=name,
+            created_at=job.created_at,
+            updated_at=job.created_at,
+            nonce=self._services.random_bytes(NONCE_BYTES),
+        )
+        if job.state is JobState.QUORUM_FAILED:
+            cause, detail = "quorum_failed", "nothing was sent: too few nodes were up"
+        elif node.presence is not Presence.UP:
+            cause, detail = "node_down", f"the node was {node.presence.value} ({node.presence_reason})"
+        else:
+            return run
+        return replace(run, state=RunState.UNAVAILABLE, cause=cause, detail=detail, finished_at=job.created_at)
+
+    def _resolved(self, node: Node) -> ResolvedTarget:
+        route: Route | None = None
+        if self._services.links.get(node.organization, node.name) is not None:
+            route = Route.STREAM
+        elif node.link is LinkMode.ON_DEMAND and self._doorbell.member_status(node.organization, node.name) == "alive":
+            route = Route.DOORBELL
+        return ResolvedTarget(node=node.name, up=node.presence is Presence.UP, route=route)
+
+    # -- read
+
+    async def get(self, principal: Principal, job_id: str) -> tuple[Job, Mapping[RunState, int]]:
+        """A job with the present counts of its runs.
+
+        Raises:
+            NotFound: no such job in the principal's organization.
+        """
+        job = await self._services.store.get_job(principal.organization, job_id)
+        if job is None:
+            raise NotFound(f"there is no job {job_id}", job_id=job_id)
+        return job, self.counts(job)
+
+    def counts(self, job: Job) -> Mapping[RunState, int]:
+        """How many runs of a job are in which state: from its nursery while it lives, as last written after that."""
+        live = self._supervisor.job(job.id)
+        return job.run_counts if live is None or job.is_terminal else +live.counts
+
+    async def list_jobs(
+        self, principal: Principal, where: JobFilter, *, limit: int, after: str
+    ) -> tuple[Sequence[Job], str]:
+        """Jobs, newest first; see ``Store.list_jobs``."""
+        return await self._services.store.list_jobs(
+            replace(where, organization=principal.organization), limit=limit, after=after
+        )
+
+    async def get_run(self, principal: Principal, job_id: str, node: str) -> tuple[Run, OutputExtent]:
+        """A run with the extent of its durable output.
+
+        Raises:
+            NotFound: no such run in the principal's organization.
+        """
+        run = await self._services.store.get_run(principal.organization, job_id, node)
+        if run is None:
+            raise NotFound(f"job {job_id} has no run on {node}", job_id=job_id, node=node)
+        return run, await self._services.store.output_extent(run.id)
+
+    async def list_runs(
+        self, principal: Principal, job_id: str, *, states: frozenset[RunState], limit: int, after: str
+    ) -> tuple[Sequence[Run], Mapping[str, OutputExtent], str]:
+        """Runs of a job by node name, with the extents of their output.
+
+        Raises:
+            NotFound: no such job in the principal's organization.
+        """
+        if await self._services.store.get_job(principal.organization, job_id) is None:
+            raise NotFound(f"there is no job {job_id}", job_id=job_id)
+        runs, token = await self._services.store.list_runs(
+            principal.organization, job_id, states=states, limit=limit, after=after
+        )
+        return runs, await self._services.store.output_extents([run.id for run in runs]), token
+
+    async def watch(
+        self,
+        principal: Principal,
+        job_id: str,
+        *,
+        after_seq: int | None,
+        include_output: bool,
+        snapshot: Callable[[JobSnapshot], Awaitable[None]],
+        events: Callable[[list[StoredEvent]], Awaitable[None]],
+    ) -> None:
+        """Feeds a watcher until the job is terminal; see ``nursery.watch.watch_job``."""
+        await watch_job(
+            store=self._services.store,
+            hub=self._services.hub,
+            organization=principal.organization,
+            job_id=job_id,
+            after_seq=after_seq,
+            include_output=include_output,
+            snapshot=snapshot,
+            events=events,
+        )
+
+    async def read_output(
+        self,
+        principal: Principal,
+        job_id: str,
+        node: str,
+        *,
+        stream: StreamName | None,
+        offset: int,
+        follow: bool,
+        chunk: Callable[[OutputChunk], Awaitable[None]],
+    ) -> None:
+        """Feeds a reader with output; see ``nursery.watch.follow_output``."""
+        await follow_output(
+            store=self._services.store,
+            hub=self._services.hub,
+            organization=principal.organization,
+            job_id=job_id,
+            node=node,
+            stream=stream,
+            offset=offset,
+            follow=follow,
+            chunk=chunk,
+        )
+
+    # -- cancel
+
+    async def cancel(self, principal: Principal, job_id: str, nodes: Sequence[str]) -> CancelledJob:
+        """Asks for the cancel of all runs, or of those of some nodes; the request is durable when it returns.
+
+        Raises:
+            NotFound: no such job in the principal's organization.
+            UnknownNodes: a node the job has no run on; nothing is cancelled.
+        """
+        stored = await self._services.store.get_job(principal.organization, job_id)
+        if stored is None:
+            raise NotFound(f"there is no job {job_id}", job_id=job_id)
+        live = self._supervisor.job(job_id)
+        if live is None:
+            return await self._cancel_ended(stored, nodes)
+        names = sorted(set(nodes)) or sorted(live.runs)
+        _check_known(job_id, names, live.runs)
+        if not nodes:
+            await self._note_cancel(live)
+        asked = await cancel_runs(live, names, by=principal.label, slice_=self._services.bounds.slice)
+        finished = sorted(set(names) - set(asked))
+        return CancelledJob(job=live.job, cancelling=tuple(asked), already_finished=tuple(finished))
+
+    async def _note_cancel(self, live: JobHandle) -> None:
+        async def write() -> None:
+            live.job = request_cancel(live.job, self._services.clock.now())
+            await self._services.store.write_job(live.job)
+
+        await until_stored(write, longest_pause=self._services.timing.store_retry)
+
+    async def _cancel_ended(self, job: Job, nodes: Sequence[str]) -> CancelledJob:
+        names: set[str] = set()
+        after = ""
+        while True:
+            runs, after = await self._services.store.list_runs(
+                job.organization, job.id, states=frozenset(), limit=1000, after=after
+            )
+            names |= {run.node for run in runs}
+            if not after:
+                break
+        chosen = sorted(set(nodes)) or sorted(names)
+        _check_known(job.id, chosen, names)
+        return CancelledJob(job=job, cancelling=(), already_finished=tuple(chosen))
+
+
+def _check_known(job_id: str, names: Sequence[str], known: Mapping[str, object] | set[str]) -> None:
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        raise UnknownNodes(
+            f"job {job_id} has no run on {', '.join(unknown[:20])}", job_id=job_id, nodes=",".join(unknown[:1000])
+        )
+
+
+def _digest(request: StartJob) -> bytes:
+    body = {
+        "selection": type(request.selection).__name__,
+        **{field: value for field, value in asdict(request).items() if field != "request_id"},
+    }
+    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).digest()

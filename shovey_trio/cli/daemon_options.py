@@ -1,0 +1,56 @@
+"""Options that the commands of ``shovey-trio`` share: where the settings come from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import click
+
+from shovey_trio.config import ServerSettings, find_config_file, load_server_settings
+from shovey_trio.config_sources import parse_overrides
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_PATH = click.Path(path_type=Path, resolve_path=True)
+
+
+def load_from_options(config: Path | None, data_dir: Path | None, assignments: tuple[str, ...]) -> ServerSettings:
+    """The settings that these options stand for.
+
+    Raises:
+        ConfigurationInvalid: the message lists everything that is wrong.
+    """
+    file = find_config_file(flag=config, data_dir=data_dir, environ=os.environ)
+    overrides = parse_overrides(assignments)
+    if data_dir is not None:
+        overrides = (*overrides, ("server.data_dir", data_dir))
+    return load_server_settings(file, environ=os.environ, overrides=overrides)
+
+
+def source_options(function: Callable[P, T]) -> Callable[P, T]:
+    """Adds ``--config``, ``--data-dir`` and ``--set``, passed as ``config``, ``data_dir`` and ``assignments``."""
+    for option in (
+        click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting."),
+        click.option("--data-dir", type=_PATH, help="Data directory; its shovey-trio.toml is used."),
+        click.option("--config", "-c", type=_PATH, help="Configuration file."),
+    ):
+        function = option(function)
+    return function
+
+
+def with_settings(function: Callable[Concatenate[ServerSettings, P], T]) -> Callable[..., T]:
+    """Adds the options of ``source_options`` and passes the settings they stand for as the first argument."""
+
+    @source_options
+    @wraps(function)
+    def command(
+        *args: Any, config: Path | None, data_dir: Path | None, assignments: tuple[str, ...], **kwargs: Any
+    ) -> T:
+        return function(load_from_options(config, data_dir, assignments), *args, **kwargs)
+
+    return command

@@ -1,0 +1,90 @@
+"""From any failure to one line on stderr and an exit code: what, why, what to do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import IO, Any, Final
+
+import click
+
+from shovey_trio.core.errors import Code, Exit, ShoveyError
+from shovey_trio.rpc.bridge import RpcError
+
+# What to do about a reason, where there is something better to say than the message itself.
+_ADVICE: Final = {
+    "UNKNOWN_NODES": "`shovey node list` shows the nodes there are",
+    "NO_TARGETS": "name nodes, or use --all, --tag or --match",
+    "PERMISSION_DENIED": "ask an admin for a role that may do this; `shovey version` shows who you are",
+    "UNAUTHENTICATED": "ask an admin for a certificate (`shovey-trio user cert NAME`)",
+    "UNREACHABLE": "check --server, that `shovey-trio serve` runs there, and that your certificate is of its CA",
+    "REQUEST_ID_REUSED": "use another --request-id for another job",
+    "HISTORY_GONE": "watch again without a token",
+    "DRAINING": "the controller is stopping; try again when it is back",
+    "OVERLOADED": "try again later",
+    "FILE_UNUSABLE": "name a client directory by --config or SHOVEY_CONFIG",
+}
+_EXIT_BY_CODE: Final = {
+    Code.INVALID_ARGUMENT: Exit.USAGE,
+    Code.NOT_FOUND: Exit.NOT_FOUND,
+    Code.OUT_OF_RANGE: Exit.NOT_FOUND,
+    Code.ALREADY_EXISTS: Exit.CONFLICT,
+    Code.ABORTED: Exit.CONFLICT,
+    Code.PERMISSION_DENIED: Exit.DENIED,
+    Code.UNAUTHENTICATED: Exit.DENIED,
+    Code.UNIMPLEMENTED: Exit.USAGE,
+    Code.RESOURCE_EXHAUSTED: Exit.BUSY,
+    Code.UNAVAILABLE: Exit.UNREACHABLE,
+    Code.DEADLINE_EXCEEDED: Exit.UNREACHABLE,
+}
+
+
+class Failed(click.ClickException):
+    """A failure as it is shown: one line, no traceback."""
+
+    def __init__(self, message: str, *, reason: str, exit: Exit, advice: str = "") -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.exit_code = exit.value  # type: ignore[misc]  # click itself sets it on instances
+        self.advice = advice or _ADVICE.get(reason, "")
+
+    def show(self, file: IO[Any] | None = None) -> None:
+        """Writes the line."""
+        advice = f"; {self.advice}" if self.advice else ""
+        text = " ".join(f"{self.message}{advice}".split())
+        click.echo(f"error: {text} ({self.reason})", file=file, err=True)
+
+
+def failure_of(error: BaseException) -> Failed | None:
+    """How to show ``error``; None for what is no failure of the world's but a bug of ours."""
+    match error:
+        case ShoveyError():
+            return Failed(error.message, reason=error.reason, exit=error.exit)
+        case RpcError():
+            exit_by_reason = _exits().get(error.reason)
+            return Failed(
+                error.message or "the controller gave no reason",
+                reason=error.reason,
+                exit=exit_by_reason or _EXIT_BY_CODE.get(error.code, Exit.INTERNAL),
+            )
+        case _:
+            return None
+
+
+def leaves(error: BaseException) -> Iterator[BaseException]:
+    """The exceptions inside nested groups."""
+    if isinstance(error, BaseExceptionGroup):
+        for inner in error.exceptions:
+            yield from leaves(inner)
+    else:
+        yield error
+
+
+def _exits() -> dict[str, Exit]:
+    """The exit code of each reason, from the errors themselves."""
+
+    def classes(base: type[ShoveyError]) -> Iterator[type[ShoveyError]]:
+        for child in base.__subclasses__():
+            yield child
+            yield from classes(child)
+
+    return {error.reason: error.exit for error in classes(ShoveyError)}

@@ -1,0 +1,225 @@
+"""Settings of the controller. Every default stands here and in docs/configuration.md; a test compares the two.
+
+Durations are seconds once read; a file may write ``"90s"``, ``"15m"``, ``"24h"``, ``"30d"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Annotated, Final, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from shovey_trio.config_sources import Sources, load_settings
+from shovey_trio.config_types import (
+    Address,
+    ByteSize,
+    Duration,
+    FilePath,
+    OptionalAddress,
+    PositiveDuration,
+    PositiveInt,
+    Section,
+    reachable_address,
+    split_address,
+)
+from shovey_trio.core.errors import InvalidRequest
+from shovey_trio.identity.layout import DataDirectory
+from shovey_trio.identity.names import check_organization
+
+ENVIRONMENT_PREFIX: Final = "SHOVEY_TRIO"
+#: Names a configuration file for every command, when no flag does.
+CONFIG_VARIABLE: Final = "SHOVEY_TRIO_CONFIG"
+DEFAULT_DATA_DIR: Final = Path("/var/lib/shovey-trio")
+
+
+def _organization(value: str) -> str:
+    try:
+        return check_organization(value)
+    except InvalidRequest as exc:
+        raise ValueError(exc.message.partition(": ")[2]) from exc
+
+
+class ServerSection(Section):
+    """Who we are and where we listen."""
+
+    organization: Annotated[str, AfterValidator(_organization)] = Field(
+        default="default", description="the organization this controller serves"
+    )
+    data_dir: FilePath = Field(default=DEFAULT_DATA_DIR, description="keys, certificates and the store")
+    control_listen: Address = Field(
+        default="127.0.0.1:7443", description="listener with mutual TLS: agents and clients"
+    )
+    enroll_listen: Address = Field(default="127.0.0.1:7444", description="listener for Enroll and Renew")
+    advertise_control: OptionalAddress = Field(
+        default="", description="control address as agents and clients are told it; empty: as `control_listen`"
+    )
+    advertise_enroll: OptionalAddress = Field(
+        default="", description="enroll address as new nodes are told it; empty: as `enroll_listen`"
+    )
+    drain_timeout: Duration = Field(default=30.0, description="on TERM, how long open calls may take to end")
+
+
+class StoreSection(Section):
+    """Where state is durable."""
+
+    path: FilePath | Literal[""] = Field(
+        default="", description="SQLite file; empty: `store.sqlite3` in `server.data_dir`"
+    )
+
+
+class SerfSection(Section):
+    """The serf agent beside the controller."""
+
+    enabled: bool = Field(default=True, description="use serf: doorbells, membership, presence")
+    address: Address = Field(default="127.0.0.1:7373", description="RPC address of the serf agent")
+    auth_key_file: FilePath | Literal[""] = Field(
+        default="", description="file with serf's RPC authentication key; empty: none"
+    )
+    node_name: str = Field(
+        default="", description="serf name of the agent, `organization:name`; empty: it is asked for it"
+    )
+    query_size_limit: Annotated[int, Field(ge=512, le=1366)] = Field(
+        default=1024, description="largest query, as in the serf agent's own configuration"
+    )
+
+
+class JobsSection(Section):
+    """How long the parts of a job may take."""
+
+    default_run_timeout: PositiveDuration = Field(
+        default=3600.0, description="time a run may take when the job does not say"
+    )
+    max_run_timeout: PositiveDuration = Field(default=86_400.0, description="longest time a job may ask for")
+    kill_grace: Duration = Field(default=10.0, description="between TERM and KILL, when the job does not say")
+    acceptance: PositiveDuration = Field(
+        default=60.0, description="time a node has to accept an order, all attempts together"
+    )
+    order_attempts: PositiveInt = Field(
+        default=3, description="how often an order is sent to a node that does not answer"
+    )
+    reconnect_grace: PositiveDuration = Field(
+        # A verdict is final, so it waits for what is not a crash: a physical server's reboot takes up to 10 minutes.
+        default=900.0,
+        description="silence after which an `unknown` run becomes `crashed`",
+    )
+
+    @model_validator(mode="after")
+    def _default_within_maximum(self) -> Self:
+        if self.default_run_timeout > self.max_run_timeout:
+            raise ValueError("default_run_timeout is longer than max_run_timeout")
+        return self
+
+
+class PresenceSection(Section):
+    """When a node counts as up."""
+
+    stream_lost_after: Duration = Field(
+        default=15.0, description="an attached node is down this long after its stream broke"
+    )
+    on_demand_fresh: PositiveDuration = Field(
+        default=900.0,
+        description="an on-demand node is up this long after it pulled or answered, while serf says alive",
+    )
+
+
+class RetentionSection(Section):
+    """What is deleted, and when."""
+
+    jobs: PositiveDuration = Field(default=30 * 86_400.0, description="finished jobs with runs, events and output")
+    statuses: PositiveDuration = Field(default=30 * 86_400.0, description="presence history of nodes")
+    sweep_every: PositiveDuration = Field(default=3600.0, description="how often old history is looked for")
+
+
+class LimitsSection(Section):
+    """Bounds on what is in memory and on what strangers can cost."""
+
+    max_live_jobs: PositiveInt = Field(default=1000, description="jobs that are not finished")
+    max_live_runs: PositiveInt = Field(default=50_000, description="runs of those jobs")
+    max_watchers: PositiveInt = Field(default=1000, description="open WatchJob and following ReadOutput calls")
+    max_attached: PositiveInt = Field(default=20_000, description="attached agents")
+    output_buffer: ByteSize = Field(
+        default=64 * 2**20, description="output received and not yet durable, all runs together"
+    )
+    max_message: ByteSize = Field(default=4 * 2**20, description="one gRPC message")
+    enroll_per_minute: PositiveInt = Field(default=60, description="Enroll and Renew calls, all callers together")
+
+
+class LogSection(Section):
+    """What is logged, to standard error."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="the least severe that is logged"
+    )
+    format: Literal["auto", "console", "json"] = Field(
+        default="auto", description="`auto`: console on a terminal, else json"
+    )
+
+
+class ServerSettings(Section):
+    """All settings of the controller."""
+
+    server: ServerSection = Field(default_factory=ServerSection)
+    store: StoreSection = Field(default_factory=StoreSection)
+    serf: SerfSection = Field(default_factory=SerfSection)
+    jobs: JobsSection = Field(default_factory=JobsSection)
+    presence: PresenceSection = Field(default_factory=PresenceSection)
+    retention: RetentionSection = Field(default_factory=RetentionSection)
+    limits: LimitsSection = Field(default_factory=LimitsSection)
+    log: LogSection = Field(default_factory=LogSection)
+
+    @model_validator(mode="after")
+    def _listeners_differ(self) -> Self:
+        same = self.server.control_listen == self.server.enroll_listen
+        if same and split_address(self.server.control_listen)[1] != 0:
+            raise ValueError("server.control_listen and server.enroll_listen are the same address")
+        return self
+
+    @property
+    def directory(self) -> DataDirectory:
+        return DataDirectory(self.server.data_dir)
+
+    @property
+    def store_path(self) -> Path:
+        return self.store.path or self.directory.store
+
+    @property
+    def control_address(self) -> str:
+        """What agents and clients are told to connect to."""
+        return self.server.advertise_control or reachable_address(self.server.control_listen)
+
+    @property
+    def enroll_address(self) -> str:
+        """What new nodes are told to connect to."""
+        return self.server.advertise_enroll or reachable_address(self.server.enroll_listen)
+
+
+def load_server_settings(
+    file: Path | None, *, environ: Mapping[str, str], overrides: Iterable[tuple[str, object]] = ()
+) -> ServerSettings:
+    """The controller's settings from defaults, ``file``, environment and flags, in this order of weight; blocking.
+
+    Raises:
+        ConfigurationInvalid: the message lists everything that is wrong.
+    """
+    return load_settings(
+        ServerSettings,
+        Sources(prefix=ENVIRONMENT_PREFIX, file=file, environ=environ, overrides=tuple(overrides)),
+    )
+
+
+def find_config_file(*, flag: Path | None, data_dir: Path | None, environ: Mapping[str, str]) -> Path | None:
+    """The configuration file that a command uses: named by flag, by data directory, by environment, or the default's.
+
+    A file that was named by flag or environment is returned whether it exists or not; its absence is an error then.
+    """
+    if flag is not None:
+        return flag
+    if data_dir is not None:
+        named = DataDirectory(data_dir).configuration
+        return named if named.exists() else None
+    if environ.get(CONFIG_VARIABLE):
+        return Path(environ[CONFIG_VARIABLE])
+    candidates = (Path("/etc/shovey-trio/shovey-trio.toml"), DataDirectory(DEFAULT_DATA_DIR).configuration)
+    return next((path for path in candidates if path.exists()), None)

@@ -1,0 +1,126 @@
+"""The vocabulary of all configuration files: section base class, durations, sizes, addresses, paths."""
+
+from __future__ import annotations
+
+import re
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
+
+_UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
+_DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
+_SIZES: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
+_SIZE: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
+_PORTS: Final = range(65_536)
+
+
+class Section(BaseModel):
+    """A part of a configuration: immutable, and an unknown key in it is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
+
+
+def parse_duration(value: object) -> float:
+    """Seconds of a number or of text such as ``90s``, ``15m``, ``24h``, ``30d``, ``100ms``.
+
+    Raises:
+        ValueError: it is neither, or negative.
+    """
+    if isinstance(value, str) and (found := _DURATION.fullmatch(value.strip())):
+        return float(found[1]) * _UNITS[found[2] or "s"]
+    if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value < float("inf"):
+        return float(value)
+    raise ValueError('expected a duration such as "90s", "15m", "24h" or a number of seconds')
+
+
+def format_duration(seconds: float) -> str:
+    """The shortest text that ``parse_duration`` reads back to the same whole number of seconds."""
+    for unit, size in (("d", 86_400), ("h", 3600), ("m", 60)):
+        if seconds >= size and seconds % size == 0:
+            return f"{int(seconds // size)}{unit}"
+    return f"{int(seconds)}s" if seconds == int(seconds) else f"{seconds}s"
+
+
+def parse_size(value: object) -> int:
+    """Bytes of a number or of text such as ``64MiB``.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(value, str) and (found := _SIZE.fullmatch(value.strip())):
+        return int(found[1]) * _SIZES[found[2] or ""]
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    raise ValueError('expected a size such as "64MiB", "512KiB" or a number of bytes')
+
+
+def format_size(size: int) -> str:
+    """The shortest text that ``parse_size`` reads back to the same number."""
+    for unit in ("GiB", "MiB", "KiB"):
+        if size and size % _SIZES[unit] == 0:
+            return f"{size // _SIZES[unit]}{unit}"
+    return str(size)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of ``host:port`` or ``[ipv6]:port``.
+
+    Raises:
+        ValueError: it is not of this form.
+    """
+    host, colon, port = address.rpartition(":")
+    bracketed = host.startswith("[") and host.endswith("]")
+    host = host[1:-1] if bracketed else host
+    well_formed = colon and host and (bracketed or ":" not in host) and port.isascii() and port.isdigit()
+    if not well_formed or any(character.isspace() for character in host) or int(port) not in _PORTS:
+        raise ValueError("expected HOST:PORT, an IPv6 address in brackets")
+    return host, int(port)
+
+
+def join_address(host: str, port: int) -> str:
+    """``host:port``, with the brackets that an IPv6 address needs."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def reachable_address(listen: str) -> str:
+    """A listening address is one to connect to, but for the wildcards: those mean this machine, seen from itself."""
+    host, port = split_address(listen)
+    try:
+        address = ip_address(host)
+    except ValueError:
+        return listen
+    return join_address("127.0.0.1" if address.version == 4 else "::1", port) if address.is_unspecified else listen
+
+
+def _check_address(value: str) -> str:
+    split_address(value)
+    return value
+
+
+def _optional_address(value: str) -> str:
+    return _check_address(value) if value else value
+
+
+def _resolve(value: Path, info: ValidationInfo) -> Path:
+    """Paths are relative to the configuration file they may stand in, so that a directory can be moved as a whole."""
+    context: dict[str, Any] = info.context or {}
+    base = context.get("base")
+    path = value.expanduser()
+    return base / path if base is not None else path.absolute()
+
+
+def _not_empty(value: object) -> object:
+    if value == "":
+        raise ValueError("expected a path")
+    return value
+
+
+Duration = Annotated[float, BeforeValidator(parse_duration), Field(ge=0)]
+PositiveDuration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)]
+ByteSize = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
+Address = Annotated[str, AfterValidator(_check_address)]
+OptionalAddress = Annotated[str, AfterValidator(_optional_address)]
+FilePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_resolve)]
+PositiveInt = Annotated[int, Field(gt=0)]

@@ -1,0 +1,380 @@
+"""The controller, put together: everything between the settings and the open listeners.
+
+The order of the ``async with`` blocks is the order of dependence: the store outlives the jobs, the jobs outlive the
+helpers they call, and the listeners open last and close first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
+
+import structlog
+import trio
+
+from shovey_trio import __version__
+from shovey_trio.application.identities import Identities
+from shovey_trio.application.jobs import JobDefaults, Jobs
+from shovey_trio.application.nodes import Nodes
+from shovey_trio.config import ServerSettings
+from shovey_trio.config_types import split_address
+from shovey_trio.core.authz import POLICY
+from shovey_trio.core.errors import ShoveyError
+from shovey_trio.core.serf_wire import CONTROLLER_START_EVENT
+from shovey_trio.identity.files import read_secret
+from shovey_trio.identity.signing_keys import SigningKeyFile, SigningKeys
+from shovey_trio.nursery.clock import WallClock
+from shovey_trio.nursery.credits import ByteCredits
+from shovey_trio.nursery.dispatch import Dispatcher
+from shovey_trio.nursery.inbound import AgentInbox
+from shovey_trio.nursery.links import Links
+from shovey_trio.nursery.ports import Doorbell, SendFollow, Store
+from shovey_trio.nursery.presence import NodePresence
+from shovey_trio.nursery.recovery import take_up_jobs
+from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.services import Services
+from shovey_trio.nursery.settings import Bounds, Timing
+from shovey_trio.nursery.supervisor import Supervisor, open_supervisor
+from shovey_trio.nursery.watch import CommitHub
+from shovey_trio.rpc.bridge import Listener, Route, Server, ServerOptions, ServerTls, open_server
+from shovey_trio.rpc.bridge.health import Health
+from shovey_trio.rpc.bridge.reflection import reflection_routes
+from shovey_trio.rpc.callers import Gatekeeper
+from shovey_trio.rpc.errors import status_of
+from shovey_trio.rpc.services.admin_service import AdminService, ServerFacts
+from shovey_trio.rpc.services.agent_service import AgentService, EnrollmentService
+from shovey_trio.rpc.services.job_service import JobService
+from shovey_trio.rpc.services.node_service import NodeService
+from shovey_trio.rpc.signer import Signer
+from shovey_trio.serf.doorbell import NoDoorbell, SerfDoorbell
+from shovey_trio.serf.link import SerfLink, SerfSettings
+from shovey_trio.store import open_store
+from shovey_trio.tls import ControllerTls, ListenerTls, load_controller_tls, renew_listeners_if_due
+
+_log = structlog.get_logger(__name__)
+
+CONTROL = "control"
+ENROLL = "enroll"
+# Enrolments and renewals under way at once: each costs a signature and two commits.
+_ENROLLING = 4
+_HEALTH_TICK = 1.0
+_RETENTION_SLICE = 20
+
+
+class Controller:
+    """A running controller; made by ``open_controller``."""
+
+    def __init__(
+        self,
+        *,
+        settings: ServerSettings,
+        server: Server,
+        supervisor: Supervisor,
+        identities: Identities,
+        links: Links,
+        health: Health,
+        signer: Signer,
+    ) -> None:
+        self._settings = settings
+        self._server = server
+        self._supervisor = supervisor
+        self._identities = identities
+        self._links = links
+        self._health = health
+        self._signer = signer
+
+    @property
+    def control_port(self) -> int:
+        return self._server.port(CONTROL)
+
+    @property
+    def enroll_port(self) -> int:
+        return self._server.port(ENROLL)
+
+    async def drain(self) -> None:
+        """Takes no more jobs, lets agents and clients go, and returns when nobody is left or the time for it is over.
+
+        Live jobs stay as they are; the next start takes them up.
+        """
+        self._supervisor.draining = True
+        self._health.set_all(False)
+        _log.info("controller.draining", jobs=len(self._supervisor), agents=len(self._links))
+        for link in self._links:
+            link.close("the controller stops")
+        await self._server.stop(grace=self._settings.server.drain_timeout)
+
+    async def reload(self) -> None:
+        """Reads certificates, signing keys, users and revocations again; a file that is bad leaves the old in force."""
+        try:
+            tls = await trio.to_thread.run_sync(_load_tls, self._settings)
+            keys = await trio.to_thread.run_sync(_load_keys, self._settings)
+        except ShoveyError as error:
+            _log.error("controller.reload_failed", error=error.message)
+            return
+        self._server.reload_tls(CONTROL, _server_tls(tls.control))
+        self._server.reload_tls(ENROLL, _server_tls(tls.enroll))
+        self._signer.replace({keys.organization: keys.active})
+        await self._identities.load()
+        _log.info("controller.reloaded")
+
+
+@asynccontextmanager
+async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]:
+    """Runs a controller for the block: unfinished jobs are taken up, then the listeners open.
+
+    Leaving the block stops at once (``Controller.drain`` before that gives callers time).
+
+    Raises:
+        ShoveyError: something needed is missing, damaged or open to others; the message names it.
+        ListenError: an address cannot be listened on.
+    """
+    clock = WallClock()
+    tls = await trio.to_thread.run_sync(_load_tls, settings)
+    keys = await trio.to_thread.run_sync(_load_keys, settings)
+    async with open_store(settings.store_path) as store:
+        epoch = await store.next_epoch(clock.now())
+        registry = NodeRegistry(store)
+        await registry.load()
+        links = Links()
+        timing, bounds = _timing(settings), _bounds(settings)
+        link = _serf_link(settings)
+        doorbell: Doorbell = NoDoorbell()
+        if link is not None:
+            limit = settings.serf.query_size_limit
+            doorbell = SerfDoorbell(
+                link=link, signing_key=keys.active.private_key, epoch=epoch, clock=clock, limit=limit
+            )
+        signer = Signer({keys.organization: keys.active})
+        hub = CommitHub(max_watchers=bounds.watchers)
+        store.on_commit(hub.committed)
+        dispatcher = Dispatcher(links=links, doorbell=doorbell, timing=timing)
+        services = Services(
+            store=store,
+            links=links,
+            dispatcher=dispatcher,
+            signer=signer,
+            hub=hub,
+            clock=clock,
+            epoch=epoch,
+            timing=timing,
+            bounds=bounds,
+        )
+        identities = Identities(services=services, registry=registry, authority=tls.authority, signing_keys=keys)
+        await identities.load()
+        health = Health()
+        async with trio.open_nursery() as helpers, open_supervisor(services) as supervisor:
+            presence = NodePresence(
+                registry=registry,
+                links=links,
+                doorbell=doorbell,
+                clock=clock,
+                timing=timing,
+                runs_of_node=supervisor.runs_of_node,
+            )
+            hub.on_follow_changed(lambda job_id, node, on: _tell_followed(supervisor, links, job_id, node, on))
+            presence.begin()
+            helpers.start_soon(dispatcher.serve)
+            helpers.start_soon(presence.serve)
+            helpers.start_soon(presence.serve_members)
+            helpers.start_soon(_keep_health, health, store)
+            helpers.start_soon(_delete_history, store, settings)
+            if link is not None:
+                helpers.start_soon(link.run)
+                helpers.start_soon(_announce, link)
+                helpers.start_soon(_name_misfits, link, doorbell, registry, settings.server.organization)
+            await take_up_jobs(store, supervisor)
+            jobs = Jobs(
+                services=services,
+                supervisor=supervisor,
+                registry=registry,
+                doorbell=doorbell,
+                defaults=_defaults(settings),
+            )
+            nodes = Nodes(services=services, supervisor=supervisor, registry=registry, doorbell=doorbell)
+            inbox = AgentInbox(services=services, supervisor=supervisor, presence=presence, links=links)
+            facts = ServerFacts(
+                version=__version__,
+                organization=settings.server.organization,
+                epoch=epoch,
+                started_at=clock.now(),
+                enroll_address=settings.enroll_address,
+            )
+            control: list[Route] = [
+                *JobService(jobs).routes(),
+                *NodeService(nodes, identities).routes(),
+                *AgentService(
+                    inbox=inbox,
+                    registry=registry,
+                    identities=identities,
+                    credits_=ByteCredits(bounds.output_buffer),
+                    clock=clock,
+                    epoch=epoch,
+                ).routes(),
+                *AdminService(
+                    facts=facts,
+                    identities=identities,
+                    nodes=nodes,
+                    supervisor=supervisor,
+                    doorbell=doorbell,
+                    clock=clock,
+                ).routes(),
+                *health.routes(),
+            ]
+            control += reflection_routes({route.method.service for route in control})
+            enrollment = EnrollmentService(
+                identities=identities,
+                control_address=settings.control_address,
+                limiter=trio.CapacityLimiter(_ENROLLING),
+            )
+            enroll = [*enrollment.routes(), *health.routes()]
+            _check_policy([*control, *enroll])
+            listeners = [
+                Listener(
+                    name=CONTROL,
+                    address=settings.server.control_listen,
+                    routes=control,
+                    tls=_server_tls(tls.control),
+                ),
+                Listener(
+                    name=ENROLL, address=settings.server.enroll_listen, routes=enroll, tls=_server_tls(tls.enroll)
+                ),
+            ]
+            options = ServerOptions(max_receive_bytes=settings.limits.max_message)
+            async with open_server(
+                listeners, authorize=Gatekeeper(identities), map_error=status_of, options=options
+            ) as server:
+                yield Controller(
+                    settings=settings,
+                    server=server,
+                    supervisor=supervisor,
+                    identities=identities,
+                    links=links,
+                    health=health,
+                    signer=signer,
+                )
+            helpers.cancel_scope.cancel(reason="the controller stops")
+
+
+def _load_tls(settings: ServerSettings) -> ControllerTls:
+    hosts = [split_address(settings.control_address)[0], split_address(settings.enroll_address)[0]]
+    renew_listeners_if_due(settings.directory, hosts=hosts, now=WallClock().now())
+    return load_controller_tls(settings.directory)
+
+
+def _load_keys(settings: ServerSettings) -> SigningKeys:
+    organization = settings.server.organization
+    return SigningKeyFile(settings.directory.signing_keys(organization)).load(organization)
+
+
+def _server_tls(tls: ListenerTls) -> ServerTls:
+    return ServerTls(certificate=tls.certificate, private_key=tls.private_key, client_ca=tls.client_ca)
+
+
+def _timing(settings: ServerSettings) -> Timing:
+    return replace(
+        Timing(),
+        acceptance=settings.jobs.acceptance,
+        order_attempts=settings.jobs.order_attempts,
+        reconnect_grace=settings.jobs.reconnect_grace,
+        stream_lost_after=settings.presence.stream_lost_after,
+        on_demand_fresh=settings.presence.on_demand_fresh,
+    )
+
+
+def _bounds(settings: ServerSettings) -> Bounds:
+    limits = settings.limits
+    return replace(
+        Bounds(),
+        live_jobs=limits.max_live_jobs,
+        live_runs=limits.max_live_runs,
+        watchers=limits.max_watchers,
+        attached=limits.max_attached,
+        output_buffer=limits.output_buffer,
+    )
+
+
+def _defaults(settings: ServerSettings) -> JobDefaults:
+    jobs = settings.jobs
+    return JobDefaults(
+        run_timeout=jobs.default_run_timeout, max_run_timeout=jobs.max_run_timeout, kill_grace=jobs.kill_grace
+    )
+
+
+def _serf_link(settings: ServerSettings) -> SerfLink | None:
+    if not settings.serf.enabled:
+        return None
+    host, port = split_address(settings.serf.address)
+    key_file = settings.serf.auth_key_file
+    auth_key = read_secret(key_file).decode().strip() if key_file else None
+    return SerfLink(SerfSettings(host=host, port=port, auth_key=auth_key))
+
+
+def _tell_followed(supervisor: Supervisor, links: Links, job_id: str, node: str | None, followed: bool) -> None:
+    """Tells the agents of a job's live runs to flush output often, or seldom again."""
+    job = supervisor.job(job_id)
+    if job is None:
+        return
+    for live in job.runs.values() if node is None else filter(None, [job.runs.get(node)]):
+        link = None if live.run.is_terminal else links.get(live.run.organization, live.run.node)
+        if link is not None:
+            link.send_nowait(SendFollow(run_id=live.run.id, followed=followed))
+
+
+def _check_policy(routes: Sequence[Route]) -> None:
+    """Refuses to serve a method that nobody decided about."""
+    forgotten = [route.method.path for route in routes if route.method.path not in POLICY]
+    if forgotten:
+        raise RuntimeError(f"no policy for {', '.join(forgotten)}")
+
+
+async def _announce(link: SerfLink) -> None:
+    """Says on the gossip ring that a controller has started; agents that wait may call at once."""
+    while True:
+        try:
+            await link.wait_connected()
+            name = link.snapshot().node_name or ""
+            await link.announce(CONTROLLER_START_EVENT, name.encode())
+        except ShoveyError as error:
+            _log.warning("serf.announce_failed", error=error.message)
+            await trio.sleep(_HEALTH_TICK)
+        else:
+            return
+
+
+async def _name_misfits(link: SerfLink, doorbell: Doorbell, registry: NodeRegistry, organization: str) -> None:
+    """Reports, once serf is there, the registered nodes that it could never ring."""
+    await link.wait_connected()
+    misfits = doorbell.unaddressable(organization, sorted(registry.of(organization)))
+    if misfits:
+        _log.warning("serf.names_do_not_fit", nodes=list(misfits))
+
+
+async def _keep_health(health: Health, store: Store) -> None:
+    """NOT_SERVING while the store cannot write; serf being away is no reason, streams carry on without it."""
+    serving = True
+    while True:
+        if serving != (not store.failure):
+            serving = not serving
+            health.set_all(serving)
+            _log.warning("health.changed", serving=serving, store=store.failure)
+        await trio.sleep(_HEALTH_TICK)
+
+
+async def _delete_history(store: Store, settings: ServerSettings) -> None:
+    clock = WallClock()
+    while True:
+        now = clock.now()
+        try:
+            while (
+                await store.delete_history(
+                    jobs_before=now - settings.retention.jobs,
+                    statuses_before=now - settings.retention.statuses,
+                    limit=_RETENTION_SLICE,
+                )
+                == _RETENTION_SLICE
+            ):
+                await trio.lowlevel.checkpoint()
+        except ShoveyError as error:
+            _log.warning("retention.failed", error=error.message)
+        await trio.sleep(settings.retention.sweep_every)

@@ -1,0 +1,371 @@
+"""Between the values of ``core`` and the messages of ``shovey_trio.v1``, both ways, in one place.
+
+Enum members are matched by name, which a test holds complete; times are unix seconds on one side and Timestamp on the
+other; absent messages are None.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from enum import Enum
+from typing import Any, Generic, TypeVar
+
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from shovey_trio.core.errors import InvalidRequest
+from shovey_trio.core.events import ReportOutcome, RunReport
+from shovey_trio.core.model import (
+    Job,
+    LateReport,
+    LinkMode,
+    Node,
+    NodeStatus,
+    OutputChunk,
+    OutputExtent,
+    Presence,
+    ProofKind,
+    Role,
+    Route,
+    Run,
+    StreamName,
+    User,
+)
+from shovey_trio.core.order_signing import KeySet, PublicKey
+from shovey_trio.core.orders import Order, OrderKind, SignedOrder
+from shovey_trio.core.states import JobState, RunState
+from shovey_trio.core.targeting import AllNodes, Match, Names, Selection, Tagged
+from shovey_trio.v1 import admin_service_pb2, agent_service_pb2, job_pb2, job_service_pb2, key_pb2, node_pb2, order_pb2
+
+_E = TypeVar("_E", bound=Enum)
+
+# Seconds a Duration may hold here: a year. What is larger is a mistake, and arithmetic on it would overflow.
+_LONGEST = 366 * 86400.0
+
+
+# --- scalars --------------------------------------------------------------------------------------------------
+
+
+def timestamp(at: float | None) -> Timestamp | None:
+    """Unix seconds as a Timestamp, to the microsecond."""
+    if at is None:
+        return None
+    micros = round(at * 1e6)
+    return Timestamp(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
+
+
+def seconds(at: Timestamp) -> float:
+    """A Timestamp as unix seconds."""
+    return at.seconds + at.nanos / 1e9
+
+
+def duration(value: float) -> Duration:
+    """Seconds as a Duration, to the microsecond."""
+    micros = round(value * 1e6)
+    return Duration(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
+
+
+def duration_seconds(value: Duration, *, field: str) -> float:
+    """A Duration as seconds.
+
+    Raises:
+        InvalidRequest: negative, or longer than a year.
+    """
+    result = value.seconds + value.nanos / 1e9
+    if not 0 <= result <= _LONGEST:
+        raise InvalidRequest(f"{field} must lie between 0 and 366 days", field=field)
+    return result
+
+
+class EnumMap(Generic[_E]):
+    """A Python enum and a protobuf enum whose members have the same names, but for the prefix."""
+
+    def __init__(self, wrapper: Any, enum: type[_E], prefix: str) -> None:
+        self._numbers: dict[_E, int] = {member: wrapper.Value(prefix + member.name) for member in enum}
+        self._members = {number: member for member, number in self._numbers.items()}
+
+    def number(self, member: _E | None) -> Any:
+        """The protobuf number; 0 (unspecified) for None."""
+        return 0 if member is None else self._numbers[member]
+
+    def member(self, number: int) -> _E | None:
+        """The Python member; None for 0 and for numbers from the future."""
+        return self._members.get(number)
+
+    def members(self, numbers: Iterable[int]) -> frozenset[_E]:
+        """The Python members of those numbers that have one."""
+        return frozenset(self._members[number] for number in numbers if number in self._members)
+
+
+JOB_STATES = EnumMap(job_pb2.JobState, JobState, "JOB_STATE_")
+RUN_STATES = EnumMap(job_pb2.RunState, RunState, "RUN_STATE_")
+PROOFS = EnumMap(job_pb2.ProofKind, ProofKind, "PROOF_KIND_")
+ROUTES = EnumMap(job_pb2.Route, Route, "ROUTE_")
+STREAMS = EnumMap(job_pb2.OutputStream, StreamName, "OUTPUT_STREAM_")
+PRESENCES = EnumMap(node_pb2.NodePresence, Presence, "NODE_PRESENCE_")
+LINKS = EnumMap(node_pb2.LinkMode, LinkMode, "LINK_MODE_")
+ORDER_KINDS = EnumMap(order_pb2.OrderKind, OrderKind, "ORDER_KIND_")
+OUTCOMES = EnumMap(agent_service_pb2.ReportOutcome, ReportOutcome, "REPORT_OUTCOME_")
+
+
+# --- jobs and runs --------------------------------------------------------------------------------------------
+
+
+def job_message(job: Job, counts: Mapping[RunState, int] | None = None) -> job_pb2.Job:
+    """A job, with these counts of its runs or those of its last write."""
+    shown = job.run_counts if counts is None else counts
+    return job_pb2.Job(
+        id=job.id,
+        organization=job.organization,
+        command=job.command,
+        state=JOB_STATES.number(job.state),
+        cause=job.cause,
+        detail=job.detail,
+        quorum=job.quorum,
+        run_timeout=duration(job.run_timeout),
+        kill_grace=duration(job.kill_grace),
+        created_by=job.created_by,
+        created_at=timestamp(job.created_at),
+        updated_at=timestamp(job.updated_at),
+        finished_at=timestamp(job.finished_at),
+        cancel_requested=job.cancel_requested,
+        run_counts=[
+            job_pb2.RunStateCount(state=RUN_STATES.number(state), count=shown[state])
+            for state in RunState
+            if shown.get(state)
+        ],
+        run_total=job.run_total,
+    )
+
+
+def run_message(run: Run, extent: OutputExtent | None = None) -> job_pb2.Run:
+    """A run, with how much of its output is durable where that is known."""
+    late = run.late_report
+    return job_pb2.Run(
+        id=run.id,
+        job_id=run.job_id,
+        node=run.node,
+        state=RUN_STATES.number(run.state),
+        cause=run.cause,
+        detail=run.detail,
+        exit_code=run.exit_code,
+        signal=run.signal,
+        created_at=timestamp(run.created_at),
+        dispatched_at=timestamp(run.dispatched_at),
+        accepted_at=timestamp(run.accepted_at),
+        started_at=timestamp(run.started_at),
+        finished_at=timestamp(run.finished_at),
+        updated_at=timestamp(run.updated_at),
+        unknown_since=timestamp(run.unknown_since),
+        cancelling=run.cancelling,
+        proof=PROOFS.number(run.proof),
+        route=ROUTES.number(run.route),
+        attempts=run.attempts,
+        stdout_bytes=extent.stdout_bytes if extent else 0,
+        stderr_bytes=extent.stderr_bytes if extent else 0,
+        dropped_bytes=run.dropped_bytes,
+        late_report=None if late is None else _late_report_message(late),
+    )
+
+
+def _late_report_message(late: LateReport) -> job_pb2.LateReport:
+    return job_pb2.LateReport(
+        state=RUN_STATES.number(late.state),
+        cause=late.cause,
+        exit_code=late.exit_code,
+        signal=late.signal,
+        reported_at=timestamp(late.reported_at),
+    )
+
+
+def chunk_message(chunk: OutputChunk) -> job_pb2.OutputChunk:
+    return job_pb2.OutputChunk(
+        stream=STREAMS.number(chunk.stream),
+        position=chunk.position,
+        stream_offset=chunk.stream_offset,
+        read_at=timestamp(chunk.read_at),
+        data=chunk.data,
+    )
+
+
+def chunk_value(message: job_pb2.OutputChunk) -> OutputChunk | None:
+    """A chunk, or None when it names no stream or a position that cannot be."""
+    stream = STREAMS.member(message.stream)
+    if stream is None or message.position < 0 or message.stream_offset < 0:
+        return None
+    return OutputChunk(
+        stream=stream,
+        position=message.position,
+        stream_offset=message.stream_offset,
+        read_at=seconds(message.read_at),
+        data=message.data,
+    )
+
+
+def selection_value(target: job_service_pb2.Target) -> Selection:
+    """Which nodes a request is for.
+
+    Raises:
+        InvalidRequest: nothing is selected.
+    """
+    match target.WhichOneof("selection"):
+        case "nodes":
+            return Names(names=tuple(target.nodes.names))
+        case "all" if target.all:
+            return AllNodes()
+        case "match" if target.match:
+            return Match(pattern=target.match)
+        case "tags" if target.tags.tags:
+            return Tagged(tags=dict(target.tags.tags))
+        case _:
+            raise InvalidRequest("name the nodes, or select all, a pattern or tags", field="target")
+
+
+# --- nodes and users ------------------------------------------------------------------------------------------
+
+
+def node_message(node: Node, *, attached: bool, serf_status: str) -> node_pb2.Node:
+    return node_pb2.Node(
+        name=node.name,
+        organization=node.organization,
+        status=node_pb2.NodeStatus(
+            presence=PRESENCES.number(node.presence),
+            since=timestamp(node.presence_since),
+            reason=node.presence_reason,
+        ),
+        tags=dict(node.tags),
+        link=LINKS.number(node.link),
+        agent_instance=node.agent_instance,
+        agent_version=node.agent_version,
+        enrolled_at=timestamp(node.enrolled_at),
+        last_seen_at=timestamp(node.last_seen_at),
+        attached=attached,
+        serf_status=serf_status,
+    )
+
+
+def node_status_message(status: NodeStatus) -> node_pb2.NodeStatus:
+    return node_pb2.NodeStatus(
+        presence=PRESENCES.number(status.presence), since=timestamp(status.since), reason=status.reason
+    )
+
+
+_ROLES = {
+    Role.ADMIN: admin_service_pb2.ROLE_ADMIN,
+    Role.OPERATOR: admin_service_pb2.ROLE_OPERATOR,
+    Role.VIEWER: admin_service_pb2.ROLE_VIEWER,
+}
+
+
+def user_message(user: User) -> admin_service_pb2.User:
+    return admin_service_pb2.User(name=user.name, role=_ROLES[user.role], created_at=timestamp(user.created_at))
+
+
+def role_value(number: int) -> Role:
+    """A user's role.
+
+    Raises:
+        InvalidRequest: unspecified or unknown.
+    """
+    for role, known in _ROLES.items():
+        if known == number:
+            return role
+    raise InvalidRequest("role must be admin, operator or viewer", field="role")
+
+
+# --- keys and orders ------------------------------------------------------------------------------------------
+
+
+def key_set_message(keys: KeySet) -> key_pb2.KeySet:
+    return key_pb2.KeySet(
+        organization=keys.organization,
+        serial=keys.serial,
+        keys=[
+            key_pb2.SigningKey(
+                key_id=key.key_id,
+                public_key=key.public_bytes,
+                created_at=timestamp(key.created_at),
+                active=key.active,
+            )
+            for key in keys.keys
+        ],
+    )
+
+
+def key_set_value(message: key_pb2.KeySet) -> KeySet:
+    return KeySet(
+        organization=message.organization,
+        serial=message.serial,
+        keys=tuple(
+            PublicKey(
+                key_id=key.key_id,
+                public_bytes=key.public_key,
+                created_at=seconds(key.created_at),
+                active=key.active,
+            )
+            for key in message.keys
+        ),
+    )
+
+
+def order_bytes(order: Order) -> bytes:
+    """The order's bytes, the ones that are signed. Deterministic, though only the signer relies on that."""
+    return order_pb2.Order(
+        organization=order.organization,
+        node=order.node,
+        agent_instance=order.agent_instance,
+        job_id=order.job_id,
+        run_id=order.run_id,
+        kind=ORDER_KINDS.number(order.kind),
+        command=order.command,
+        run_timeout=duration(order.run_timeout),
+        kill_grace=duration(order.kill_grace),
+        issued_at=timestamp(order.issued_at),
+        expires_at=timestamp(order.expires_at),
+        nonce=order.nonce,
+        epoch=order.epoch,
+    ).SerializeToString(deterministic=True)
+
+
+def signed_order_message(order: SignedOrder) -> order_pb2.SignedOrder:
+    return order_pb2.SignedOrder(order=order.order, signature=order.signature, key_id=order.key_id)
+
+
+def signed_order_value(message: order_pb2.SignedOrder) -> SignedOrder:
+    return SignedOrder(order=message.order, signature=message.signature, key_id=message.key_id)
+
+
+def report_message(report: RunReport) -> agent_service_pb2.RunReport:
+    return agent_service_pb2.RunReport(
+        run_id=report.run_id,
+        outcome=OUTCOMES.number(report.outcome),
+        exit_code=report.exit_code,
+        signal=report.signal,
+        cause=report.cause,
+        detail=report.detail,
+        proof=PROOFS.number(report.proof),
+        started_at=timestamp(report.started_at),
+        finished_at=timestamp(report.finished_at),
+        output_bytes=report.output_bytes,
+        dropped_bytes=report.dropped_bytes,
+    )
+
+
+def report_value(message: agent_service_pb2.RunReport) -> RunReport | None:
+    """A report, or None when it does not say how the run ended."""
+    outcome = OUTCOMES.member(message.outcome)
+    if outcome is None:
+        return None
+    return RunReport(
+        run_id=message.run_id,
+        outcome=outcome,
+        exit_code=message.exit_code if message.HasField("exit_code") else None,
+        signal=message.signal if message.HasField("signal") else None,
+        cause=message.cause,
+        detail=message.detail,
+        proof=PROOFS.member(message.proof),
+        started_at=seconds(message.started_at) if message.HasField("started_at") else None,
+        finished_at=seconds(message.finished_at) if message.HasField("finished_at") else None,
+        output_bytes=max(message.output_bytes, 0),
+        dropped_bytes=max(message.dropped_bytes, 0),
+    )

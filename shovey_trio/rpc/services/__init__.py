@@ -1,0 +1,1 @@
+"""The gRPC services: requests in, use cases called, answers out. No policy, no state."""

@@ -1,0 +1,85 @@
+"""An attached agent: the controller's end of its control stream (``nursery.ports.AgentLink``)."""
+
+from __future__ import annotations
+
+from collections import deque
+
+import structlog
+import trio
+
+from shovey_trio.core.model import LinkMode
+from shovey_trio.nursery.ports import (
+    SendDetachOk,
+    SendFollow,
+    SendForget,
+    SendKeys,
+    SendOrder,
+    SendReportDurable,
+    ToAgent,
+)
+from shovey_trio.rpc.bridge import ServerCall
+from shovey_trio.rpc.convert import key_set_message, signed_order_message
+from shovey_trio.v1 import agent_service_pb2 as pb
+
+_log = structlog.get_logger(__name__)
+
+# Messages waiting for one agent. An order is about 400 bytes: 4,096 × 400 = 1.6 MiB for one agent that has stopped
+# reading; it is cut off then, and gets everything again when it attaches the next time.
+_OUTBOX = 4096
+
+
+class AttachedAgent:
+    """Messages for one agent, in order, written by one task."""
+
+    def __init__(self, *, organization: str, node: str, agent_instance: str, mode: LinkMode) -> None:
+        self.organization = organization
+        self.node = node
+        self.agent_instance = agent_instance
+        self.mode = mode
+        self.scope = trio.CancelScope()
+        self._outbox: deque[pb.AttachResponse] = deque()
+        self._work = trio.Event()
+
+    def send_nowait(self, message: ToAgent) -> None:
+        """Queues a message; see ``nursery.ports.AgentLink``."""
+        self.queue(_to_wire(message))
+
+    def queue(self, message: pb.AttachResponse) -> None:
+        if len(self._outbox) >= _OUTBOX:
+            self.close("it has stopped reading")
+            return
+        self._outbox.append(message)
+        self._work.set()
+
+    def close(self, reason: str) -> None:
+        """Cuts the stream."""
+        _log.info("agent.cut", node=self.node, reason=reason)
+        self.scope.cancel(reason=reason)
+
+    async def write(self, call: ServerCall[pb.AttachRequest, pb.AttachResponse]) -> None:
+        """Sends what is queued, until cancelled.
+
+        Raises:
+            trio.BrokenResourceError: the agent is gone.
+        """
+        while True:
+            while self._outbox:
+                await call.send(self._outbox.popleft())
+            self._work = trio.Event()
+            await self._work.wait()
+
+
+def _to_wire(message: ToAgent) -> pb.AttachResponse:
+    match message:
+        case SendOrder(order=order):
+            return pb.AttachResponse(order=signed_order_message(order))
+        case SendReportDurable(run_id=run_id):
+            return pb.AttachResponse(report_durable=pb.ReportDurable(run_id=run_id))
+        case SendFollow(run_id=run_id, followed=followed):
+            return pb.AttachResponse(follow=pb.FollowOutput(run_id=run_id, followed=followed))
+        case SendForget(run_id=run_id):
+            return pb.AttachResponse(forget=pb.ForgetRun(run_id=run_id))
+        case SendKeys(keys=keys):
+            return pb.AttachResponse(signing_keys=key_set_message(keys))
+        case SendDetachOk():
+            return pb.AttachResponse(detach_ok=pb.DetachOk())

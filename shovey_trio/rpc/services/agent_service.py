@@ -1,0 +1,300 @@
+"""AgentService: enrolment, renewal, the control stream and the output stream of agents."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import structlog
+import trio
+
+from shovey_trio.application.identities import Identities
+from shovey_trio.core.errors import NodeProtocolError
+from shovey_trio.core.events import (
+    NodeAccepted,
+    NodeKnows,
+    NodeRefused,
+    NodeReported,
+    NodeStarted,
+    RunEvent,
+    RunReport,
+)
+from shovey_trio.core.model import LinkMode, OutputExtent, Principal
+from shovey_trio.core.orders import OrderKind
+from shovey_trio.nursery.credits import ByteCredits
+from shovey_trio.nursery.handles import PushedChunk
+from shovey_trio.nursery.inbound import AgentInbox
+from shovey_trio.nursery.ports import Clock, SendDetachOk
+from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.rpc import methods
+from shovey_trio.rpc.bridge import Route, ServerCall, bidi_route, unary_route
+from shovey_trio.rpc.callers import caller
+from shovey_trio.rpc.convert import (
+    LINKS,
+    ORDER_KINDS,
+    chunk_value,
+    key_set_message,
+    report_value,
+    seconds,
+    timestamp,
+)
+from shovey_trio.rpc.services.agent_link import AttachedAgent
+from shovey_trio.v1 import agent_service_pb2 as pb
+
+_log = structlog.get_logger(__name__)
+
+AttachCall = ServerCall[pb.AttachRequest, pb.AttachResponse]
+PushCall = ServerCall[pb.PushOutputRequest, pb.PushOutputResponse]
+
+# How long an agent may take to say hello.
+_HELLO = 20.0
+# How long what was pushed may take to become durable after the agent has closed its half.
+_LAST_ACKNOWLEDGEMENTS = 10.0
+_MAX_CHUNK = 64 * 1024
+_MAX_TAGS = 64
+
+_KNOWS = {
+    pb.KNOWN_RUN_STATE_ACCEPTED: NodeKnows.ACCEPTED,
+    pb.KNOWN_RUN_STATE_RUNNING: NodeKnows.RUNNING,
+    pb.KNOWN_RUN_STATE_FINISHED: NodeKnows.FINISHED,
+}
+
+
+class EnrollmentService:
+    """Enroll and Renew, for the listener that asks for no certificate."""
+
+    def __init__(self, *, identities: Identities, control_address: str, limiter: trio.CapacityLimiter) -> None:
+        self._identities = identities
+        self._control_address = control_address
+        self._limiter = limiter
+
+    def routes(self) -> Sequence[Route]:
+        return (unary_route(methods.ENROLL, self._enroll), unary_route(methods.RENEW, self._renew))
+
+    async def _enroll(self, request: pb.EnrollRequest, _: object) -> pb.EnrollResponse:
+        async with self._limiter:
+            enrolled = await self._identities.enroll(
+                token=request.token,
+                organization=request.organization,
+                node=request.node,
+                csr=request.csr,
+                agent_instance=request.agent_instance,
+            )
+        return pb.EnrollResponse(
+            certificate_chain=enrolled.certificate.chain,
+            ca_certificates=enrolled.ca_certificates,
+            signing_keys=key_set_message(enrolled.keys),
+            control_address=self._control_address,
+        )
+
+    async def _renew(self, request: pb.RenewRequest, _: object) -> pb.RenewResponse:
+        async with self._limiter:
+            issued = await self._identities.renew(certificate=request.certificate, csr=request.csr, proof=request.proof)
+        return pb.RenewResponse(certificate_chain=issued.chain, ca_certificates=self._identities.ca_certificates)
+
+
+class AgentService:
+    """Attach and PushOutput, for nodes."""
+
+    def __init__(
+        self,
+        *,
+        inbox: AgentInbox,
+        registry: NodeRegistry,
+        identities: Identities,
+        credits_: ByteCredits,
+        clock: Clock,
+        epoch: int,
+    ) -> None:
+        self._inbox = inbox
+        self._registry = registry
+        self._identities = identities
+        self._credits = credits_
+        self._clock = clock
+        self._epoch = epoch
+
+    def routes(self) -> Sequence[Route]:
+        return (bidi_route(methods.ATTACH, self._attach), bidi_route(methods.PUSH_OUTPUT, self._push_output))
+
+    # -- the control stream
+
+    async def _attach(self, call: AttachCall) -> None:
+        principal = caller()
+        hello = await self._hello(call)
+        link = await self._welcome(principal, hello)
+        offset = seconds(hello.agent_time) - self._clock.now()
+        with structlog.contextvars.bound_contextvars(node=link.node):
+            asked = False
+            try:
+                with link.scope:
+                    async with trio.open_nursery() as nursery:
+                        nursery.start_soon(link.write, call)
+                        knows = {run.run_id: _KNOWS[run.state] for run in hello.runs if run.state in _KNOWS}
+                        await self._inbox.attached(link, knows)
+                        asked = await self._listen(call, link, offset)
+                        nursery.cancel_scope.cancel(reason="the agent has left")
+            finally:
+                self._inbox.detached(link, asked=asked)
+
+    async def _hello(self, call: AttachCall) -> pb.AttachHello:
+        with trio.move_on_after(_HELLO):
+            try:
+                first = await call.receive()
+            except trio.EndOfChannel:
+                raise NodeProtocolError("the stream ended before a hello") from None
+            if first.WhichOneof("message") == "hello":
+                return first.hello
+            raise NodeProtocolError("the first message of a stream must be a hello")
+        raise NodeProtocolError(f"no hello within {_HELLO:g} s")
+
+    async def _welcome(self, principal: Principal, hello: pb.AttachHello) -> AttachedAgent:
+        node = self._registry.get(principal.organization, principal.name)
+        if node is None or node.agent_instance != hello.agent_instance:
+            raise NodeProtocolError(
+                "this agent's state directory is not the one that was enrolled; enrol it again",
+                node=principal.name,
+            )
+        if len(hello.tags) > _MAX_TAGS:
+            raise NodeProtocolError(f"a node may have {_MAX_TAGS} tags", node=principal.name)
+        mode: LinkMode = LINKS.member(hello.link) or LinkMode.ATTACHED
+        await self._identities.note_agent(node, link=mode, tags=dict(hello.tags), version=hello.agent_version)
+        link = AttachedAgent(
+            organization=principal.organization,
+            node=principal.name,
+            agent_instance=hello.agent_instance,
+            mode=mode,
+        )
+        positions = await self._inbox.positions(link, [run.run_id for run in hello.runs])
+        link.queue(
+            pb.AttachResponse(
+                welcome=pb.AttachWelcome(
+                    controller_time=timestamp(self._clock.now()),
+                    epoch=self._epoch,
+                    signing_keys=key_set_message(self._identities.key_set(principal.organization)),
+                    positions=[_position(run_id, extent) for run_id, extent in positions.items()],
+                    pending_orders=self._inbox.waiting_orders(link),
+                )
+            )
+        )
+        return link
+
+    async def _listen(self, call: AttachCall, link: AttachedAgent, offset: float) -> bool:
+        """Takes messages until the agent closes its half; whether it took its leave before."""
+        leaving = False
+        async for message in call:
+            match message.WhichOneof("message"):
+                case "accepted":
+                    at = seconds(message.accepted.at) - offset
+                    await self._said(link, message.accepted.run_id, NodeAccepted(at=at))
+                case "started":
+                    at = seconds(message.started.at) - offset
+                    await self._said(link, message.started.run_id, NodeStarted(at=at))
+                case "refused":
+                    refused = message.refused
+                    kind: OrderKind = ORDER_KINDS.member(refused.kind) or OrderKind.START
+                    event = NodeRefused(kind=kind, reason=refused.reason, detail=refused.detail)
+                    await self._said(link, refused.run_id, event)
+                case "report":
+                    report = report_value(message.report)
+                    if report is not None:
+                        await self._said(link, report.run_id, NodeReported(report=_by_our_clock(report, offset)))
+                case "detach":
+                    leaving = self._inbox.take_leave(link)
+                    if leaving:
+                        link.send_nowait(SendDetachOk())
+                case other:
+                    _log.warning("agent.unexpected_message", message=other)
+        return leaving
+
+    async def _said(self, link: AttachedAgent, run_id: str, event: RunEvent) -> None:
+        await self._inbox.said(link, run_id, event)
+
+    # -- the output stream
+
+    async def _push_output(self, call: PushCall) -> None:
+        principal = caller()
+        durable = _Acknowledgements()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(durable.send, call)
+            async for request in call:
+                await self._take_chunk(principal, request, durable)
+            with trio.move_on_after(_LAST_ACKNOWLEDGEMENTS):
+                await durable.wait_all_sent()
+            nursery.cancel_scope.cancel(reason="everything is acknowledged")
+
+    async def _take_chunk(
+        self, principal: Principal, request: pb.PushOutputRequest, durable: _Acknowledgements
+    ) -> None:
+        chunk = chunk_value(request.chunk)
+        if chunk is None or not 0 < len(chunk.data) <= _MAX_CHUNK:
+            raise NodeProtocolError(f"a chunk has a stream, a position and 1 to {_MAX_CHUNK} bytes")
+        credit = await self._credits.take(len(chunk.data))
+        durable.expect()
+
+        def acknowledge(position: int) -> None:
+            self._credits.give_back(credit)
+            durable.note(request.run_id, position)
+
+        pushed = PushedChunk(chunk=chunk, acknowledge=acknowledge)
+        try:
+            taken = await self._inbox.pushed(principal.organization, principal.name, request.run_id, pushed)
+        except BaseException:
+            # It was not handed over, so nobody will acknowledge it.
+            self._credits.give_back(credit)
+            raise
+        if not taken:
+            self._credits.give_back(credit)
+            durable.refuse(request.run_id)
+
+
+class _Acknowledgements:
+    """What one output stream has to tell its agent: the latest durable position per run, nothing older."""
+
+    def __init__(self) -> None:
+        # One entry per run with news; an agent has at most 1 MiB unacknowledged, so at most that many chunks.
+        self._news: dict[str, pb.PushOutputResponse] = {}
+        self._expected = 0
+        self._work = trio.Event()
+        self._settled = trio.Event()
+
+    def expect(self) -> None:
+        self._expected += 1
+
+    def note(self, run_id: str, position: int) -> None:
+        self._expected -= 1
+        self._news[run_id] = pb.PushOutputResponse(run_id=run_id, durable_position=position)
+        self._work.set()
+
+    def refuse(self, run_id: str) -> None:
+        self._expected -= 1
+        self._news[run_id] = pb.PushOutputResponse(run_id=run_id, closed=True)
+        self._work.set()
+
+    async def send(self, call: PushCall) -> None:
+        """Sends news until cancelled."""
+        while True:
+            while self._news:
+                run_id = next(iter(self._news))
+                await call.send(self._news.pop(run_id))
+            self._settled.set()
+            self._work = trio.Event()
+            await self._work.wait()
+
+    async def wait_all_sent(self) -> None:
+        """Waits until every expected acknowledgement has been noted and sent."""
+        while self._expected or self._news:
+            await self._settled.wait()
+            self._settled = trio.Event()
+
+
+def _position(run_id: str, extent: OutputExtent) -> pb.OutputPosition:
+    return pb.OutputPosition(run_id=run_id, durable_position=extent.position)
+
+
+def _by_our_clock(report: RunReport, offset: float) -> RunReport:
+    """The report with its times moved from the node's clock to the controller's, as measured at attach."""
+    return replace(
+        report,
+        started_at=None if report.started_at is None else report.started_at - offset,
+        finished_at=None if report.finished_at is None else report.finished_at - offset,
+    )

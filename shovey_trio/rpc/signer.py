@@ -1,0 +1,24 @@
+"""Orders on their way out: bytes, then a signature over exactly these bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from shovey_trio.core.order_signing import SigningKey, sign_order
+from shovey_trio.core.orders import Order, SignedOrder
+from shovey_trio.rpc.convert import order_bytes
+
+
+class Signer:
+    """Signs with each organization's active key (``nursery.ports.OrderSigner``)."""
+
+    def __init__(self, active: Mapping[str, SigningKey]) -> None:
+        self._active = dict(active)
+
+    def sign(self, order: Order) -> SignedOrder:
+        """Raises KeyError for an organization without a key, which is our own bug."""
+        return sign_order(order_bytes(order), self._active[order.organization])
+
+    def replace(self, active: Mapping[str, SigningKey]) -> None:
+        """Signs with other keys from now on."""
+        self._active = dict(active)

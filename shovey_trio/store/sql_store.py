@@ -1,0 +1,176 @@
+"""The ``Store`` of ``nursery.ports`` on SQL: every write through the group writer, every read through the pool."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Concatenate, ParamSpec, TypeVar
+
+from shovey_trio.core.model import Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
+from shovey_trio.core.states import RunState
+from shovey_trio.nursery.ports import Committed, CreatedJob, JobFilter, JobSnapshot, RequestKey, StoredEvent
+from shovey_trio.store import job_reads, job_writes, output_reads, registry, retention
+from shovey_trio.store.health import StoreHealth
+from shovey_trio.store.reader import ReadPool
+from shovey_trio.store.transaction import WriteTransaction
+from shovey_trio.store.writer import BASE_COST, GroupWriter
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class SqlStore:
+    """See ``nursery.ports.Store`` for every method; made by ``open_store``.
+
+    Beyond the contract: ``write_job``, ``write_run`` and ``append_output`` raise ``NotFound`` for what is not stored
+    (retention may have deleted it), and ``read_events`` cannot tell a job that never was from a deleted one.
+    """
+
+    def __init__(self, writer: GroupWriter, reader: ReadPool, health: StoreHealth) -> None:
+        self._writer = writer
+        self._reader = reader
+        self._health = health
+
+    async def create_job(self, job: Job, runs: Sequence[Run], request: RequestKey | None) -> CreatedJob:
+        return await self._write(job_writes.create_job, len(runs) * BASE_COST, job, tuple(runs), request)
+
+    async def write_job(self, job: Job) -> None:
+        await self._write(job_writes.write_job, 0, job)
+
+    async def write_run(self, run: Run) -> None:
+        await self._write(job_writes.write_run, 0, run)
+
+    def write_run_soon(self, run: Run) -> None:
+        self._writer.submit_nowait(lambda transaction: job_writes.write_run(transaction, run))
+
+    async def get_job(self, organization: str, job_id: str) -> Job | None:
+        return await self._reader.read(job_reads.get_job, organization, job_id)
+
+    async def list_jobs(self, where: JobFilter, *, limit: int, after: str) -> tuple[Sequence[Job], str]:
+        return await self._reader.read(job_reads.list_jobs, where, limit=limit, after=after)
+
+    async def get_run(self, organization: str, job_id: str, node: str) -> Run | None:
+        return await self._reader.read(job_reads.get_run, organization, job_id, node)
+
+    async def find_run(self, organization: str, run_id: str) -> Run | None:
+        return await self._reader.read(job_reads.find_run, organization, run_id)
+
+    async def list_runs(
+        self, organization: str, job_id: str, *, states: frozenset[RunState], limit: int, after: str
+    ) -> tuple[Sequence[Run], str]:
+        return await self._reader.read(
+            job_reads.list_runs, organization, job_id, states=states, limit=limit, after=after
+        )
+
+    async def count_runs(self, organization: str, job_id: str) -> Mapping[RunState, int]:
+        return await self._reader.read(job_reads.count_runs, organization, job_id)
+
+    async def unfinished_jobs(self) -> Sequence[JobSnapshot]:
+        return await self._reader.read(job_reads.unfinished_jobs)
+
+    async def snapshot_job(self, organization: str, job_id: str) -> JobSnapshot | None:
+        return await self._reader.read(job_reads.snapshot_job, organization, job_id)
+
+    async def read_events(
+        self, job_id: str, *, after_seq: int, limit: int, include_output: bool
+    ) -> Sequence[StoredEvent]:
+        return await self._reader.read(
+            job_reads.read_events, job_id, after_seq=after_seq, limit=limit, include_output=include_output
+        )
+
+    async def append_output(self, run: Run, chunks: Sequence[OutputChunk]) -> None:
+        payload = sum(len(chunk.data) for chunk in chunks)
+        await self._write(job_writes.append_output, payload, run, tuple(chunks))
+
+    async def output_extent(self, run_id: str) -> OutputExtent:
+        return (await self.output_extents([run_id]))[run_id]
+
+    async def output_extents(self, run_ids: Sequence[str]) -> Mapping[str, OutputExtent]:
+        return await self._reader.read(output_reads.output_extents, run_ids)
+
+    async def read_output(
+        self, run_id: str, *, stream: StreamName | None, offset: int, limit: int
+    ) -> Sequence[OutputChunk]:
+        return await self._reader.read(output_reads.read_output, run_id, stream=stream, offset=offset, limit=limit)
+
+    async def write_node(self, node: Node, *, status: NodeStatus | None = None) -> None:
+        await self._write(registry.write_node, 0, node, status)
+
+    async def remove_node(self, organization: str, name: str) -> bool:
+        return await self._write(registry.remove_node, 0, organization, name)
+
+    async def load_nodes(self) -> Sequence[Node]:
+        return await self._reader.read(registry.load_nodes)
+
+    async def list_node_statuses(
+        self, organization: str, name: str, *, limit: int, after: str
+    ) -> tuple[Sequence[NodeStatus], str]:
+        return await self._reader.read(registry.list_node_statuses, organization, name, limit=limit, after=after)
+
+    async def write_user(self, user: User) -> None:
+        await self._write(registry.write_user, 0, user)
+
+    async def remove_user(self, organization: str, name: str) -> bool:
+        return await self._write(registry.remove_user, 0, organization, name)
+
+    async def load_users(self) -> Sequence[User]:
+        return await self._reader.read(registry.load_users)
+
+    async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:
+        await self._write(
+            registry.write_certificate,
+            0,
+            serial=serial,
+            organization=organization,
+            subject=subject,
+            expires_at=expires_at,
+        )
+
+    async def revoke_certificates(self, organization: str, subject: str) -> Sequence[str]:
+        return await self._write(registry.revoke_certificates, 0, organization, subject)
+
+    async def revoked_serials(self) -> Sequence[str]:
+        return await self._reader.read(registry.revoked_serials)
+
+    async def write_enrollment_token(self, *, digest: bytes, organization: str, node: str, expires_at: float) -> None:
+        await self._write(
+            registry.write_enrollment_token,
+            0,
+            digest=digest,
+            organization=organization,
+            node=node,
+            expires_at=expires_at,
+        )
+
+    async def use_enrollment_token(self, *, digest: bytes, organization: str, node: str, now: float) -> bool:
+        return await self._write(
+            registry.use_enrollment_token, 0, digest=digest, organization=organization, node=node, now=now
+        )
+
+    async def next_epoch(self, now: float) -> int:
+        return await self._write(registry.next_epoch, 0, now)
+
+    async def delete_history(self, *, jobs_before: float, statuses_before: float, limit: int) -> int:
+        """See the contract. Cancellation: jobs that disappeared stay so; the next call sweeps the rest of them."""
+        deleted = await self._write(retention.hide_jobs, 0, jobs_before, limit)
+        while await self._write(retention.sweep_jobs, 0):
+            pass
+        while await self._write(retention.sweep_statuses, 0, statuses_before):
+            pass
+        return deleted
+
+    def on_commit(self, listener: Callable[[Committed], None]) -> None:
+        self._writer.on_commit(listener)
+
+    @property
+    def failure(self) -> str:
+        return self._health.failure
+
+    async def _write(
+        self,
+        work: Callable[Concatenate[WriteTransaction, P], T],
+        payload: int,
+        /,
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T:
+        return await self._writer.submit(lambda transaction: work(transaction, *args, **kwargs), payload=payload)

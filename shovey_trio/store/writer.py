@@ -1,0 +1,223 @@
+"""Group commit: whatever arrives while one commit runs becomes the next one.
+
+The rules of this file:
+
+* One group at a time is in a worker thread; there is no window and no timer. An idle writer commits a write at once.
+* Writes are applied in the order of the calls, whether or not somebody waits for them.
+* A write has *started* when it is admitted: it will be applied even if its caller is cancelled. Admitted writes are
+  bounded by ``ADMITTED_COST``. Behind them a write waits its turn in the line, where it still belongs to its caller: a
+  cancelled caller takes it along. So the line's memory is that of waiting tasks, and of ``submit_nowait``, whose
+  callers keep to one write per live run and attempt.
+* A write nobody waits for is not lost to a passing failure: it is kept, in its place, for the next commit.
+* No caller hangs: every call is resolved by a commit, by the failure of one, or by ``aclose``.
+
+All state belongs to the trio thread. The worker thread gets a list and gives back a result.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Final, TypeVar
+
+import outcome
+import structlog
+import trio
+
+from shovey_trio.core.errors import StoreCorrupt, StoreUnavailable
+from shovey_trio.nursery.ports import Committed
+from shovey_trio.store.committer import CommittedGroup, Outcome, Work
+from shovey_trio.store.health import StoreHealth
+from shovey_trio.store.transaction import WriteTransaction
+
+_log = structlog.get_logger(__name__)
+
+T = TypeVar("T")
+
+# Bytes a write is charged beside its payload: its values, their rows and its place in the line.
+BASE_COST: Final = 2 * 1024
+# Bytes of admitted writes: 16,384 small ones. The bound of what cancelled callers can leave behind.
+ADMITTED_COST: Final = 32 * 1024 * 1024
+# Bytes of one group, so that a commit stays in the order of 100 ms; a single larger write goes alone.
+GROUP_COST: Final = 8 * 1024 * 1024
+# Seconds that closing waits for the writes that are under way.
+CLOSE_GRACE: Final = 10.0
+
+
+class _Call:
+    __slots__ = ("awaited", "cost", "done", "outcome", "work")
+
+    def __init__(self, work: Work, cost: int, *, awaited: bool) -> None:
+        self.work = work
+        self.cost = cost
+        self.awaited = awaited
+        self.done = trio.Event()
+        self.outcome: Outcome | None = None
+
+    def resolve(self, result: Outcome) -> None:
+        if self.done.is_set():
+            return  # closing has given up on it
+        self.outcome = result
+        self.done.set()
+        if not self.awaited and isinstance(result, outcome.Error):
+            _log.warning("store.write_dropped", error=str(result.error), kind=type(result.error).__name__)
+
+
+class GroupWriter:
+    """The only way to write; belongs to the trio thread it was made in."""
+
+    def __init__(self, commit: Callable[[Sequence[Work]], CommittedGroup], health: StoreHealth) -> None:
+        self._commit = commit
+        self._health = health
+        self._token = trio.lowlevel.current_trio_token()
+        self._kept: list[_Call] = []
+        self._admitted: deque[_Call] = deque()
+        self._admitted_cost = 0
+        self._line: OrderedDict[_Call, None] = OrderedDict()
+        self._group: list[_Call] = []  # in the worker thread
+        self._closing = False
+        self._idle = trio.Event()
+        self._listeners: list[Callable[[Committed], None]] = []
+
+    def on_commit(self, listener: Callable[[Committed], None]) -> None:
+        """Calls ``listener`` in the trio thread after every commit that touched a job, before its writers go on."""
+        self._listeners.append(listener)
+
+    async def submit(self, work: Callable[[WriteTransaction], T], *, payload: int = 0) -> T:
+        """Applies a write and returns its result once it is durable.
+
+        Cancellation: a write that has not started (see the module) is withdrawn, any other is finished all the same.
+
+        Args:
+            work: the write.
+            payload: bytes of data that the write carries.
+
+        Raises:
+            StoreUnavailable: nothing of the write was applied, or the store is closing.
+            StoreCorrupt: the file is damaged.
+        """
+        await trio.lowlevel.checkpoint_if_cancelled()
+        call = self._enter(work, payload, awaited=True)
+        try:
+            await call.done.wait()
+        except trio.Cancelled:
+            self._line.pop(call, None)
+            raise
+        assert call.outcome is not None
+        result: T = call.outcome.unwrap()
+        return result
+
+    def submit_nowait(self, work: Work, *, payload: int = 0) -> None:
+        """Applies a write that nobody waits for, in its place among the others; a failure of its own is logged."""
+        self._enter(work, payload, awaited=False)
+
+    async def aclose(self) -> None:
+        """Takes no more writes, finishes those under way and fails what is left after ``CLOSE_GRACE``.
+
+        Cancellation: shielded; takes at most ``CLOSE_GRACE``.
+        """
+        self._closing = True
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_GRACE):
+            self._begin(final=True)
+            if self._group:
+                await self._idle.wait()
+        left = [*self._group, *self._kept, *self._admitted, *self._line]
+        self._kept, self._line = [], OrderedDict()
+        self._admitted.clear()
+        for call in left:
+            call.resolve(
+                outcome.Error(StoreUnavailable("the store was closed before this write was known to be applied"))
+            )
+
+    def _enter(self, work: Work, payload: int, *, awaited: bool) -> _Call:
+        self._health.check()
+        if self._closing:
+            raise StoreUnavailable("the store is closing")
+        call = _Call(work, BASE_COST + payload, awaited=awaited)
+        self._line[call] = None
+        self._admit()
+        self._begin()
+        return call
+
+    def _admit(self) -> None:
+        while self._line and (not self._admitted or self._admitted_cost < ADMITTED_COST):
+            call, _ = self._line.popitem(last=False)
+            self._admitted.append(call)
+            self._admitted_cost += call.cost
+
+    def _begin(self, *, final: bool = False) -> None:
+        """Starts the next commit if there is something to commit and none is running."""
+        if self._group or not (self._admitted or (final and self._kept)):
+            return
+        group, self._kept = self._kept, []
+        cost = 0
+        while self._admitted and (not cost or cost + self._admitted[0].cost <= GROUP_COST):
+            call = self._admitted.popleft()
+            cost += call.cost
+            group.append(call)
+        self._admitted_cost -= cost
+        self._admit()
+        self._group = group
+        works = [call.work for call in group]
+        trio.lowlevel.start_thread_soon(partial(self._commit, works), partial(self._deliver, group), "store writer")
+
+    def _deliver(self, group: list[_Call], result: outcome.Outcome[CommittedGroup]) -> None:
+        """Called in the worker thread."""
+        try:
+            self._token.run_sync_soon(self._finish, group, result)
+        except trio.RunFinishedError:
+            # Only after a close that gave up: the callers have their answer, and the loop they lived in is gone.
+            _log.warning("store.commit_after_close", calls=len(group))
+
+    def _finish(self, group: list[_Call], result: outcome.Outcome[CommittedGroup]) -> None:
+        self._group = []
+        match result:
+            case outcome.Value():
+                self._health.failure = ""
+                self._tell(result.value.committed)
+                for call, own in zip(group, result.value.outcomes, strict=True):
+                    call.resolve(own)
+            case outcome.Error():
+                self._fail(group, result.error)
+        self._begin()
+        if not self._group and self._closing:
+            self._idle.set()
+
+    def _fail(self, group: list[_Call], error: BaseException) -> None:
+        _log.error("store.commit_failed", calls=len(group), error=str(error), kind=type(error).__name__)
+        if isinstance(error, StoreCorrupt):
+            self._health.condemn(error)
+            # Final: what waits behind has no better chance.
+            group = [*group, *self._admitted, *self._line]
+            self._admitted.clear()
+            self._admitted_cost = 0
+            self._line.clear()
+        else:
+            self._health.failure = str(error)
+        for call in group:
+            if isinstance(error, StoreUnavailable) and not call.awaited:
+                self._kept.append(call)
+            else:
+                call.resolve(outcome.Error(_copy(error)))
+
+    def _tell(self, committed: Committed) -> None:
+        if not committed.jobs:
+            return
+        for listener in self._listeners:
+            try:
+                listener(committed)
+            except Exception:  # noqa: BLE001  # logged with its traceback; see below
+                # The commit is a fact; the others and the waiting callers must hear of it.
+                _log.exception("store.listener_failed")
+
+
+def _copy(error: BaseException) -> BaseException:
+    """One exception object per caller: raised in many tasks, a shared one would gather all their tracebacks."""
+    match error:
+        case StoreUnavailable() | StoreCorrupt():
+            copy = type(error)(error.message, **error.details)
+            copy.__cause__ = error.__cause__
+            return copy
+        case _:
+            return error

@@ -1,0 +1,268 @@
+"""Enrolment and renewal against a certificate authority of ours in the controller's place: no network, real files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.serialization import Encoding
+from shovey_agent.credentials import CredentialStore, NotEnrolled
+from shovey_agent.enroll import (
+    AlreadyEnrolled,
+    EnrollAnswer,
+    EnrollCall,
+    RenewAnswer,
+    RenewCall,
+    enroll,
+    renew,
+)
+
+from shovey_trio.core.enrollment import JoinTicket, encode_token
+from shovey_trio.core.errors import NodeProtocolError, Unreachable
+from shovey_trio.core.order_signing import KeySet, PublicKey
+from shovey_trio.identity.authority import CertificateAuthority, create_authority
+from shovey_trio.identity.files import FileUnusable, InsecureFile
+from shovey_trio.identity.names import node_identity
+from shovey_trio.identity.renewal import verify_renewal
+from shovey_trio.identity.requests import make_private_key, make_request
+from shovey_trio.identity.signing_keys import SigningKeys, make_signing_key
+
+NOW = 1_767_225_600.0
+SECRET = bytes(range(32))
+
+
+class Controller:
+    """The controller's side of both calls."""
+
+    def __init__(self, name: str = "web-1") -> None:
+        self.authority = create_authority(organization="acme", key=make_private_key(), now=NOW)
+        self.keys = SigningKeys(organization="acme", serial=3, active=make_signing_key(NOW)).published()
+        self.name = name
+        self.calls: list[EnrollCall | RenewCall] = []
+
+    @property
+    def join(self) -> JoinTicket:
+        return JoinTicket(
+            organization="acme",
+            node="web-1",
+            enroll_address="127.0.0.1:7444",
+            ca_certificate=self.authority.certificate.public_bytes(Encoding.DER),
+            secret=SECRET,
+        )
+
+    async def enroll(self, call: EnrollCall) -> EnrollAnswer:
+        self.calls.append(call)
+        await trio.lowlevel.checkpoint()
+        issued = self.authority.issue_client(csr=call.csr, identity=node_identity("acme", self.name), now=NOW)
+        return EnrollAnswer(
+            certificate_chain=issued.chain,
+            ca_certificates=self.authority.pem,
+            signing_keys=self.keys,
+            control_address="127.0.0.1:7443",
+        )
+
+    async def renew(self, call: RenewCall) -> RenewAnswer:
+        self.calls.append(call)
+        await trio.lowlevel.checkpoint()
+        verified = verify_renewal(
+            certificate=call.certificate,
+            csr=call.csr,
+            proof=call.proof,
+            authorities=[self.authority.certificate],
+            revoked=(),
+            now=NOW,
+        )
+        issued = self.authority.issue_client(csr=call.csr, identity=verified.identity, now=NOW + 60)
+        return RenewAnswer(certificate_chain=issued.chain, ca_certificates=self.authority.pem)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> CredentialStore:
+    return CredentialStore(tmp_path / "state")
+
+
+async def test_enrolment_stores_credentials_that_load_again(store: CredentialStore) -> None:
+    controller = Controller()
+    credentials = await enroll(controller.join, store, controller.enroll)
+    assert store.load() == credentials
+    assert store.load_signing_keys() == controller.keys
+    assert (credentials.organization, credentials.node, credentials.control_address) == (
+        "acme",
+        "web-1",
+        "127.0.0.1:7443",
+    )
+    (call,) = controller.calls
+    assert isinstance(call, EnrollCall)
+    assert call.token == encode_token(SECRET)
+    assert call.agent_instance == credentials.agent_instance
+    assert call.ca_certificates == controller.authority.pem
+
+
+async def test_state_is_closed_to_others(store: CredentialStore) -> None:
+    controller = Controller()
+    await enroll(controller.join, store, controller.enroll)
+    modes = {path.name: path.stat().st_mode & 0o7777 for path in store.state_dir.iterdir()}
+    assert modes == {"credentials.json": 0o600, "signing-keys.json": 0o600}
+    assert store.state_dir.stat().st_mode & 0o7777 == 0o700
+
+
+async def test_the_key_never_leaves_the_node(store: CredentialStore) -> None:
+    controller = Controller()
+    credentials = await enroll(controller.join, store, controller.enroll)
+    await renew(credentials, store, controller.renew)
+    assert "PRIVATE" not in repr(controller.calls)
+    assert "PRIVATE" not in repr(credentials)
+
+
+async def test_a_node_enrols_twice_only_when_told_and_is_another_instance_then(store: CredentialStore) -> None:
+    controller = Controller()
+    first = await enroll(controller.join, store, controller.enroll)
+    with pytest.raises(AlreadyEnrolled, match="acme:web-1"):
+        await enroll(controller.join, store, controller.enroll)
+    assert len(controller.calls) == 1
+    second = await enroll(controller.join, store, controller.enroll, again=True)
+    assert second.agent_instance != first.agent_instance
+    assert store.load() == second
+
+
+async def test_a_failed_call_stores_nothing(store: CredentialStore) -> None:
+    async def fail(_call: EnrollCall) -> EnrollAnswer:
+        raise Unreachable("nobody there")
+
+    with pytest.raises(Unreachable):
+        await enroll(Controller().join, store, fail)
+    assert not store.state_dir.exists()
+    with pytest.raises(NotEnrolled, match="shovey-agent enroll"):
+        store.load()
+
+
+async def test_a_cancelled_call_stores_nothing(store: CredentialStore) -> None:
+    async def hang(_call: EnrollCall) -> EnrollAnswer:
+        scope.cancel(reason="the test cancels during the call")
+        await trio.sleep_forever()
+        raise AssertionError
+
+    with trio.CancelScope() as scope:
+        await enroll(Controller().join, store, hang)
+    assert scope.cancelled_caught
+    assert not store.state_dir.exists()
+
+
+def _other_name(answer: EnrollAnswer, call: EnrollCall, authority: CertificateAuthority) -> EnrollAnswer:
+    issued = authority.issue_client(csr=call.csr, identity=node_identity("acme", "web-2"), now=NOW)
+    return replace(answer, certificate_chain=issued.chain)
+
+
+def _other_key(answer: EnrollAnswer, _call: EnrollCall, authority: CertificateAuthority) -> EnrollAnswer:
+
+    csr = make_request(make_private_key())
+    issued = authority.issue_client(csr=csr, identity=node_identity("acme", "web-1"), now=NOW)
+    return replace(answer, certificate_chain=issued.chain)
+
+
+def _garbage(answer: EnrollAnswer, _call: EnrollCall, _authority: CertificateAuthority) -> EnrollAnswer:
+    return replace(answer, certificate_chain=b"\xff\xfe")
+
+
+def _foreign_ca(answer: EnrollAnswer, _call: EnrollCall, _authority: CertificateAuthority) -> EnrollAnswer:
+    return replace(answer, ca_certificates=create_authority(organization="evil", key=make_private_key(), now=NOW).pem)
+
+
+def _foreign_keys(answer: EnrollAnswer, _call: EnrollCall, _authority: CertificateAuthority) -> EnrollAnswer:
+    return replace(answer, signing_keys=replace(answer.signing_keys, organization="evil"))
+
+
+def _no_keys(answer: EnrollAnswer, _call: EnrollCall, _authority: CertificateAuthority) -> EnrollAnswer:
+    return replace(answer, signing_keys=replace(answer.signing_keys, keys=()))
+
+
+@pytest.mark.parametrize("spoil", [_other_name, _other_key, _garbage, _foreign_ca, _foreign_keys, _no_keys])
+async def test_an_answer_for_somebody_else_is_refused_and_not_stored(
+    store: CredentialStore, spoil: Callable[[EnrollAnswer, EnrollCall, CertificateAuthority], EnrollAnswer]
+) -> None:
+    controller = Controller()
+
+    async def call(request: EnrollCall) -> EnrollAnswer:
+        return spoil(await controller.enroll(request), request, controller.authority)
+
+    with pytest.raises(NodeProtocolError):
+        await enroll(controller.join, store, call)
+    with pytest.raises(NotEnrolled):
+        store.load()
+
+
+async def test_renewal_changes_key_and_certificate_and_nothing_else(store: CredentialStore) -> None:
+    controller = Controller()
+    old = await enroll(controller.join, store, controller.enroll)
+    new = await renew(old, store, controller.renew)
+    assert store.load() == new
+    assert new.private_key != old.private_key
+    assert new.expires_at == old.expires_at + 60
+    assert old.renew_at < old.expires_at
+    assert replace(new, private_key=old.private_key, certificate_chain=old.certificate_chain) == old
+
+
+async def test_a_renewal_that_fails_keeps_the_old_credentials(store: CredentialStore) -> None:
+    controller = Controller()
+    old = await enroll(controller.join, store, controller.enroll)
+
+    async def other_node(call: RenewCall) -> RenewAnswer:
+        issued = controller.authority.issue_client(csr=call.csr, identity=node_identity("acme", "web-2"), now=NOW)
+        return RenewAnswer(certificate_chain=issued.chain, ca_certificates=controller.authority.pem)
+
+    with pytest.raises(NodeProtocolError, match="web-2"):
+        await renew(old, store, other_node)
+    assert store.load() == old
+
+
+async def test_state_open_to_others_is_refused(store: CredentialStore) -> None:
+    controller = Controller()
+    await enroll(controller.join, store, controller.enroll)
+    for path in store.state_dir.iterdir():
+        path.chmod(0o644)
+    with pytest.raises(InsecureFile, match=r"credentials\.json"):
+        store.load()
+    with pytest.raises(InsecureFile, match=r"signing-keys\.json"):
+        store.load_signing_keys()
+
+
+@pytest.mark.parametrize("change", [{"format": 9}, {"node": "web-2"}, {"private_key": "x"}, {"extra": 1}, {"node": 5}])
+async def test_damaged_credentials_are_named_and_not_quoted(store: CredentialStore, change: dict[str, Any]) -> None:
+    controller = Controller()
+    await enroll(controller.join, store, controller.enroll)
+    path = store.state_dir / "credentials.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(FileUnusable) as caught:
+        store.load()
+    assert str(path) in caught.value.message
+    assert "PRIVATE" not in caught.value.message
+
+
+async def test_signing_keys_only_move_forward(store: CredentialStore) -> None:
+    controller = Controller()
+    await enroll(controller.join, store, controller.enroll)
+    newer = SigningKeys(organization="acme", serial=4, active=make_signing_key(NOW + 1)).published()
+    assert store.save_signing_keys(newer)
+    for serial in (3, 4):
+        assert not store.save_signing_keys(replace(controller.keys, serial=serial))
+    assert store.load_signing_keys() == newer
+
+
+async def test_signing_keys_of_another_organization_or_under_another_id_are_refused(store: CredentialStore) -> None:
+    controller = Controller()
+    await enroll(controller.join, store, controller.enroll)
+    (key,) = controller.keys.keys
+    mislabelled = PublicKey(key_id="0" * 16, public_bytes=key.public_bytes, created_at=NOW, active=True)
+    for bad in (
+        replace(controller.keys, organization="evil", serial=9),
+        KeySet(organization="acme", serial=9, keys=(mislabelled,)),
+        KeySet(organization="acme", serial=9, keys=()),
+    ):
+        with pytest.raises(NodeProtocolError):
+            store.save_signing_keys(bad)
+    assert store.load_signing_keys() == controller.keys

@@ -1,0 +1,143 @@
+"""The nonces: an order is admitted once, and forgetting it does not bring it back."""
+
+from __future__ import annotations
+
+import math
+import os
+import resource
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from shovey_agent.nonces import NonceLedger, NonceVerdict, open_nonces, parse_nonces
+
+FRESH, REPLAYED = NonceVerdict.FRESH, NonceVerdict.REPLAYED
+NOW = 1_000_000.0
+LIFE = 900.0
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "nonces"
+
+
+async def test_nonce_is_admitted_once_also_after_a_restart(path: Path) -> None:
+    nonces = await open_nonces(path, now=NOW)
+    assert await nonces.admit(b"a", expires_at=NOW + 60, now=NOW) is FRESH
+    assert await nonces.admit(b"a", expires_at=NOW + 60, now=NOW) is REPLAYED
+    again = await open_nonces(path, now=NOW)
+    assert await again.admit(b"a", expires_at=NOW + 60, now=NOW) is REPLAYED
+    assert await again.admit(b"b", expires_at=NOW + 60, now=NOW) is FRESH
+
+
+async def test_thousand_deliveries_at_once_admit_one(path: Path) -> None:
+    nonces = await open_nonces(path, now=NOW)
+    verdicts: list[NonceVerdict] = []
+
+    async def deliver() -> None:
+        verdicts.extend([await nonces.admit(b"a", expires_at=NOW + 60, now=NOW) for _ in range(100)])
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(10):
+            nursery.start_soon(deliver)
+    assert verdicts.count(FRESH) == 1
+    assert verdicts.count(REPLAYED) == 999
+
+
+async def test_forgotten_order_is_refused_even_with_the_clock_set_back(path: Path) -> None:
+    nonces = await open_nonces(path, now=NOW)
+    await nonces.admit(b"a", expires_at=NOW + 60, now=NOW)
+    later = await open_nonces(path, now=NOW + 61)
+    assert later.floor == NOW + 60
+    # The clock is an hour behind, and the order looks as good as new.
+    assert await later.admit(b"a", expires_at=NOW + 60, now=NOW - 3600) is NonceVerdict.BELOW_FLOOR
+    assert await later.admit(b"b", expires_at=NOW + 60, now=NOW - 3600) is NonceVerdict.BELOW_FLOOR
+    assert await later.admit(b"c", expires_at=NOW + 60.5, now=NOW - 3600) is FRESH
+    reopened = await open_nonces(path, now=NOW - 7200)
+    assert await reopened.admit(b"a", expires_at=NOW + 60, now=NOW - 7200) is NonceVerdict.BELOW_FLOOR
+
+
+async def test_order_that_would_have_to_be_remembered_for_ever_is_refused(path: Path) -> None:
+    nonces = await open_nonces(path, now=NOW, longest_life=LIFE)
+    assert await nonces.admit(b"a", expires_at=NOW + LIFE + 1, now=NOW) is NonceVerdict.TOO_FAR_AHEAD
+    assert await nonces.admit(b"a", expires_at=math.inf, now=NOW) is NonceVerdict.TOO_FAR_AHEAD
+    assert await nonces.admit(b"a", expires_at=math.nan, now=NOW) is NonceVerdict.BELOW_FLOOR
+
+
+async def test_file_stays_bounded_by_what_is_still_valid(path: Path) -> None:
+    nonces = await open_nonces(path, now=NOW)
+    with trio.fail_after(60):
+        for number in range(3000):
+            # Each is valid for ten others.
+            at = NOW + number
+            assert await nonces.admit(b"%d" % number, expires_at=at + 10, now=at) is FRESH
+    assert len(path.read_bytes().splitlines()) < 1100
+
+
+async def test_order_is_not_admitted_when_its_nonce_cannot_be_kept(path: Path) -> None:
+    nonces = await open_nonces(path, now=NOW)
+    await nonces.admit(b"before", expires_at=NOW + 60, now=NOW)
+    size = path.stat().st_size
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size + 5, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large"):
+            await nonces.admit(b"a", expires_at=NOW + 60, now=NOW)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert path.stat().st_size == size
+    assert await nonces.admit(b"b", expires_at=NOW + 60, now=NOW) is FRESH
+    again = await open_nonces(path, now=NOW)
+    assert await again.admit(b"b", expires_at=NOW + 60, now=NOW) is REPLAYED
+
+
+async def test_unfinished_last_line_is_an_order_that_never_ran(path: Path) -> None:
+    nonces = await open_nonces(path, now=NOW)
+    await nonces.admit(b"a", expires_at=NOW + 60, now=NOW)
+    with path.open("ab") as file:
+        file.write(b"1000060.0 6")
+    again = await open_nonces(path, now=NOW)
+    assert again.floor == -math.inf
+    assert await again.admit(b"a", expires_at=NOW + 60, now=NOW) is REPLAYED
+    assert await again.admit(b"b", expires_at=NOW + 60, now=NOW) is FRESH
+
+
+async def test_damaged_file_refuses_whatever_it_may_have_admitted(path: Path) -> None:
+    nonces = await open_nonces(path, now=NOW, longest_life=LIFE)
+    await nonces.admit(b"a", expires_at=NOW + LIFE, now=NOW)
+    path.write_bytes(os.urandom(100) + b"\n")
+    os.utime(path, (NOW, NOW))
+    again = await open_nonces(path, now=NOW, longest_life=LIFE)
+    assert await again.admit(b"a", expires_at=NOW + LIFE, now=NOW) is NonceVerdict.BELOW_FLOOR
+    assert await again.admit(b"b", expires_at=NOW + LIFE + 1, now=NOW + 1) is FRESH
+
+
+@given(st.binary(max_size=300))
+def test_any_file_is_read(text: bytes) -> None:
+    ledger, _ = parse_nonces(text)
+    assert isinstance(ledger, NonceLedger)
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["admit", "prune"]), st.integers(0, 9), st.floats(0, 100), st.floats(0, 100)),
+        max_size=60,
+    )
+)
+def test_no_history_of_clocks_and_prunings_admits_a_nonce_twice(history: list[tuple[str, int, float, float]]) -> None:
+    ledger = NonceLedger()
+    # A nonce belongs to one order, and an order has one expiry.
+    expiries: dict[int, float] = {}
+    admitted: list[int] = []
+    for action, number, expires_at, now in history:
+        if action == "prune":
+            ledger.prune(now)
+            continue
+        nonce = b"%d" % number
+        expiry = expiries.setdefault(number, expires_at)
+        if ledger.judge(nonce, expires_at=expiry, now=now, longest_life=1000.0) is FRESH:
+            ledger.used[nonce] = expiry
+            admitted.append(number)
+    assert len(admitted) == len(set(admitted))

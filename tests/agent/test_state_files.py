@@ -1,0 +1,78 @@
+"""The agent's instance id and its whitelist file."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from shovey_agent.instance import InstanceDamaged, load_or_create_instance
+from shovey_agent.whitelist_file import WhitelistFile
+
+from shovey_trio.core.whitelist import NotWhitelisted, WhitelistInvalid
+
+
+def test_instance_stays_the_same_until_the_state_directory_is_lost(tmp_path: Path) -> None:
+    first = load_or_create_instance(tmp_path / "one")
+    assert load_or_create_instance(tmp_path / "one") == first
+    assert load_or_create_instance(tmp_path / "two") != first
+    assert [path.name for path in (tmp_path / "one").iterdir()] == ["instance"]
+
+
+@pytest.mark.parametrize("junk", [b"", b"x", b"\xff" * 32, b"0" * 33])
+def test_damaged_instance_is_an_error_and_not_a_new_identity(tmp_path: Path, junk: bytes) -> None:
+    (tmp_path / "instance").write_bytes(junk)
+    with pytest.raises(InstanceDamaged):
+        load_or_create_instance(tmp_path)
+    assert (tmp_path / "instance").read_bytes() == junk
+
+
+def test_whitelist_is_read_again_when_it_is_edited_or_replaced(tmp_path: Path) -> None:
+    path = tmp_path / "whitelist.json"
+    path.write_text('{"a": "true"}')
+    whitelist = WhitelistFile(path)
+    path.write_text('{"b": "true", "c": "true"}')
+    assert set(whitelist.current().entries) == {"b", "c"}
+    replacement = tmp_path / "new"
+    replacement.write_text('{"d": "true"}')
+    replacement.rename(path)
+    assert set(whitelist.current().entries) == {"d"}
+    with pytest.raises(NotWhitelisted):
+        whitelist.current().resolve("a")
+
+
+def test_unchanged_whitelist_is_not_read_again(tmp_path: Path) -> None:
+    path = tmp_path / "whitelist.json"
+    path.write_text('{"a": "true"}')
+    whitelist = WhitelistFile(path)
+    assert whitelist.current() is whitelist.current()
+
+
+@pytest.mark.parametrize("broken", ['{"a": ', '{"a": 7}', None])
+def test_broken_or_missing_new_file_keeps_the_old_one_and_says_so(tmp_path: Path, broken: str | None) -> None:
+    path = tmp_path / "whitelist.json"
+    path.write_text('{"a": "true"}')
+    whitelist = WhitelistFile(path)
+    if broken is None:
+        path.unlink()
+    else:
+        path.write_text(broken)
+    assert set(whitelist.current().entries) == {"a"}
+    assert whitelist.problems
+    path.write_text('{"repaired": "true"}')
+    assert set(whitelist.current().entries) == {"repaired"}
+    assert whitelist.problems == ()
+
+
+@pytest.mark.parametrize("kind", ["missing", "broken", "fifo", "directory"])
+def test_first_whitelist_must_be_readable(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "whitelist.json"
+    match kind:
+        case "broken":
+            path.write_text("{")
+        case "fifo":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+    with pytest.raises(WhitelistInvalid):
+        WhitelistFile(path)

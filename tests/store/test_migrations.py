@@ -1,0 +1,88 @@
+"""The migrations end where the tables are, and an up-to-date file does without them."""
+
+from __future__ import annotations
+
+import sqlite3
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import trio
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import create_engine
+
+from shovey_trio.core.errors import StoreCorrupt
+from shovey_trio.store import open_store, schema
+from shovey_trio.store.tables import metadata
+
+
+def shape(path: Path) -> dict[str, str]:
+    """Every table and index of a file, with the statement that makes it."""
+    with closing(sqlite3.connect(path)) as connection:
+        rows = connection.execute("SELECT name, sql FROM sqlite_master WHERE sql IS NOT NULL")
+        return {name: " ".join(sql.split()) for name, sql in rows if name != "alembic_version"}
+
+
+async def test_migrations_make_exactly_the_tables_that_the_code_uses(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "migrated.db"):
+        pass
+    engine = create_engine(f"sqlite:///{tmp_path / 'created.db'}")
+    metadata.create_all(engine)
+    engine.dispose()
+    assert shape(tmp_path / "migrated.db") == shape(tmp_path / "created.db")
+
+    engine = create_engine(f"sqlite:///{tmp_path / 'migrated.db'}")
+    with engine.connect() as connection:
+        assert compare_metadata(MigrationContext.configure(connection), metadata) == []
+    engine.dispose()
+
+
+def test_newest_revision_is_the_one_the_code_knows() -> None:
+    scripts = ScriptDirectory(str(Path(schema.__file__).parent / "migrations"))
+    assert scripts.get_heads() == [schema.HEAD]
+    assert [script.revision for script in scripts.walk_revisions()][::-1] == list(schema.REVISIONS)
+
+
+async def test_up_to_date_file_is_opened_without_alembic(tmp_path: Path) -> None:
+    async with open_store(tmp_path / "store.db"):
+        pass
+    script = (
+        "import sys, trio\n"
+        "from pathlib import Path\n"
+        "from shovey_trio.store import open_store\n"
+        "async def main():\n"
+        "    async with open_store(Path(sys.argv[1])) as store:\n"
+        "        await store.next_epoch(0.0)\n"
+        "trio.run(main)\n"
+        "sys.exit('alembic' in sys.modules)\n"
+    )
+    done = await trio.run_process([sys.executable, "-c", script, str(tmp_path / "store.db")], check=False)
+    assert done.returncode == 0
+
+
+async def test_file_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    async with open_store(path):
+        pass
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    before = shape(path)
+    with pytest.raises(StoreCorrupt, match=r"store\.db has schema 9999"):
+        async with open_store(path):
+            pass
+    assert shape(path) == before
+
+
+async def test_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "store.db"
+    monkeypatch.setattr(schema, "APPLICATION_ID", "not a number; the last statement fails")
+    with pytest.raises(Exception, match="syntax error"):
+        async with open_store(path):
+            pass
+    assert shape(path) == {}
+    monkeypatch.undo()
+    async with open_store(path) as store:
+        assert await store.next_epoch(7.0) == 7

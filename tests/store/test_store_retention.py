@@ -1,0 +1,103 @@
+"""Contract: retention."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from shovey_trio.core.errors import HistoryGone, NotFound
+from shovey_trio.core.model import OutputExtent, StreamName
+from shovey_trio.core.states import JobState, RunState
+from shovey_trio.nursery.ports import Committed, JobFilter, Store
+
+from .conftest import Make
+
+NOW = 1_800_000_000.0
+
+
+async def finish(store: Store, make: Make, finished_at: float) -> tuple[str, str]:
+    """Stores a finished job with output; returns the ids of it and its run."""
+    job, [run] = make.job(state=JobState.RUNNING)
+    await store.create_job(job, [run], make.request(job.id))
+    await store.append_output(run, make.chunks((StreamName.STDOUT, b"output")))
+    await store.write_run(replace(run, state=RunState.SUCCEEDED))
+    await store.write_job(replace(job, state=JobState.COMPLETE, finished_at=finished_at))
+    return job.id, run.id
+
+
+async def delete(store: Store, before: float, limit: int = 100) -> int:
+    return await store.delete_history(jobs_before=before, statuses_before=0.0, limit=limit)
+
+
+async def listed(store: Store) -> list[str]:
+    jobs, _ = await store.list_jobs(JobFilter(organization="default"), limit=100, after="")
+    return [job.id for job in jobs]
+
+
+async def test_old_finished_jobs_are_deleted_and_others_kept(store: Store, make: Make) -> None:
+    old, _ = await finish(store, make, NOW - 10)
+    young, _ = await finish(store, make, NOW)
+    live, runs = make.job(state=JobState.RUNNING)
+    await store.create_job(live, runs, None)
+    assert await delete(store, NOW) == 1
+    assert await listed(store) == [live.id, young]
+    assert await store.get_job("default", old) is None
+    assert await delete(store, NOW) == 0
+
+
+async def test_oldest_jobs_go_first_and_never_more_than_the_limit(store: Store, make: Make) -> None:
+    ids = [(await finish(store, make, NOW - age))[0] for age in (1, 5, 3, 4, 2)]
+    assert await delete(store, NOW, limit=2) == 2
+    assert await listed(store) == [ids[4], ids[2], ids[0]]
+    assert await delete(store, NOW, limit=2) == 2
+    assert await delete(store, NOW, limit=2) == 1
+
+
+async def test_nothing_of_a_deleted_job_is_left(store: Store, make: Make) -> None:
+    job_id, run_id = await finish(store, make, NOW - 10)
+    run = await store.find_run("default", run_id)
+    assert run is not None
+    await delete(store, NOW)
+    assert await store.find_run("default", run_id) is None
+    assert await store.get_run("default", job_id, "web-1") is None
+    assert await store.snapshot_job("default", job_id) is None
+    assert await store.output_extent(run_id) == OutputExtent()
+    assert list(await store.read_output(run_id, stream=None, offset=0, limit=10)) == []
+    assert await store.count_runs("default", job_id) == {}
+    with pytest.raises(HistoryGone):
+        await store.read_events(job_id, after_seq=1, limit=10, include_output=True)
+    with pytest.raises(NotFound):
+        await store.write_run(run)
+    again, again_runs = make.job()
+    assert (await store.create_job(again, again_runs, make.request(job_id))).created
+
+
+async def test_sequence_numbers_of_deleted_history_are_not_used_again(
+    store: Store, make: Make, commits: list[Committed]
+) -> None:
+    job_id, _ = await finish(store, make, NOW - 10)
+    highest = commits[-1].jobs[job_id]
+    await delete(store, NOW)
+    job, runs = make.job()
+    await store.create_job(job, runs, None)
+    assert commits[-1].jobs[job.id] == highest + 2
+
+
+async def test_big_job_is_deleted_in_slices_and_whole(store: Store, make: Make) -> None:
+    job, runs = make.job([f"node-{number:04}" for number in range(2_100)], state=JobState.COMPLETE, finished_at=NOW - 1)
+    await store.create_job(job, runs, None)
+    await store.append_output(runs[0], make.chunks(*[(StreamName.STDOUT, b"x")] * 600))
+    kept, _ = await finish(store, make, NOW)
+    assert await delete(store, NOW) == 1
+    assert await listed(store) == [kept]
+    assert await store.find_run("default", runs[-1].id) is None
+
+
+async def test_old_presence_is_deleted(store: Store, make: Make) -> None:
+    for age in (30, 20, 10):
+        await store.write_node(make.node(), status=make.status(since=NOW - age))
+    await store.delete_history(jobs_before=0.0, statuses_before=NOW - 20, limit=10)
+    statuses, _ = await store.list_node_statuses("default", "web-1", limit=10, after="")
+    assert [status.since for status in statuses] == [NOW - 10, NOW - 20]
+    assert len(await store.load_nodes()) == 1
