@@ -65,6 +65,7 @@ async def measure(title: str, tasks: int, each: int, call: Callable[[int, int], 
     delays: list[float] = []
 
     async def worker(task: int) -> None:
+        await trio.lowlevel.checkpoint()
         for number in range(each):
             start = time.perf_counter()
             await call(task, number)

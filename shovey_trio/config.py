@@ -96,9 +96,7 @@ class JobsSection(Section):
     acceptance: PositiveDuration = Field(
         default=60.0, description="time a node has to accept an order, all attempts together"
     )
-    order_attempts: PositiveInt = Field(
-        default=3, description="how often an order is sent to a node that does not answer"
-    )
+    order_attempts: PositiveInt = Field(default=3, description="how often a node without a stream is rung")
     reconnect_grace: PositiveDuration = Field(
         # A verdict is final, so it waits for what is not a crash: a physical server's reboot takes up to 10 minutes.
         default=900.0,
@@ -135,9 +133,9 @@ class RetentionSection(Section):
 class LimitsSection(Section):
     """Bounds on what is in memory and on what strangers can cost."""
 
-    max_live_jobs: PositiveInt = Field(default=1000, description="jobs that are not finished")
+    max_live_jobs: PositiveInt = Field(default=2000, description="jobs that are not finished")
     max_live_runs: PositiveInt = Field(default=50_000, description="runs of those jobs")
-    max_watchers: PositiveInt = Field(default=1000, description="open WatchJob and following ReadOutput calls")
+    max_watchers: PositiveInt = Field(default=2000, description="open WatchJob and following ReadOutput calls")
     max_attached: PositiveInt = Field(default=20_000, description="attached agents")
     output_buffer: ByteSize = Field(
         default=64 * 2**20, description="output received and not yet durable, all runs together"

@@ -112,7 +112,7 @@ def test_a_flag_without_key_and_value_is_an_error(text: str) -> None:
 def test_settings_cannot_be_changed() -> None:
     settings = ServerSettings()
     with pytest.raises(ValidationError, match="frozen"):
-        settings.jobs.kill_grace = 1.0  # type: ignore[misc] # that is the point
+        settings.jobs.kill_grace = 1.0  # pydantic refuses it at run time
 
 
 def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:

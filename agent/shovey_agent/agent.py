@@ -18,7 +18,7 @@ from shovey_agent.enroll import renew
 from shovey_agent.enroll_call import call_renew
 from shovey_agent.epoch import EpochFile
 from shovey_agent.executor import Executor, ExecutorConfig, open_executor
-from shovey_agent.gate import OrderGate
+from shovey_agent.gate import VOID_LIFETIME, OrderGate
 from shovey_agent.link import ControllerLink, renew_in_time
 from shovey_agent.nonces import NonceFile, open_nonces
 from shovey_agent.proc_posix import boot_id
@@ -37,6 +37,8 @@ from shovey_trio.serf.link import SerfLink, SerfSettings
 
 _log = structlog.get_logger(__name__)
 _RENEWAL_DEADLINE = 30.0
+# Orders that live longer are refused: a node whose nonce file is damaged refuses every order for this long.
+_LONGEST_ORDER = 7200.0
 
 
 @dataclass(slots=True)
@@ -69,8 +71,8 @@ async def run_agent(settings: AgentSettings) -> None:
     whitelist = await trio.to_thread.run_sync(WhitelistFile, settings.agent.whitelist)
     epoch = EpochFile(state_dir / "epoch")
     now = time.time()
-    nonces = await open_nonces(state_dir / "nonces", now=now)
-    voided = await open_nonces(state_dir / "voided", now=now)
+    nonces = await open_nonces(state_dir / "nonces", now=now, longest_life=_LONGEST_ORDER)
+    voided = await open_nonces(state_dir / "voided", now=now, longest_life=_LONGEST_ORDER + VOID_LIFETIME)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with open_executor(_executor_config(settings)) as executor:
             await executor.adopt()

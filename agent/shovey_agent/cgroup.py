@@ -56,6 +56,16 @@ class RunCgroup:
             os.rmdir(self.path)
 
 
+def remove_empty_groups(parent: str) -> None:
+    """Removes the groups of runs that are over, whose background children have ended since."""
+    with contextlib.suppress(OSError):
+        for name in os.listdir(parent):
+            if name.startswith(_PREFIX):
+                # Only an empty group can be removed, so nothing is lost by trying.
+                with contextlib.suppress(OSError):
+                    os.rmdir(os.path.join(parent, name))
+
+
 def find_delegated_cgroup() -> str | None:
     """Returns the agent's own cgroup if systemd has delegated it, else None.
 

@@ -17,6 +17,7 @@ from typing import TypeVar
 
 import trio
 
+from shovey_agent.cgroup import remove_empty_groups
 from shovey_agent.follower import RunFollower
 from shovey_agent.launcher import Launcher, open_launcher
 from shovey_agent.proc_posix import boot_id
@@ -158,6 +159,7 @@ class Executor:
         """
         async with self._accepting:
             await self._on_disk(self._spool.sweep_removed)
+            self._remove_empty_groups()
             for run_id in await self._on_disk(lambda: list(self._spool.run_ids())):
                 if run_id not in self._followers:
                     await self._adopt_run(run_id)
@@ -196,6 +198,7 @@ class Executor:
             return False
         del self._followers[run_id]
         await self._on_disk(partial(self._spool.remove, run_id))
+        self._remove_empty_groups()
         return True
 
     async def _rediscovered(self, run_id: str) -> StartOutcome:
@@ -225,6 +228,10 @@ class Executor:
         )
         self._followers[known.run_id] = follower
         return follower
+
+    def _remove_empty_groups(self) -> None:
+        if self._config.cgroup is not None:
+            remove_empty_groups(self._config.cgroup)
 
     def _active_count(self) -> int:
         return sum(run.phase is not RunPhase.FINISHED for run in self.known_runs())

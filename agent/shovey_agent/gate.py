@@ -22,7 +22,7 @@ from shovey_trio.core.whitelist import NotWhitelisted
 from shovey_trio.rpc.order_codec import parse_order
 
 # A void run stays void for this much longer than the order that voided it, so that no start order of it outlives that.
-_VOID_LIFETIME = 3600.0
+VOID_LIFETIME = 3600.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,5 +112,5 @@ class OrderGate:
         """Makes sure, durably, that the run of a believed cancel order can never start here."""
         assert order.kind is OrderKind.CANCEL
         await self._voided.admit(
-            order.run_id.encode(), expires_at=order.expires_at + _VOID_LIFETIME, now=controller_now
+            order.run_id.encode(), expires_at=order.expires_at + VOID_LIFETIME, now=controller_now
         )

@@ -33,7 +33,7 @@ from shovey_trio.nursery.ports import Doorbell, JobFilter, JobSnapshot, RequestK
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
-from shovey_trio.nursery.watch import follow_output, watch_job
+from shovey_trio.nursery.watch import WatchPosition, follow_output, watch_job
 
 _MAX_COMMAND = 256
 _MAX_REQUEST_ID = 128
@@ -261,10 +261,10 @@ class Jobs:
         principal: Principal,
         job_id: str,
         *,
-        after_seq: int | None,
+        position: WatchPosition | None,
         include_output: bool,
-        snapshot: Callable[[JobSnapshot], Awaitable[None]],
-        events: Callable[[list[StoredEvent]], Awaitable[None]],
+        snapshot: Callable[[JobSnapshot, WatchPosition], Awaitable[None]],
+        event: Callable[[StoredEvent, WatchPosition], Awaitable[None]],
     ) -> None:
         """Feeds a watcher until the job is terminal; see ``nursery.watch.watch_job``."""
         await watch_job(
@@ -272,10 +272,10 @@ class Jobs:
             hub=self._services.hub,
             organization=principal.organization,
             job_id=job_id,
-            after_seq=after_seq,
+            position=position,
             include_output=include_output,
             snapshot=snapshot,
-            events=events,
+            event=event,
         )
 
     async def read_output(

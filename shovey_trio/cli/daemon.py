@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from importlib import import_module
 from types import MappingProxyType
 from typing import Final
 
 import click
 
+from shovey_trio.cli.lazy_group import LazyGroup
 from shovey_trio.core.errors import Exit, ShoveyError
 
 _COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
@@ -22,35 +22,14 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "serve": ("shovey_trio.cli.daemon_serve:serve", "Run the controller."),
         "node": ("shovey_trio.cli.daemon_node:node", "Enrolment of nodes, on the controller's host."),
         "user": ("shovey_trio.cli.daemon_user:user", "Certificates of users, on the controller's host."),
+        "demo": ("shovey_trio.cli.daemon_demo:demo", "Show the main job with real processes on loopback."),
         "doctor": ("shovey_trio.cli.daemon_doctor:doctor", "Check a set-up and say what to do."),
     }
 )
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 
 
-class LazyGroup(click.Group):
-    """A group that imports a command when it is called or its own help is asked for."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names, in the order of the table."""
-        return list(_COMMANDS)
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """The command, imported now."""
-        if cmd_name not in _COMMANDS:
-            return None
-        module, _, attribute = _COMMANDS[cmd_name][0].partition(":")
-        command = getattr(import_module(module), attribute)
-        assert isinstance(command, click.Command)
-        return command
-
-    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Writes the table's summaries."""
-        with formatter.section("Commands"):
-            formatter.write_dl([(name, summary) for name, (_, summary) in _COMMANDS.items()])
-
-
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=LazyGroup, commands_at=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="shovey-trio", prog_name="shovey-trio")
 def cli() -> None:
     """The shovey-trio controller and its offline administration."""

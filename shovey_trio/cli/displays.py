@@ -8,17 +8,21 @@ from __future__ import annotations
 
 import sys
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Final, Protocol, Self
 
 import click
 
-from shovey_trio.cli.job_view import JobView, describe_run, run_elapsed, run_ended
+from shovey_trio.cli.job_view import JobView, describe_run, run_elapsed, run_ended, run_word
 from shovey_trio.cli.labelled_output import LineCollector, LineStyle, label_width, write_line
 from shovey_trio.cli.output_formats import Format, write_document
 from shovey_trio.cli.plain import plain_message
 from shovey_trio.cli.times import unix
+from shovey_trio.core.states import RunState
 from shovey_trio.v1 import job_pb2
 from shovey_trio.v1.job_service_pb2 import WatchJobResponse
+
+# On the way to the command's start; a line for each would say nothing that the next does not.
+_UNREMARKABLE: Final = frozenset({RunState.PENDING.value, RunState.DISPATCHED.value, RunState.ACCEPTED.value})
 
 
 class Display(Protocol):
@@ -90,6 +94,8 @@ class PlainDisplay(QuietDisplay):
                 self._lines.finish(run.node)
         sys.stdout.flush()
         for run in changed:
+            if run_word(run) in _UNREMARKABLE:
+                continue
             took = run_elapsed(run, now=unix(run.updated_at)) if run_ended(run) else ""
             self.note(f"{run.node}: {describe_run(run)}{f' after {took}' if took else ''}")
 

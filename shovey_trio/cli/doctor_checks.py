@@ -165,7 +165,12 @@ def check_store(settings: ServerSettings) -> tuple[Sequence[Finding], Sequence[N
     except (ShoveyError, OSError) as exc:
         message = exc.message if isinstance(exc, ShoveyError) else str(exc)
         return [
-            Finding(check="store", status=Status.FAIL, message=message, advice="see docs/operations.md, restore")
+            Finding(
+                check="store",
+                status=Status.FAIL,
+                message=message,
+                advice="restore it from a copy; serve does not start without it",
+            )
         ], ()
     nodes = [node for node in nodes if node.organization == settings.server.organization]
     message = f"{settings.store_path.name} opens, schema {HEAD}, {len(nodes)} nodes, {users} users"

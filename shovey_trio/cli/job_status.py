@@ -59,14 +59,13 @@ def _write(job: Job, runs: Sequence[Run], output: Format) -> None:
 
 def run_shape() -> Shape[Run]:
     """How runs are listed."""
-    from shovey_trio.cli.job_view import describe_run, proof_word, run_elapsed, run_word
+    from shovey_trio.cli.job_view import explain_run, proof_word, run_elapsed, run_word
 
     now = time.time()
 
     def why(run: Run) -> str:
-        described = describe_run(run).removeprefix(run_word(run)).strip(" ()")
         late = f"late report: {_late_word(run)}" if run.HasField("late_report") else ""
-        return "; ".join(part for part in (described, run.detail, late) if part)
+        return "; ".join(part for part in (*explain_run(run), run.detail, late) if part)
 
     return Shape(
         columns=(

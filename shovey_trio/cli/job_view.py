@@ -39,21 +39,27 @@ def run_ended(run: job_pb2.Run) -> bool:
 
 
 def run_proven_gone(run: job_pb2.Run) -> bool:
-    """Whether a terminal run's command is certain to run no more."""
-    return run_word(run) not in _UNPROVEN_ENDS
+    """Whether the run has ended and its command is certain to run no more."""
+    return run_ended(run) and run_word(run) not in _UNPROVEN_ENDS
 
 
-def describe_run(run: job_pb2.Run) -> str:
-    """State and why, in a few words: ``failed (exit 3)``, ``cancelled (proof: empty_subreaper)``."""
+def explain_run(run: job_pb2.Run) -> list[str]:
+    """Why the run is in its state, in words that say more than the state itself: ``exit 3``, ``not_whitelisted``."""
     notes = []
     if run.HasField("signal"):
         notes.append(f"signal {run.signal}")
     elif run.HasField("exit_code") and run.exit_code != 0:
         notes.append(f"exit {run.exit_code}")
-    elif run.cause not in {"", "exited"}:
+    elif run.cause not in {"", "exited", run_word(run)}:
         notes.append(run.cause)
     if run.cancelling and not run_ended(run):
         notes.append("cancelling")
+    return notes
+
+
+def describe_run(run: job_pb2.Run) -> str:
+    """State and why, in a few words: ``failed (exit 3)``, ``cancelled (proof: empty_subreaper)``."""
+    notes = explain_run(run)
     if run_word(run) == RunState.CANCELLED.value and proof_word(run):
         notes.append(f"proof: {proof_word(run)}")
     return run_word(run) + (f" ({', '.join(notes)})" if notes else "")

@@ -96,7 +96,7 @@ def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Ex
     try:
         code = trio.run(run)
         sys.stdout.flush()
-    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:
+    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:  # noqa: BLE001  # sorted in ``_end``
         raise _end(error) from None
     raise click.exceptions.Exit(code.value)
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import trio
 
 from shovey_trio.core.errors import NotFound, OffsetOutOfRange, Overloaded
 from shovey_trio.core.model import OutputChunk, StreamName
 from shovey_trio.core.states import TERMINAL_RUN_STATES
-from shovey_trio.nursery.ports import Committed, JobEvent, JobSnapshot, Store, StoredEvent
+from shovey_trio.nursery.ports import Committed, JobEvent, JobSnapshot, OutputEvent, Store, StoredEvent
 
 # Events read at a time: some 500 × 1 KiB per watcher and read.
 _PAGE = 500
@@ -102,26 +103,50 @@ class CommitHub:
         return (job_id, None) in self._followed or (job_id, node) in self._followed
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class WatchPosition:
+    """What a watcher has been given, as commit sequences; the contents of a resume token.
+
+    Attributes:
+        changes: every change of the job and its runs up to this one, by snapshot or by event.
+        output: every chunk of output up to this one. Behind ``changes`` while a fresh watcher is still being given the
+            output that was there before its snapshot.
+    """
+
+    changes: int
+    output: int
+
+    def lacks(self, event: StoredEvent) -> bool:
+        """Whether the watcher has still to be given ``event``."""
+        return event.seq > (self.output if isinstance(event, OutputEvent) else self.changes)
+
+    def after(self, event: StoredEvent) -> WatchPosition:
+        """The position once everything up to ``event`` was given."""
+        return WatchPosition(changes=max(self.changes, event.seq), output=max(self.output, event.seq))
+
+
 async def watch_job(
     *,
     store: Store,
     hub: CommitHub,
     organization: str,
     job_id: str,
-    after_seq: int | None,
+    position: WatchPosition | None,
     include_output: bool,
-    snapshot: Callable[[JobSnapshot], Awaitable[None]],
-    events: Callable[[list[StoredEvent]], Awaitable[None]],
+    snapshot: Callable[[JobSnapshot, WatchPosition], Awaitable[None]],
+    event: Callable[[StoredEvent, WatchPosition], Awaitable[None]],
 ) -> None:
-    """Feeds a watcher until the job is terminal: a snapshot first (unless resumed), then pages of events.
+    """Feeds a watcher until the job is terminal: a snapshot first (unless resumed), then event after event.
+
+    With output, the chunks that were stored before the snapshot follow it, so that nothing is missing.
 
     Args:
-        after_seq: the sequence of the last event that was handled; None to begin with a snapshot.
-        snapshot, events: where they go; awaiting them is the watcher's backpressure.
+        position: what the watcher has been given; None to begin with a snapshot.
+        snapshot, event: where they go, with the position after each; awaiting them is the watcher's backpressure.
 
     Raises:
         NotFound: no such job in this organization.
-        HistoryGone: retention deleted what follows ``after_seq``.
+        HistoryGone: retention deleted what follows ``position``.
         Overloaded: too many watchers.
     """
     with hub.watching(job_id):
@@ -129,26 +154,26 @@ async def watch_job(
         if picture is None:
             raise NotFound(f"there is no job {job_id}", job_id=job_id)
         ended = picture.job.is_terminal
-        if after_seq is None:
-            await snapshot(picture)
-            after_seq = picture.seq
-            if ended:
-                return
+        if position is None:
+            position = WatchPosition(changes=picture.seq, output=0 if include_output else picture.seq)
+            await snapshot(picture, position)
         with hub.following(job_id, None) if include_output and not ended else nullcontext():
+            read = min(position.changes, position.output)
             while True:
                 mark = hub.mark(job_id)
-                page = list(
-                    await store.read_events(job_id, after_seq=after_seq, limit=_PAGE, include_output=include_output)
-                )
-                if page:
-                    await events(page)
-                    after_seq = page[-1].seq
+                page = await store.read_events(job_id, after_seq=read, limit=_PAGE, include_output=include_output)
+                for found in page:
+                    read = found.seq
+                    if position.lacks(found):
+                        position = position.after(found)
+                        await event(found, position)
                     # Not the end yet: what was committed behind the job's end (a late report) is still to be read.
-                    ended = ended or any(isinstance(event, JobEvent) and event.job.is_terminal for event in page)
-                elif ended:
+                    ended = ended or (isinstance(found, JobEvent) and found.job.is_terminal)
+                if page:
+                    continue
+                if ended:
                     return
-                else:
-                    await hub.wait(job_id, mark)
+                await hub.wait(job_id, mark)
 
 
 async def follow_output(

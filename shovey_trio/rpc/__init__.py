@@ -1,0 +1,1 @@
+"""gRPC: the bridge into trio, and what is built on it."""

@@ -88,7 +88,7 @@ async def call_with_retry(
 
 def _cause(message: str) -> str:
     """What is at the end of grpc's chain of explanations, for instance ``Connection refused (111)``."""
-    for marker in ("connect: ", "last error: ", "; "):
+    for marker in ("last error: ", "remote host: ", "connect: "):
         message = message.rpartition(marker)[2] or message
     if "handshake failed" in message.lower():
         return f"the TLS handshake failed ({message.rpartition(':')[2].strip() or message})"

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 
 from shovey_trio.core.errors import InvalidRequest, InvalidToken
+from shovey_trio.nursery.watch import WatchPosition
 
 _DEFAULT = 100
 _LARGEST = 1000
+_RESUME = re.compile(r"(?P<job>[0-9a-f-]{36}):(?P<changes>[0-9a-f]{1,16}):(?P<output>[0-9a-f]{1,16})")
 
 
 def page_size(asked: int) -> int:
@@ -38,24 +41,20 @@ def decode_name(token: str) -> str:
         raise InvalidToken("this page token is not from this server") from error
 
 
-def encode_resume(job_id: str, seq: int) -> str:
-    """A resume token: the job and the commit sequence of the last event that was sent."""
-    return f"{job_id}:{seq:x}"
+def encode_resume(job_id: str, position: WatchPosition) -> str:
+    """A resume token: the job, and what of it the watcher has been given."""
+    return f"{job_id}:{position.changes:x}:{position.output:x}"
 
 
-def decode_resume(token: str, job_id: str) -> int | None:
-    """The commit sequence in a resume token; None for the empty one.
+def decode_resume(token: str, job_id: str) -> WatchPosition | None:
+    """The position in a resume token; None for the empty one.
 
     Raises:
         InvalidToken: not a token of ours, or another job's.
     """
     if not token:
         return None
-    of_job, _, seq = token.rpartition(":")
-    try:
-        value = int(seq, 16)
-    except ValueError:
-        value = -1
-    if of_job != job_id or value < 0:
+    match = _RESUME.fullmatch(token)
+    if match is None or match["job"] != job_id:
         raise InvalidToken("this resume token is not of this job")
-    return value
+    return WatchPosition(changes=int(match["changes"], 16), output=int(match["output"], 16))

@@ -175,7 +175,7 @@ class SerfConnection:
     async def query(self, query: PlannedQuery, progress: QueryProgress) -> None:
         """Sends a query; returns when the agent has accepted it. Its records go to ``progress`` until it is settled.
 
-        Cancelled, the query may be under way; its records still go to ``progress``.
+        Cancelled, the query may be under way, and then its records still go to ``progress``; if not, it is settled.
 
         Raises:
             As ``command``.
@@ -239,9 +239,8 @@ class SerfConnection:
         try:
             async for request in self._to_write:
                 if request not in self._requests:
-                    if request.progress is not None:
-                        request.progress.settle()
                     continue
+                request.written = True
                 seq, data = self._codec.send(request.command, request.body)
                 self._waiting[seq] = request
                 if request.progress is not None:
@@ -265,6 +264,8 @@ class SerfConnection:
         finally:
             # If it still lies in the outbox, nobody wants it sent any more.
             self._requests.discard(request)
+            if request.progress is not None and not request.written:
+                request.progress.settle()
         if request.reply is None:
             raise self.failure()
         match request.reply.error:
@@ -345,7 +346,7 @@ async def open_connection(stream: trio.abc.Stream, *, auth_key: str | None = Non
 class _Request:
     """A command on its way, and what came of it."""
 
-    __slots__ = ("answered", "body", "command", "progress", "reply", "subscription")
+    __slots__ = ("answered", "body", "command", "progress", "reply", "subscription", "written")
 
     def __init__(
         self,
@@ -361,3 +362,4 @@ class _Request:
         self.progress = progress
         self.answered = trio.Event()
         self.reply: Reply | None = None
+        self.written = False

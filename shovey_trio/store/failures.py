@@ -49,7 +49,8 @@ def translate(error: Exception, name: str) -> Exception:
     original = error.orig if isinstance(error, DBAPIError) else error
     if isinstance(original, sqlite3.Error):
         return _translate_sqlite(original, name)
-    if isinstance(error, SQLAlchemyError):
+    # Python's module refuses integers over 64 bits and lone surrogates by errors of its own.
+    if isinstance(error, SQLAlchemyError | OverflowError | UnicodeEncodeError):
         return StoreConflict(f"{name}: {error}")
     return error
 

@@ -64,7 +64,8 @@ async def open_store(path: Path, *, exclusive: bool = True) -> AsyncIterator[Sql
             await writer.aclose()
     finally:
         with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_DEADLINE):
-            await trio.to_thread.run_sync(files.close)
+            # Abandoned rather than waited for past the deadline: a disk that hangs must not hang the daemon's exit.
+            await trio.to_thread.run_sync(files.close, abandon_on_cancel=True)
 
 
 class _StoreFile:

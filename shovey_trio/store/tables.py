@@ -20,9 +20,7 @@ from typing import Final
 
 from sqlalchemy import (
     BigInteger,
-    Boolean,
     Column,
-    ColumnElement,
     Double,
     Index,
     Integer,
@@ -31,7 +29,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
-    literal_column,
+    text,
 )
 
 metadata: Final = MetaData()
@@ -40,9 +38,9 @@ metadata: Final = MetaData()
 _Key: Final = BigInteger().with_variant(Integer(), "sqlite")
 
 # Literals, not parameters: a partial index serves only a query that repeats its condition word for word.
-UNFINISHED: Final[ColumnElement[bool]] = literal_column("state IN ('new', 'running')", Boolean())
-FINISHED: Final[ColumnElement[bool]] = literal_column("finished_at IS NOT NULL", Boolean())
-REVOKED: Final[ColumnElement[bool]] = literal_column("revoked = 1", Boolean())
+UNFINISHED: Final = text("state IN ('new', 'running')")
+FINISHED: Final = text("finished_at IS NOT NULL")
+REVOKED: Final = text("revoked = 1")
 
 jobs: Final = Table(
     "jobs",

@@ -122,13 +122,13 @@ class GroupWriter:
             self._begin(final=True)
             if self._group:
                 await self._idle.wait()
+            else:
+                await trio.lowlevel.checkpoint()
         left = [*self._group, *self._kept, *self._admitted, *self._line]
         self._kept, self._line = [], OrderedDict()
         self._admitted.clear()
         for call in left:
-            call.resolve(
-                outcome.Error(StoreUnavailable("the store was closed before this write was known to be applied"))
-            )
+            call.resolve(outcome.Error(StoreUnavailable("the store was closed before this write ended")))
 
     def _enter(self, work: Work, payload: int, *, awaited: bool) -> _Call:
         self._health.check()

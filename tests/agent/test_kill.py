@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trio
 from shovey_agent.proc_posix import ProcessStat
 from shovey_agent.runs import CancelOutcome, CancelReason, ExitCause
 
@@ -235,6 +236,22 @@ async def test_delegated_cgroup_gives_the_stronger_proof(
         report = await runner.finished(run_id)
         assert (report.cause, report.proof) == (ExitCause.CANCELLED, ProofKind.EMPTY_CGROUP)
         assert nothing_survives() == []
+
+
+async def test_background_child_keeps_its_cgroup_only_as_long_as_it_lives(
+    open_runner: OpenRunner, delegated_cgroup: str
+) -> None:
+    async with open_runner(cgroup=delegated_cgroup) as runner:
+        run_id = await runner.start("sh", "-c", "sleep 1000 >/dev/null 2>&1 & echo $!")
+        assert (await runner.finished(run_id)).exit_code == 0
+        child = int(await runner.output(run_id))
+        assert Path(f"/proc/{child}/cgroup").read_text().rstrip().endswith(run_id)
+        pidfd = os.pidfd_open(child)
+        os.kill(child, signal.SIGKILL)
+        await trio.lowlevel.wait_readable(pidfd)
+        os.close(pidfd)
+        await runner.executor.forget(run_id)
+    # The fixture fails the test if the group is still there.
 
 
 async def test_cgroup_that_cannot_be_used_fails_the_run_before_it_starts(open_runner: OpenRunner) -> None:

@@ -62,6 +62,11 @@ async def _until(condition: Callable[[], bool]) -> None:
         await trio.sleep(0.01)
 
 
+async def _last_error(link: SerfLink) -> str:
+    await _until(lambda: link.snapshot().last_error is not None)
+    return str(link.snapshot().last_error)
+
+
 async def test_connected_the_link_knows_members_and_its_own_name(autojump_clock: object) -> None:
     cluster = FakeSerfCluster(*_NODES)
     cluster.query_queue = 3
@@ -237,7 +242,7 @@ async def test_the_wrong_key_is_named_and_the_right_one_works(autojump_clock: ob
     agent = cluster.agent("o:ctl", auth_key="s3cret")
     for key in (None, "wrong"):
         async with _linked(agent, SerfSettings(auth_key=key), wait=False) as link:
-            await _until(lambda link=link: link.snapshot().last_error is not None)
+            await _last_error(link)
             assert "SERF_AUTH_FAILED" in str(link.snapshot().last_error)
             assert "wrong" not in str(link.snapshot().last_error)
     async with _linked(agent, SerfSettings(auth_key="s3cret")) as link:

@@ -7,6 +7,7 @@ import sqlite3
 import stat
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,7 +68,7 @@ async def test_sequence_goes_on_after_all_history_is_deleted_and_the_store_reope
 
 async def test_second_server_is_refused_while_administration_is_let_in(tmp_path: Path) -> None:
     path = tmp_path / "store.db"
-    token = {"digest": b"x" * 32, "organization": "default", "node": "web-1"}
+    token: dict[str, Any] = {"digest": b"x" * 32, "organization": "default", "node": "web-1"}
     async with open_store(path) as serving:
         with pytest.raises(StoreUnavailable, match="served by another"):
             async with open_store(path):

@@ -57,6 +57,7 @@ async def test_events_tell_the_whole_story_in_order(store: Store, make: Make, li
 
 
 async def test_events_of_other_jobs_are_not_mixed_in_and_never_share_a_number(store: Store, make: Make) -> None:
+    await store.next_epoch(1.0)
     jobs = [make.job() for _ in range(3)]
     for job, runs in jobs:
         await store.create_job(job, runs, None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 import trio
@@ -45,9 +46,9 @@ def ended(run: Run) -> Run:
     )
 
 
-def finished(job: Job, **changes: object) -> Job:
+def finished(job: Job, **changes: Any) -> Job:
     """The job with no changing field left at its default."""
-    values = {
+    values: dict[str, Any] = {
         "updated_at": job.created_at + 9.9,
         "state": JobState.COMPLETE,
         "cause": "done",

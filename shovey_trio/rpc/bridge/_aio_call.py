@@ -195,7 +195,7 @@ class AioServerCall:
             if self._scope.cancelled_caught and not self._gone:
                 self._status = self._cut_short()
         except Exception as error:  # noqa: BLE001  # a handler's failure ends its RPC and nothing else
-            if self._gone or (self._broken and _is_broken_resource(error)):
+            if (self._gone or self._broken) and _is_broken_resource(error):
                 self._status = RpcStatus(code=Code.CANCELLED, message="the client is gone")
             else:
                 self._status = self._host.status_for(error, self)

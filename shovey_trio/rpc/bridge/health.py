@@ -15,7 +15,6 @@ from shovey_trio.rpc.bridge.status import AbortRpc, RpcStatus
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-_Request = health_pb2.HealthCheckRequest
 _Response = health_pb2.HealthCheckResponse
 _SERVICE = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
@@ -49,12 +48,12 @@ class Health:
             server_stream_route(methods["Watch"], self._watch),
         )
 
-    async def _check(self, request: _Request, _: ServerCall[_Request, _Response]) -> _Response:
+    async def _check(self, request: Any, _: ServerCall[Any, Any]) -> Any:
         if request.service not in self._serving:
             raise AbortRpc(RpcStatus(code=Code.NOT_FOUND, message="unknown service"))
         return _Response(status=self._status(request.service))
 
-    async def _watch(self, request: _Request, call: ServerCall[_Request, _Response]) -> None:
+    async def _watch(self, request: Any, call: ServerCall[Any, Any]) -> None:
         sent: int | None = None
         while True:
             changed, status = self._changed, self._status(request.service)

@@ -113,6 +113,7 @@ class Server:
         self._idle.set()
         self._servers: list[grpc.aio.Server] = []
         self._stopping: list[Operation[None]] | None = None
+        self._closing = trio.Lock()
         self._ports: dict[str, int] = {}
         self._tls: dict[str, ReloadableServerTls] = {}
 
@@ -147,13 +148,14 @@ class Server:
                 await self._idle.wait()
         for call in list(self._calls):
             call.cancel("the server is going away")
-        with trio.move_on_after(_CLOSE_DEADLINE):
-            for closing in self._stopping:
-                await closing.settled()
-        if not all(closing.done for closing in self._stopping):
-            # A client that neither reads nor closes; grpc drops its connection now.
-            for server in self._servers:
-                await self.runtime.run(server.stop(None))
+        async with self._closing:  # an operation has one waiter
+            with trio.move_on_after(_CLOSE_DEADLINE):
+                for closing in self._stopping:
+                    await closing.settled()
+            if not all(closing.done for closing in self._stopping):
+                # A client that neither reads nor closes; grpc drops its connection now.
+                for server in self._servers:
+                    await self.runtime.run(server.stop(None))
 
     # -- what AioServerCall needs (CallHost)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from shovey_trio.application.jobs import Jobs, StartJob
 from shovey_trio.core.model import OutputChunk
 from shovey_trio.nursery.ports import JobEvent, JobFilter, JobSnapshot, RunEvent, StoredEvent
+from shovey_trio.nursery.watch import WatchPosition
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Route, ServerCall, server_stream_route, unary_route
 from shovey_trio.rpc.callers import caller
@@ -101,8 +102,8 @@ class JobService:
     async def _watch(
         self, request: pb.WatchJobRequest, call: ServerCall[pb.WatchJobRequest, pb.WatchJobResponse]
     ) -> None:
-        async def snapshot(picture: JobSnapshot) -> None:
-            token = encode_resume(request.job_id, picture.seq)
+        async def snapshot(picture: JobSnapshot, position: WatchPosition) -> None:
+            token = encode_resume(request.job_id, position)
             runs = picture.runs
             job = job_message(picture.job, self._jobs.counts(picture.job))
             for start in range(0, max(len(runs), 1), _SNAPSHOT_PART):
@@ -116,21 +117,19 @@ class JobService:
                     )
                 )
 
-        async def events(page: list[StoredEvent]) -> None:
-            for event in page:
-                await call.send(self._event_message(request.job_id, event))
+        async def event(found: StoredEvent, position: WatchPosition) -> None:
+            await call.send(self._event_message(encode_resume(request.job_id, position), found))
 
         await self._jobs.watch(
             caller(),
             request.job_id,
-            after_seq=decode_resume(request.resume_token, request.job_id),
+            position=decode_resume(request.resume_token, request.job_id),
             include_output=request.include_output,
             snapshot=snapshot,
-            events=events,
+            event=event,
         )
 
-    def _event_message(self, job_id: str, event: StoredEvent) -> pb.WatchJobResponse:
-        token = encode_resume(job_id, event.seq)
+    def _event_message(self, token: str, event: StoredEvent) -> pb.WatchJobResponse:
         match event:
             case JobEvent(job=job):
                 changed = pb.JobChanged(job=job_message(job, self._jobs.counts(job)))

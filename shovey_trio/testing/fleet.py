@@ -1,0 +1,239 @@
+"""A whole fleet on loopback: a controller, agents and, if wanted, serf agents – real processes, real TLS.
+
+For the demo, the end-to-end tests and the benchmarks. Everything lives in one directory, which the caller removes.
+"""
+
+from __future__ import annotations
+
+import json
+import socket
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from shovey_trio.cli.settings import load_client_settings
+from shovey_trio.identity.layout import ClientDirectory, DataDirectory
+from shovey_trio.rpc.bridge import ClientTls
+from shovey_trio.rpc.client import ShoveyClient, open_client
+from shovey_trio.testing.processes import ManagedProcess, ProcessFailed, program
+from shovey_trio.testing.serf_agents import SerfAgentProcess, open_serf_agents
+from shovey_trio.v1 import node_pb2
+
+ORGANIZATION = "default"
+_POLL = 0.05
+_END_DEADLINE = 20.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpec:
+    """A node of the fleet. ``settings`` are ``section.key`` → value of the agent's configuration."""
+
+    name: str
+    link: str = "attached"
+    tags: Mapping[str, str] = field(default_factory=dict)
+    whitelist: Mapping[str, object] | None = None
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(slots=True, kw_only=True)
+class FleetNode:
+    """A node that was enrolled."""
+
+    spec: NodeSpec
+    state_dir: Path
+    whitelist: Path
+    agent: ManagedProcess
+    serf: SerfAgentProcess | None
+
+
+class Fleet:
+    """A running fleet; made by ``open_fleet``."""
+
+    def __init__(self, directory: Path, *, settings: Mapping[str, str], serf: SerfAgentProcess | None) -> None:
+        self.directory = directory
+        self.data = DataDirectory(directory / "controller")
+        self.nodes: dict[str, FleetNode] = {}
+        self.serf = serf
+        control, enroll = free_port(), free_port()
+        self._listen = ["--control-listen", f"127.0.0.1:{control}", "--enroll-listen", f"127.0.0.1:{enroll}"]
+        fixed = {
+            "server.drain_timeout": "1s",
+            "serf.enabled": "true" if serf else "false",
+            "log.format": "console",
+        }
+        if serf is not None:
+            fixed["serf.address"] = f"127.0.0.1:{serf.rpc_port}"
+        self._settings = [word for key, value in {**fixed, **settings}.items() for word in ("--set", f"{key}={value}")]
+        self.controller = ManagedProcess(
+            [*program("shovey-trio"), "serve", "--data-dir", str(self.data.root), *self._settings],
+            log=directory / "controller.log",
+        )
+
+    @property
+    def client_directory(self) -> ClientDirectory:
+        """Of the first admin; what SHOVEY_CONFIG may name."""
+        return ClientDirectory(self.data.admin)
+
+    def client_tls(self) -> tuple[str, ClientTls, str]:
+        """Address, identity and server name of the admin's client."""
+        settings = load_client_settings(self.client_directory.configuration, environ={})
+        ca, certificate, key = settings.read_credentials()
+        tls = ClientTls(ca=ca, certificate=certificate, private_key=key)
+        return settings.client.server, tls, settings.client.server_name
+
+    @asynccontextmanager
+    async def open_client(self) -> AsyncIterator[ShoveyClient]:
+        """A client of the first admin."""
+        server, tls, server_name = self.client_tls()
+        async with open_client(server, tls, server_name=server_name) as client:
+            yield client
+
+    async def initialize(self) -> None:
+        """Makes the controller's data directory."""
+        await run_program("shovey-trio", "init", "--data-dir", str(self.data.root), *self._listen)
+
+    async def add_node(self, spec: NodeSpec, *, serf: SerfAgentProcess | None) -> FleetNode:
+        """Enrols a node; its agent is not started yet."""
+        state_dir = self.directory / spec.name
+        whitelist = self.directory / f"{spec.name}-whitelist.json"
+        whitelist.write_text(json.dumps({"whitelist": dict(spec.whitelist or {})}), "utf-8")
+        join = await run_program("shovey-trio", "node", "token", spec.name, "-q", "--data-dir", str(self.data.root))
+        await run_program("shovey-agent", "enroll", join.strip(), "--state-dir", str(state_dir))
+        configuration = self.directory / f"{spec.name}.toml"
+        configuration.write_text(self._agent_configuration(spec, state_dir, whitelist, serf), "utf-8")
+        agent = ManagedProcess(
+            [*program("shovey-agent"), "run", "--config", str(configuration)], log=self.directory / f"{spec.name}.log"
+        )
+        node = FleetNode(spec=spec, state_dir=state_dir, whitelist=whitelist, agent=agent, serf=serf)
+        self.nodes[spec.name] = node
+        return node
+
+    async def wait_up(self, names: Sequence[str] | None = None) -> None:
+        """Waits until these nodes (or all) are up.
+
+        Raises:
+            ProcessFailed: the controller or an agent has ended instead.
+        """
+        wanted = set(self.nodes if names is None else names)
+        async with self.open_client() as client:
+            while True:
+                self.controller.check()
+                for node in self.nodes.values():
+                    node.agent.check()
+                up = {
+                    node.name async for node in client.list_nodes() if node.status.presence == node_pb2.NODE_PRESENCE_UP
+                }
+                if wanted <= up:
+                    return
+                await trio.sleep(_POLL)
+
+    async def end(self) -> None:
+        """Ends everything that was started, commands that still run included. Shielded, with a deadline."""
+        with trio.CancelScope(deadline=trio.current_time() + _END_DEADLINE, shield=True):
+            async with trio.open_nursery() as nursery:
+                for node in self.nodes.values():
+                    nursery.start_soon(self._end_node, node)
+                nursery.start_soon(self.controller.stop)
+
+    @staticmethod
+    async def _end_node(node: FleetNode) -> None:
+        from shovey_agent.bury import abandon_run
+        from shovey_agent.spool import Spool, SpoolLimits
+
+        await node.agent.stop()
+        if not (node.state_dir / "runs").exists():
+            return
+        spool = Spool(node.state_dir, SpoolLimits())
+        for run_id in list(spool.run_ids()):
+            await trio.to_thread.run_sync(partial(abandon_run, spool, run_id))
+
+    @staticmethod
+    def _agent_configuration(spec: NodeSpec, state_dir: Path, whitelist: Path, serf: SerfAgentProcess | None) -> str:
+        sections: dict[str, dict[str, object]] = {
+            "agent": {"state_dir": str(state_dir), "whitelist": str(whitelist), "link": spec.link},
+            "serf": {"enabled": serf is not None},
+            "log": {"format": "console"},
+        }
+        if serf is not None:
+            sections["serf"]["address"] = f"127.0.0.1:{serf.rpc_port}"
+        for key, value in spec.settings.items():
+            section, _, name = key.partition(".")
+            sections.setdefault(section, {})[name] = value
+        text = "".join(
+            f"[{section}]\n" + "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+            for section, values in sections.items()
+        )
+        tags = "".join(f"{json.dumps(key)} = {json.dumps(value)}\n" for key, value in spec.tags.items())
+        return text + "[agent.tags]\n" + tags
+
+
+@asynccontextmanager
+async def open_fleet(
+    directory: Path,
+    nodes: Sequence[NodeSpec],
+    *,
+    serf: bool,
+    settings: Mapping[str, str] | None = None,
+    encrypt_key: bytes | None = None,
+) -> AsyncIterator[Fleet]:
+    """A fleet of these nodes, all up. At the end every process is ended, also when cancelled.
+
+    Args:
+        directory: for everything; the caller removes it.
+        nodes: what to enrol and start.
+        serf: whether each of them, and the controller, gets a real serf agent.
+        settings: ``section.key`` → value of the controller's configuration.
+        encrypt_key: encrypts the gossip ring.
+
+    Raises:
+        ProcessFailed: a program did not start; the message shows its log.
+        SerfAgentFailed: serf was asked for and is not installed, or does not start.
+    """
+    async with AsyncExitStack() as stack:
+        agents: Sequence[SerfAgentProcess | None] = [None] * (len(nodes) + 1)
+        if serf:
+            names = [f"{ORGANIZATION}:controller", *(f"{ORGANIZATION}:{node.name}" for node in nodes)]
+            agents = await stack.enter_async_context(
+                open_serf_agents(names, directory=directory, encrypt_key=encrypt_key)
+            )
+        fleet = Fleet(directory, settings=settings or {}, serf=agents[0])
+        try:
+            await fleet.initialize()
+            await fleet.controller.start()
+            async with trio.open_nursery() as nursery:
+                for spec, agent in zip(nodes, agents[1:], strict=True):
+                    nursery.start_soon(partial(_add_and_start, fleet, spec, agent))
+            await fleet.wait_up()
+            yield fleet
+        finally:
+            await fleet.end()
+
+
+async def _add_and_start(fleet: Fleet, spec: NodeSpec, serf: SerfAgentProcess | None) -> None:
+    node = await fleet.add_node(spec, serf=serf)
+    await node.agent.start()
+
+
+async def run_program(name: str, *arguments: str) -> str:
+    """Runs one of the three programs to its end and returns what it printed.
+
+    Raises:
+        ProcessFailed: it failed.
+    """
+    done = await trio.run_process(
+        [*program(name), *arguments], capture_stdout=True, capture_stderr=True, check=False, stdin=b""
+    )
+    if done.returncode:
+        raise ProcessFailed(f"{name} {arguments[0]}: {done.stderr.decode('utf-8', 'replace').strip()}")
+    return done.stdout.decode("utf-8")
+
+
+def free_port() -> int:
+    """A TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
