@@ -33,6 +33,7 @@ from shovey_trio.core.orders import NodeIdentity
 from shovey_trio.core.serf_wire import STREAM_DOORBELLS, STREAM_USER_EVENTS
 from shovey_trio.identity.files import read_secret
 from shovey_trio.observe.systemd import notify
+from shovey_trio.rpc.bridge import open_bridge
 from shovey_trio.serf.link import SerfLink, SerfSettings
 
 _log = structlog.get_logger(__name__)
@@ -74,7 +75,8 @@ async def run_agent(settings: AgentSettings) -> None:
     nonces = await open_nonces(state_dir / "nonces", now=now, longest_life=_LONGEST_ORDER)
     voided = await open_nonces(state_dir / "voided", now=now, longest_life=_LONGEST_ORDER + VOID_LIFETIME)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_executor(_executor_config(settings)) as executor:
+        # One asyncio loop for all calls: an on-demand agent opens and closes channels all day.
+        async with open_bridge(), open_executor(_executor_config(settings)) as executor:
             await executor.adopt()
             gate = _gate(trust, nonces, voided, epoch, whitelist)
             link = _link(settings, trust, executor, gate)

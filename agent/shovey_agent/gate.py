@@ -111,6 +111,4 @@ class OrderGate:
     async def void(self, order: Order, *, controller_now: float) -> None:
         """Makes sure, durably, that the run of a believed cancel order can never start here."""
         assert order.kind is OrderKind.CANCEL
-        await self._voided.admit(
-            order.run_id.encode(), expires_at=order.expires_at + VOID_LIFETIME, now=controller_now
-        )
+        await self._voided.admit(order.run_id.encode(), expires_at=order.expires_at + VOID_LIFETIME, now=controller_now)

@@ -84,4 +84,6 @@ class Dispatcher:
 
     async def _arrived(self, organization: str, node: str, *, rung: bool) -> Reached:
         link = await self._links.wait_attached(organization, node)
+        if rung:
+            self._doorbell.heard(organization, node)
         return Reached(link=link, route=Route.DOORBELL if rung else Route.STREAM)

@@ -392,6 +392,10 @@ class Doorbell(Protocol):
         """
         ...
 
+    def heard(self, organization: str, node: str) -> None:
+        """Notes that a node that was rung has come, so that its query makes room for others."""
+        ...
+
     def changes(self) -> AsyncIterator[MemberChange]:
         """Every change of membership from now on, after the present state of every member."""
         ...

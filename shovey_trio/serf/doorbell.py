@@ -14,6 +14,7 @@ from shovey_trio.core.serf_size import check_names
 from shovey_trio.nursery.ports import Clock, MemberChange, SerfStatus
 from shovey_trio.serf.link import SerfLink
 from shovey_trio.serf.membership import MembershipFeed
+from shovey_trio.serf.progress import QueryProgress
 
 # A doorbell is good for as long as its query may travel, and for the clocks to differ.
 _LIFETIME = 120
@@ -29,6 +30,8 @@ class SerfDoorbell:
         self._epoch = epoch
         self._clock = clock
         self._limit = limit
+        # Queries with targets not heard from; the issuer lets at most ten be so.
+        self._open: list[QueryProgress] = []
 
     def status(self) -> SerfStatus:
         now = self._link.snapshot()
@@ -75,7 +78,13 @@ class SerfDoorbell:
             limit=self._limit,
         )
         for query in queries:
-            await self._link.ring(query)
+            progress = await self._link.ring(query)
+            self._open = [known for known in self._open if not known.settled] + [progress]
+
+    def heard(self, organization: str, node: str) -> None:
+        name = serf_name(organization, node)
+        for progress in self._open:
+            progress.mark_heard(name)
 
     def changes(self) -> AsyncIterator[MemberChange]:
         return _Changes(self._link)
@@ -99,6 +108,9 @@ class NoDoorbell:
     async def ring(self, *, organization: str, job_id: str, nodes: Sequence[str]) -> None:
         await trio.lowlevel.checkpoint()
         raise SerfUnavailable("this controller does not use serf")
+
+    def heard(self, organization: str, node: str) -> None:
+        pass  # nobody was rung
 
     def changes(self) -> AsyncIterator[MemberChange]:
         return _NoChanges()

@@ -138,10 +138,14 @@ class FakeController:
         scripts: what each command does.
         jobs: in the order they were started.
         lost_answers: so many answers to StartJob get lost after the job was started.
+        stalled_answers: so many calls to GetServerInfo are never answered.
+        open_streams: watches that are served now.
         cut_streams_after: watches and readers are cut with UNAVAILABLE after so many messages, while ``cuts`` last.
         cuts: how often that still happens.
         read_only: StartJob and CancelJob are denied.
+        watched: set when the first watch has had its snapshot.
         hold_proof: a cancelled run stays ``cancelling`` until this event is set.
+        proven: whether a cancelled run ends with a proof.
     """
 
     def __init__(self, up: Mapping[str, bool], scripts: Mapping[str, Script]) -> None:
@@ -149,9 +153,13 @@ class FakeController:
         self.scripts = dict(scripts)
         self.jobs: dict[str, FakeJob] = {}
         self.lost_answers = 0
+        self.stalled_answers = 0
+        self.open_streams = 0
         self.cut_streams_after: float = math.inf
         self.cuts = 0
         self.read_only = False
+        self.proven = True
+        self.watched = trio.Event()
         self.hold_proof = trio.Event()
         self.hold_proof.set()
         self._nursery: trio.Nursery | None = None
@@ -178,6 +186,15 @@ class FakeController:
             unary_route(methods.GET_SERVER_INFO, self._get_server_info),
         )
 
+    def add_finished_job(self, command: str, nodes: Sequence[str]) -> FakeJob:
+        """A job of the past, all of whose runs succeeded."""
+        request = jobs_pb.StartJobRequest(command=command)
+        job = self._add_job(request, nodes)
+        for run in job.runs.values():
+            run.become(job_pb.RUN_STATE_SUCCEEDED, exit_code=0, cause="exited", finished_at=_now())
+        job.end(job_pb.JOB_STATE_COMPLETE)
+        return job
+
     def node_message(self, name: str) -> node_pb.Node:
         """A registered node, as clients see it."""
         up = self.up[name]
@@ -202,25 +219,34 @@ class FakeController:
 
     async def _start_job(self, request: jobs_pb.StartJobRequest, _: ServerCall[Any, Any]) -> jobs_pb.StartJobResponse:
         self._check_writable()
+        targets = self._resolve(request.target)
+        needed = required_nodes(request.quorum or "100%", len(targets))
+        if request.dry_run:
+            return self._dry_run(request, targets)
+        job = self._started_earlier(request)
+        if job is None:
+            job = self._start(request, targets, needed)
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise AbortRpc(RpcStatus(code=Code.UNAVAILABLE, message="the answer was lost"))
+        return jobs_pb.StartJobResponse(job=job.message)
+
+    def _dry_run(self, request: jobs_pb.StartJobRequest, targets: Sequence[str]) -> jobs_pb.StartJobResponse:
+        answer = jobs_pb.StartJobResponse(job=job_pb.Job(command=request.command, run_total=len(targets)))
+        for node in targets:
+            route = job_pb.ROUTE_STREAM if self.up[node] else job_pb.ROUTE_UNSPECIFIED
+            answer.targets.add(node=node, up=self.up[node], route=route)
+        return answer
+
+    def _started_earlier(self, request: jobs_pb.StartJobRequest) -> FakeJob | None:
         for job in self.jobs.values():
             if request.request_id and job.request.request_id == request.request_id:
                 if job.request != request:
                     raise RequestIdReused(f"request {request.request_id} started another job", job_id=job.message.id)
-                return jobs_pb.StartJobResponse(job=job.message)
-        targets = self._resolve(request.target)
-        needed = required_nodes(request.quorum or "100%", len(targets))
-        if request.dry_run:
-            return jobs_pb.StartJobResponse(
-                job=job_pb.Job(command=request.command, run_total=len(targets)),
-                targets=[
-                    jobs_pb.ResolvedTarget(
-                        node=node,
-                        up=self.up[node],
-                        route=job_pb.ROUTE_STREAM if self.up[node] else job_pb.ROUTE_UNSPECIFIED,
-                    )
-                    for node in targets
-                ],
-            )
+                return job
+        return None
+
+    def _start(self, request: jobs_pb.StartJobRequest, targets: Sequence[str], needed: int) -> FakeJob:
         if request.command not in self.scripts:
             raise NotFound(f"no script for {request.command}")
         job = self._add_job(request, targets)
@@ -229,12 +255,9 @@ class FakeController:
                 run.become(job_pb.RUN_STATE_UNAVAILABLE, cause="quorum_not_met")
             job.end(job_pb.JOB_STATE_QUORUM_FAILED, cause="quorum_not_met", detail=f"{needed} nodes must be up")
         else:
-            assert self._nursery is not None
+            assert self._nursery is not None  # calls are served after ``serve`` has started
             self._nursery.start_soon(self._run_job, job)
-        if self.lost_answers:
-            self.lost_answers -= 1
-            raise AbortRpc(RpcStatus(code=Code.UNAVAILABLE, message="the answer was lost"))
-        return jobs_pb.StartJobResponse(job=job.message)
+        return job
 
     def _add_job(self, request: jobs_pb.StartJobRequest, targets: Sequence[str]) -> FakeJob:
         now = time.time()
@@ -286,10 +309,10 @@ class FakeController:
             return
         await self.hold_proof.wait()
         run.become(
-            job_pb.RUN_STATE_CANCELLED,
+            job_pb.RUN_STATE_CANCELLED if self.proven else job_pb.RUN_STATE_CANCEL_UNPROVEN,
             cancelling=False,
             cause="cancelled",
-            proof=job_pb.PROOF_KIND_EMPTY_CGROUP,
+            proof=job_pb.PROOF_KIND_EMPTY_CGROUP if self.proven else job_pb.PROOF_KIND_UNSPECIFIED,
             finished_at=_now(),
         )
 
@@ -333,6 +356,13 @@ class FakeController:
         return jobs_pb.ListRunsResponse(runs=page, next_page_token=token)
 
     async def _watch_job(self, request: jobs_pb.WatchJobRequest, call: ServerCall[Any, Any]) -> None:
+        self.open_streams += 1
+        try:
+            await self._feed_watch(request, call)
+        finally:
+            self.open_streams -= 1
+
+    async def _feed_watch(self, request: jobs_pb.WatchJobRequest, call: ServerCall[Any, Any]) -> None:
         job = self._job(request.job_id)
         sent = 0
         if request.resume_token:
@@ -341,6 +371,7 @@ class FakeController:
             seen = len(job.events)
             await call.send(job.snapshot())
             sent += 1
+            self.watched.set()
         while True:
             changed, ended = job.changed, job.ended
             for event in job.events[seen:]:
@@ -405,6 +436,9 @@ class FakeController:
     async def _get_server_info(
         self, _: admin_pb.GetServerInfoRequest, __: ServerCall[Any, Any]
     ) -> admin_pb.GetServerInfoResponse:
+        if self.stalled_answers:
+            self.stalled_answers -= 1
+            await trio.sleep_forever()
         return admin_pb.GetServerInfoResponse(version="9.9.9", organization="org", caller=CALLER)
 
     # -- helpers

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from shovey_trio.testing.rpc_certificates import CertificateAuthority
-from tests_cli_rig import OperatorRig
+
+from .conftest import OperatorRig
 
 
 async def test_output_is_labelled_by_node_and_success_is_exit_0(rig: OperatorRig) -> None:

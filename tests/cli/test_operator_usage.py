@@ -10,10 +10,10 @@ from click.testing import CliRunner
 
 from shovey_trio.cli.failures import failure_of
 from shovey_trio.cli.operator import cli
-from shovey_trio.core.errors import Exit, NotFound
+from shovey_trio.core.errors import Code, Exit, NotFound
 from shovey_trio.rpc.bridge import RpcError
-from shovey_trio.core.errors import Code
 
+HEAVY = {"grpc", "trio", "rich", "pydantic", "google.protobuf", "asyncio", "cryptography", "structlog", "yaml"}
 JOB = "01a20202-d8f3-7000-8000-000000000001"
 
 
@@ -53,8 +53,7 @@ def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
         "import sys\n"
         "from shovey_trio.cli.operator import cli\n"
         f"cli.main({arguments!r}, prog_name='shovey', standalone_mode=False)\n"
-        "heavy = {'grpc', 'trio', 'rich', 'pydantic', 'google.protobuf', 'asyncio', 'cryptography', 'structlog', 'yaml'}\n"
-        "sys.exit(', '.join(sorted(heavy & set(sys.modules))))\n"
+        f"sys.exit(', '.join(sorted({HEAVY!r} & set(sys.modules))) or 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)
     assert done.returncode == 0, done.stderr

@@ -9,16 +9,9 @@ import subprocess
 import pytest
 import trio
 
-from tests_cli_rig import ALL_BYTES, OperatorRig
 from shovey_trio.testing.fake_controller import FakeRun
 
-
-async def count_up(run: FakeRun) -> int:
-    """Twenty lines with a pause of the scheduler after each, so that they arrive as twenty events."""
-    for number in range(20):
-        run.write(b"line %d\n" % number)
-        await trio.lowlevel.checkpoint()
-    return 0
+from .conftest import ALL_BYTES, OperatorRig
 
 
 @pytest.fixture
@@ -43,6 +36,13 @@ async def test_watching_a_finished_job_shows_all_of_its_output_and_how_it_ended(
 
 
 async def test_a_watch_goes_on_where_it_was_cut(rig: OperatorRig) -> None:
+    async def count_up(run: FakeRun) -> int:
+        await rig.controller.watched.wait()
+        for number in range(20):
+            run.write(b"line %d\n" % number)
+            await trio.lowlevel.checkpoint()
+        return 0
+
     rig.controller.scripts["count"] = count_up
     rig.controller.cut_streams_after, rig.controller.cuts = 3, 3
     done = await rig.run("job", "start", "count", "web-1")
@@ -53,15 +53,21 @@ async def test_a_watch_goes_on_where_it_was_cut(rig: OperatorRig) -> None:
 
 
 async def test_events_are_lines_of_json_with_resume_tokens(rig: OperatorRig) -> None:
+    async def watched_hello(run: FakeRun) -> int:
+        await rig.controller.watched.wait()
+        run.write(b"hello\n")
+        return 0
+
+    rig.controller.scripts["hello"] = watched_hello
     done = await rig.run("job", "start", "hello", "web-1", "-o", "jsonl")
     events = [json.loads(line) for line in done.out.splitlines()]
     assert done.code == 0
     assert events[0]["snapshot"]["job"]["command"] == "hello"
     assert events[-1]["job_changed"]["job"]["state"] == "complete"
-    assert all(event["resume_token"] for event in events[1:] if "output" not in event)
+    assert len({event["resume_token"] for event in events}) == len(events)
     (chunk,) = [event["output"]["chunk"] for event in events if "output" in event]
-    assert (chunk["stream"], chunk["text"], chunk["position"]) == ("stdout", "hello from web-1\n", 0)
-    assert chunk["data"] == "aGVsbG8gZnJvbSB3ZWItMQo="
+    assert (chunk["stream"], chunk["text"], chunk["position"]) == ("stdout", "hello\n", 0)
+    assert chunk["data"] == "aGVsbG8K"
 
 
 async def test_last_is_the_newest_job_of_the_caller(rig: OperatorRig, finished: str) -> None:

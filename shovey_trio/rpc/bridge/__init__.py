@@ -8,6 +8,7 @@ the ``server`` extra.
 from __future__ import annotations
 
 import shovey_trio.rpc.bridge._environment  # noqa: F401  # must come before anything that loads grpc
+from shovey_trio.rpc.bridge._runtime import open_runtime as open_bridge
 from shovey_trio.rpc.bridge.calls import (
     Authorize,
     Route,
@@ -51,6 +52,7 @@ __all__ = [
     "ServerTls",
     "bidi_route",
     "client_stream_route",
+    "open_bridge",
     "open_channel",
     "open_server",
     "server_stream_route",

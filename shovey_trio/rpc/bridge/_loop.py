@@ -57,9 +57,13 @@ class BatchedLoop(TrioEventLoop):  # type: ignore[misc]  # trio-asyncio ships no
     def call_soon_threadsafe(
         self, callback: Callable[..., object], *args: Any, context: Context | None = None
     ) -> asyncio.Handle:
-        self._check_closed()
         handle = asyncio.Handle(callback, args, self, context)
-        self._token.run_sync_soon(self._queue_handle, handle)
+        if self.is_closed():
+            # grpc hands out completions of all loops from one queue. One that comes after its loop's end has nobody
+            # waiting for it; raising here would stop grpc from handing out the next ones, which are another loop's.
+            handle.cancel()
+        else:
+            self._token.run_sync_soon(self._queue_handle, handle)
         return handle
 
     async def catch_up(self) -> None:
