@@ -29,7 +29,7 @@ from shovey_trio.nursery.credits import ByteCredits
 from shovey_trio.nursery.dispatch import Dispatcher
 from shovey_trio.nursery.inbound import AgentInbox
 from shovey_trio.nursery.links import Links
-from shovey_trio.nursery.ports import Doorbell, SendFollow, Store
+from shovey_trio.nursery.ports import Doorbell, SendFollow, SendKeys, Store
 from shovey_trio.nursery.presence import NodePresence
 from shovey_trio.nursery.recovery import take_up_jobs
 from shovey_trio.nursery.registry import NodeRegistry
@@ -44,6 +44,7 @@ from shovey_trio.rpc.callers import Gatekeeper
 from shovey_trio.rpc.errors import status_of
 from shovey_trio.rpc.services.admin_service import AdminService, ServerFacts
 from shovey_trio.rpc.services.agent_service import AgentService, EnrollmentService
+from shovey_trio.rpc.services.call_rate import CallRate
 from shovey_trio.rpc.services.job_service import JobService
 from shovey_trio.rpc.services.node_service import NodeService
 from shovey_trio.rpc.signer import Signer
@@ -60,6 +61,7 @@ ENROLL = "enroll"
 _ENROLLING = 4
 _HEALTH_TICK = 1.0
 _RETENTION_SLICE = 20
+_DAY = 86_400.0
 
 
 class Controller:
@@ -75,6 +77,7 @@ class Controller:
         links: Links,
         health: Health,
         signer: Signer,
+        doorbell: Doorbell,
     ) -> None:
         self._settings = settings
         self._server = server
@@ -83,6 +86,7 @@ class Controller:
         self._links = links
         self._health = health
         self._signer = signer
+        self._doorbell = doorbell
 
     @property
     def control_port(self) -> int:
@@ -114,9 +118,22 @@ class Controller:
             return
         self._server.reload_tls(CONTROL, _server_tls(tls.control))
         self._server.reload_tls(ENROLL, _server_tls(tls.enroll))
-        self._signer.replace({keys.organization: keys.active})
+        self._replace_keys(keys)
         await self._identities.load()
         _log.info("controller.reloaded")
+
+    def _replace_keys(self, keys: SigningKeys) -> None:
+        before = self._identities.key_set(keys.organization)
+        published = keys.published()
+        self._identities.replace_keys(keys)
+        if published != before:
+            # On each stream ahead of the first order that only they verify.
+            for link in self._links:
+                if link.organization == keys.organization:
+                    link.send_nowait(SendKeys(keys=published))
+        self._signer.replace({keys.organization: keys.active})
+        if isinstance(self._doorbell, SerfDoorbell):
+            self._doorbell.replace_key(keys.active.private_key)
 
 
 @asynccontextmanager
@@ -181,7 +198,6 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             helpers.start_soon(_delete_history, store, settings)
             if link is not None:
                 helpers.start_soon(link.run)
-                helpers.start_soon(_announce, link)
                 helpers.start_soon(_name_misfits, link, doorbell, registry, settings.server.organization)
             await take_up_jobs(store, supervisor)
             jobs = Jobs(
@@ -206,6 +222,8 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 *AgentService(
                     inbox=inbox,
                     registry=registry,
+                    links=links,
+                    max_attached=bounds.attached,
                     identities=identities,
                     credits_=ByteCredits(bounds.output_buffer),
                     clock=clock,
@@ -226,6 +244,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 identities=identities,
                 control_address=settings.control_address,
                 limiter=trio.CapacityLimiter(_ENROLLING),
+                rate=CallRate(settings.limits.enroll_per_minute, clock),
             )
             enroll = [*enrollment.routes(), *health.routes()]
             _check_policy([*control, *enroll])
@@ -244,7 +263,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             async with open_server(
                 listeners, authorize=Gatekeeper(identities), map_error=status_of, options=options
             ) as server:
-                yield Controller(
+                controller = Controller(
                     settings=settings,
                     server=server,
                     supervisor=supervisor,
@@ -252,7 +271,12 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                     links=links,
                     health=health,
                     signer=signer,
+                    doorbell=doorbell,
                 )
+                if link is not None:
+                    helpers.start_soon(_announce, link)
+                helpers.start_soon(_renew_daily, controller)
+                yield controller
             helpers.cancel_scope.cancel(reason="the controller stops")
 
 
@@ -359,6 +383,13 @@ async def _keep_health(health: Health, store: Store) -> None:
             health.set_all(serving)
             _log.warning("health.changed", serving=serving, store=store.failure)
         await trio.sleep(_HEALTH_TICK)
+
+
+async def _renew_daily(controller: Controller) -> None:
+    """Renews the listeners' certificates in time: reloading does, and costs nothing when nothing is due."""
+    while True:
+        await trio.sleep(_DAY)
+        await controller.reload()
 
 
 async def _delete_history(store: Store, settings: ServerSettings) -> None:

@@ -120,10 +120,10 @@ async def _tell_news(executor: Executor, link: ControllerLink) -> None:
 
 async def _keep_certificate(trust: _Trust, link: ControllerLink) -> None:
     async def renew_now() -> None:
-        with trio.move_on_after(_RENEWAL_DEADLINE):
+        with trio.fail_after(_RENEWAL_DEADLINE):
             trust.credentials = await renew(trust.credentials, trust.store, call_renew)
-            _log.info("certificate.renewed", expires_at=trust.credentials.expires_at)
-            link.reconnect("the certificate was renewed")
+        _log.info("certificate.renewed", expires_at=trust.credentials.expires_at)
+        link.reconnect("the certificate was renewed")
 
     await renew_in_time(lambda: trust.credentials, renew_now, now=time.time)
 

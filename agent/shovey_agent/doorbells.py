@@ -14,6 +14,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from shovey_trio.core.doorbell import DoorbellRefused, attach_delay, is_for, short_key_id, verify
+from shovey_trio.core.doorbell_plan import SPREAD_PER_TARGET_MS
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.order_signing import KeySet
 from shovey_trio.core.orders import MAX_CLOCK_SKEW
@@ -48,6 +49,8 @@ class DoorbellListener:
         self._node = node
         self._keys = keys
         self._wake = wake
+        # Jobs whose moment to call has not come: a doorbell that is heard again meanwhile adds nothing.
+        self._coming: set[str] = set()
 
     async def serve(self) -> None:
         """Listens until cancelled; an absent or restarted serf agent is waited for."""
@@ -60,7 +63,8 @@ class DoorbellListener:
                     if event.name == DOORBELL_QUERY:
                         self._rung(nursery, event.payload)
                 elif event.name == CONTROLLER_START_EVENT:
-                    self._wake("")
+                    # The whole ring hears it at the same moment.
+                    self._wake_soon(nursery, "", len(self._link.membership.members) * SPREAD_PER_TARGET_MS)
 
     def _rung(self, nursery: trio.Nursery, payload: bytes) -> None:
         keys = {
@@ -74,11 +78,16 @@ class DoorbellListener:
             return
         name = f"{self._organization}:{self._node}"
         if is_for(doorbell, name):
-            delay = attach_delay(self._node, doorbell.job_id, doorbell.spread_ms)
-            nursery.start_soon(self._wake_later, doorbell.job_id, delay)
+            self._wake_soon(nursery, doorbell.job_id, doorbell.spread_ms)
+
+    def _wake_soon(self, nursery: trio.Nursery, job_id: str, spread_ms: int) -> None:
+        if job_id not in self._coming:
+            self._coming.add(job_id)
+            nursery.start_soon(self._wake_later, job_id, attach_delay(self._node, job_id, spread_ms))
 
     async def _wake_later(self, job_id: str, delay: float) -> None:
         await trio.sleep(delay)
+        self._coming.discard(job_id)
         self._wake(job_id)
 
     async def _notice_reconnects(self) -> None:

@@ -17,6 +17,7 @@ import trio
 
 import shovey_agent
 import shovey_trio
+from shovey_trio import failpoints
 
 _log = structlog.get_logger()
 
@@ -102,7 +103,7 @@ class Launcher:
                     stdout=subprocess.DEVNULL,
                     stderr=subprocess.DEVNULL,
                     # Supervisors keep this environment in /proc: nothing in it may look like a run's mark.
-                    env={"LANG": "C.UTF-8"},
+                    env={"LANG": "C.UTF-8", **failpoints.environment()},
                     cwd="/",
                     start_new_session=True,
                 )

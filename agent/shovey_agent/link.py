@@ -20,11 +20,14 @@ from shovey_agent.config import ReconnectSection
 from shovey_agent.credentials import Credentials
 from shovey_agent.executor import Executor
 from shovey_agent.session import Session
+from shovey_trio.core.errors import Code, ShoveyError
 from shovey_trio.core.model import LinkMode
 from shovey_trio.rpc.bridge import ChannelOptions, ClientTls, RpcError, open_channel
 
 _log = structlog.get_logger(__name__)
 _PULL_JITTER = 0.2
+# What a controller that cannot be talked to right now answers, as opposed to one that will not have this agent.
+_PASSING = frozenset({Code.UNAVAILABLE, Code.CANCELLED, Code.DEADLINE_EXCEEDED, Code.RESOURCE_EXHAUSTED})
 
 
 @dataclass(slots=True)
@@ -84,10 +87,11 @@ class ControllerLink:
             await self._wait_for_wish()
             job_id = self._wish.job_id
             self._wish = _Wish(trio.Event())
-            if await self._call(job_id):
+            session = await self._call(job_id)
+            if session.welcomed:
                 pause = self._reconnect.delay_min
-                if self._mode is LinkMode.ON_DEMAND:
-                    continue
+            if session.took_leave:
+                continue
             await self._pause(pause)
             pause = min(pause * 2, self._reconnect.delay_max)
             self.wake("")
@@ -101,8 +105,8 @@ class ControllerLink:
         with trio.move_on_after(seconds * random.uniform(0.5, 1.0)):  # noqa: S311 - jitter
             await self._wish.event.wait()
 
-    async def _call(self, job_id: str) -> bool:
-        """One stream, from its opening to its end; whether the controller had welcomed it."""
+    async def _call(self, job_id: str) -> Session:
+        """One stream, from its opening to its end; how far it came stands in the session."""
         credentials = self._credentials()
         tls = ClientTls(
             ca=credentials.ca_certificates,
@@ -121,12 +125,21 @@ class ControllerLink:
                 async with open_channel(self._server, tls, options=ChannelOptions()) as channel:
                     await session.run(channel, linger=linger, started=started)
             _log.info("controller.detached")
-        except* (RpcError, trio.BrokenResourceError, trio.TooSlowError) as failures:
-            _log.warning("controller.unreachable", server=self._server, error=str(_first(failures)))
+        except* (RpcError, ShoveyError, OSError, trio.BrokenResourceError, trio.TooSlowError) as failures:
+            self._note_failure(_first(failures))
         finally:
             self._session = None
             self._hang_up = None
-        return session.welcomed
+        return session
+
+    def _note_failure(self, error: BaseException) -> None:
+        match error:
+            case RpcError() if error.code not in _PASSING:
+                _log.error("controller.refused", server=self._server, reason=error.reason, error=error.message)
+            case trio.TooSlowError():
+                _log.warning("controller.unreachable", server=self._server, error="no answer in time")
+            case _:
+                _log.warning("controller.unreachable", server=self._server, error=str(error))
 
 
 async def renew_in_time(
@@ -144,8 +157,8 @@ async def renew_in_time(
             await trio.sleep(min(left, 3600.0))
         try:
             await renew()
-        except RpcError as error:
-            _log.warning("certificate.renewal_failed", error=error.message)
+        except* (RpcError, ShoveyError, OSError, trio.TooSlowError) as failures:
+            _log.warning("certificate.renewal_failed", error=str(_first(failures)) or "no answer in time")
             await trio.sleep(retry)
 
 

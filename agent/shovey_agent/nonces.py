@@ -21,6 +21,7 @@ import structlog
 import trio
 
 from shovey_agent.spool_files import sync_directory, write_all, write_file
+from shovey_trio import failpoints
 
 _log = structlog.get_logger()
 
@@ -117,8 +118,11 @@ class NonceFile:
         try:
             size = os.fstat(descriptor).st_size
             try:
+                failpoints.passing("nonces.append.before")
                 write_all(descriptor, _line(nonce, expires_at))
+                failpoints.passing("nonces.append.written")
                 os.fsync(descriptor)
+                failpoints.passing("nonces.append.after")
             except OSError:
                 # Half a line would swallow the beginning of the next one.
                 os.ftruncate(descriptor, size)
@@ -157,7 +161,14 @@ def _load(path: Path, now: float, longest_life: float) -> NonceLedger:
             ledger.floor = max(ledger.floor, modified + longest_life)
             _log.error("nonces.damaged", path=str(path), floor=ledger.floor)
     ledger.prune(now)
-    _rewrite(path, ledger)
+    try:
+        _rewrite(path, ledger)
+    except OSError as error:
+        # An agent on a full disk must still come up: its runs wait to be adopted, and reporting them frees space.
+        if not path.exists():
+            raise
+        _log.warning("nonces.not_rewritten", path=str(path), error=str(error))
+        _cut_unfinished_line(path)
     return ledger
 
 
@@ -176,6 +187,12 @@ def parse_nonces(text: bytes) -> tuple[NonceLedger, bool]:
         except ValueError:
             damaged = True
     return ledger, damaged
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    """Leaves whole lines alone in the file: half of one would swallow the beginning of the next."""
+    text = path.read_bytes()
+    os.truncate(path, text.rfind(b"\n") + 1)
 
 
 def _line(nonce: bytes, expires_at: float) -> bytes:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections import deque
 
+from shovey_trio import failpoints
 from shovey_trio.core.output_frames import HEADER, MAX_BODY, STDOUT, encode_gap, encode_header
 
 # What a kept piece costs in memory beside its bytes; counted, or byte-by-byte output would fill the memory.
@@ -97,6 +98,7 @@ class OutputLog:
         """Appends whole frames or nothing at all."""
         wanted = sum(len(part) for part in parts)
         try:
+            failpoints.passing("spool.append.before")
             written = os.writev(self._descriptor, parts)
             if written < wanted:
                 rest = b"".join(parts)[written:]

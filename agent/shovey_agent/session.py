@@ -20,6 +20,7 @@ from shovey_agent.reports import report_of
 from shovey_agent.runs import Accepted, Duplicate, KnownRun, RunPhase
 from shovey_agent.runs import Refused as NotTaken
 from shovey_agent.shipper import OutputShipper
+from shovey_trio.core.errors import NodeProtocolError
 from shovey_trio.core.events import ReportOutcome, RunReport
 from shovey_trio.core.model import LinkMode, ProofKind
 from shovey_trio.core.order_signing import KeySet
@@ -46,6 +47,8 @@ _ANSWER = 20.0
 # How often a running command's output is looked at: while somebody reads it live, and otherwise.
 _FOLLOWED = 0.1
 _UNFOLLOWED = 1.0
+# How long the disk may take for an order (its nonce, its spool) before this agent gives it up.
+_TAKING = 60.0
 
 _KNOWN = {
     RunPhase.ACCEPTED: pb.KNOWN_RUN_STATE_ACCEPTED,
@@ -66,7 +69,12 @@ class Hello:
 
 
 class Session:
-    """An attached agent's side of its stream. Use ``run`` once."""
+    """An attached agent's side of its stream. Use ``run`` once.
+
+    Attributes:
+        welcomed: whether the controller has taken this agent.
+        took_leave: whether the stream ended because there was nothing to do, in agreement with the controller.
+    """
 
     def __init__(
         self,
@@ -88,11 +96,12 @@ class Session:
         self._news: dict[str, None] = {}
         self._outbox: list[pb.AttachRequest] = []
         self._work = trio.Event()
-        self._leave_allowed = trio.Event()
         self._activity = trio.Event()
         self._controller_offset = 0.0
         self._last_run_id = ""
+        self._nothing_waits = False
         self.welcomed = False
+        self.took_leave = False
 
     def note(self, run_id: str, *, output: bool = False) -> None:
         """Notes that there is something new to tell of a run."""
@@ -106,11 +115,14 @@ class Session:
     async def run(self, channel: Channel, *, linger: float | None, started: Callable[[], None]) -> None:
         """Keeps the stream until it ends; with ``linger`` until there was nothing to do for so many seconds.
 
+        An agent that was woken and learns that no order waits for it lingers no longer than it takes to say so.
         ``started`` is called once the controller has welcomed this agent.
 
         Raises:
             RpcError: the stream could not be opened, or ended.
+            NodeProtocolError: what the controller says makes no sense.
             trio.TooSlowError: the controller did not answer the hello.
+            trio.BrokenResourceError: the controller has ended the stream while something was being sent.
         """
         async with channel.stream(methods.ATTACH) as stream, channel.stream(methods.PUSH_OUTPUT) as output:
             with trio.fail_after(_ANSWER):
@@ -122,7 +134,7 @@ class Session:
                 nursery.start_soon(self._shipper.send, output)
                 nursery.start_soon(self._shipper.receive, output)
                 if linger is not None:
-                    nursery.start_soon(self._leave_when_idle, linger)
+                    nursery.start_soon(self._leave_when_idle, 0.0 if self._nothing_waits else linger, linger)
                 await self._listen(stream)
                 nursery.cancel_scope.cancel(reason="the stream has ended")
 
@@ -144,11 +156,15 @@ class Session:
                 )
             )
         )
-        first = await stream.receive()
+        try:
+            first = await stream.receive()
+        except trio.EndOfChannel:
+            raise NodeProtocolError("the controller has ended the stream without a welcome") from None
         if first.WhichOneof("message") != "welcome":
-            raise RuntimeError("the controller's first message is no welcome")
+            raise NodeProtocolError("the controller's first message is no welcome")
         welcome = first.welcome
         self._controller_offset = seconds(welcome.controller_time) - trio.current_time()
+        self._nothing_waits = bool(self._woken_by) and not welcome.pending_orders
         self._new_keys(key_set_value(welcome.signing_keys))
         durable = {position.run_id: position.durable_position for position in welcome.positions}
         for run in runs:
@@ -195,22 +211,35 @@ class Session:
     async def _listen(self, stream: AttachStream) -> None:
         async for message in stream:
             self._activity.set()
-            match message.WhichOneof("message"):
-                case "order":
+            if message.WhichOneof("message") == "detach_ok":
+                self.took_leave = True
+                return
+            try:
+                await self._take(message)
+            except OSError as error:
+                # The controller was told nothing, so it says the same again; by then there may be room on the disk.
+                _log.error("disk.failed", message=message.WhichOneof("message"), error=str(error))
+
+    async def _take(self, message: pb.AttachResponse) -> None:
+        match message.WhichOneof("message"):
+            case "order":
+                # A break of the stream between using the nonce up and having the run in the spool would leave an
+                # order that can never be taken again.
+                with trio.CancelScope(shield=True, deadline=trio.current_time() + _TAKING) as taking:
                     await self._take_order(message)
-                case "report_durable":
-                    await self._confirmed(message.report_durable.run_id)
-                case "forget":
-                    await self._forget(message.forget.run_id)
-                case "follow":
-                    interval = _FOLLOWED if message.follow.followed else _UNFOLLOWED
-                    self._executor.set_poll_interval(message.follow.run_id, interval)
-                case "signing_keys":
-                    self._new_keys(key_set_value(message.signing_keys))
-                case "detach_ok":
-                    return
-                case other:
-                    _log.warning("controller.unexpected_message", message=other)
+                if taking.cancelled_caught:
+                    _log.error("order.given_up", seconds=_TAKING)
+            case "report_durable":
+                await self._confirmed(message.report_durable.run_id)
+            case "forget":
+                await self._forget(message.forget.run_id)
+            case "follow":
+                interval = _FOLLOWED if message.follow.followed else _UNFOLLOWED
+                self._executor.set_poll_interval(message.follow.run_id, interval)
+            case "signing_keys":
+                self._new_keys(key_set_value(message.signing_keys))
+            case other:
+                _log.warning("controller.unexpected_message", message=other)
 
     async def _take_order(self, message: pb.AttachResponse) -> None:
         signed = signed_order_value(message.order)
@@ -227,7 +256,10 @@ class Session:
         if known is not None:
             self._tell_again(known)
             return
-        spec = await self._gate.admit(order, signed, controller_now=now)
+        try:
+            spec = await self._gate.admit(order, signed, controller_now=now)
+        except OSError as error:
+            spec = Refusal(reason=RefusalReason.SPOOL_FULL, detail=str(error), order=order)
         if isinstance(spec, Refusal):
             self._refuse(spec)
             return
@@ -300,12 +332,15 @@ class Session:
 
     # -- leaving
 
-    async def _leave_when_idle(self, linger: float) -> None:
+    async def _leave_when_idle(self, first_linger: float, linger: float) -> None:
+        patience = first_linger
         while True:
             self._activity = trio.Event()
-            with trio.move_on_after(linger):
+            with trio.move_on_after(patience):
                 await self._activity.wait()
+                patience = linger
                 continue
+            patience = linger
             if not self._executor.known_runs() and not self._outbox:
                 self._say(pb.AttachRequest(detach=pb.Detach(last_run_id=self._last_run_id)))
                 with trio.move_on_after(_ANSWER):

@@ -37,6 +37,7 @@ from shovey_agent.spool_files import (
     write_exit,
     write_file,
 )
+from shovey_trio import failpoints
 from shovey_trio.core.model import OutputExtent, ProofKind
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -103,6 +104,7 @@ class Spool:
         """
         directory = self.directory(spec.run_id)
         try:
+            failpoints.passing("spool.create.before")
             os.mkdir(directory, 0o700)
         except FileExistsError:
             raise RunExists(spec.run_id) from None
@@ -119,6 +121,7 @@ class Spool:
             write_file(os.path.join(directory, SPEC), encode_record(record), durable=True)
             sync_directory(directory)
             sync_directory(str(self.runs))
+            failpoints.passing("spool.create.after")
         except (OSError, SpoolError) as error:
             shutil.rmtree(directory, ignore_errors=True)
             raise (error if isinstance(error, SpoolError) else _spool_error(error)) from error
@@ -226,6 +229,7 @@ class Spool:
         doomed = str(self.runs / f".removed.{run_id}")
         with contextlib.suppress(OSError):
             os.rename(directory, doomed)
+            failpoints.passing("spool.remove.named")
             shutil.rmtree(doomed)
 
     def sweep_removed(self) -> None:

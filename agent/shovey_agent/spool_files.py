@@ -23,6 +23,8 @@ import contextlib
 import json
 import os
 
+from shovey_trio import failpoints
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -83,6 +85,7 @@ def write_record(directory: str, name: str, record: dict[str, Any], *, durable: 
     try:
         write_file(temporary, encode_record(record), durable=durable)
         os.rename(temporary, os.path.join(directory, name))
+        _passing(name, "named")
     except OSError:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
@@ -101,6 +104,7 @@ def claim_record(directory: str, name: str, record: dict[str, Any], *, durable: 
     try:
         write_file(temporary, encode_record(record), durable=durable)
         os.link(temporary, os.path.join(directory, name))
+        _passing(name, "named")
     except FileExistsError:
         return False
     finally:
@@ -122,13 +126,17 @@ def write_exit(directory: str, record: dict[str, Any]) -> None:
     # No O_TRUNC: giving the blocks back is what must not happen on a full disk.
     descriptor = os.open(reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
+        failpoints.passing("spool.exit.before")
         write_all(descriptor, text)
         os.ftruncate(descriptor, len(text))
         os.fsync(descriptor)
+        failpoints.passing("spool.exit.written")
     finally:
         os.close(descriptor)
     os.rename(reserve, os.path.join(directory, EXIT))
+    failpoints.passing("spool.exit.named")
     sync_directory(directory)
+    failpoints.passing("spool.exit.after")
 
 
 def encode_record(record: dict[str, Any]) -> bytes:
@@ -141,13 +149,16 @@ def write_file(path: str, data: bytes, *, durable: bool) -> None:
     Raises:
         OSError: disk full, read-only, gone.
     """
+    _passing(path, "before")
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
     try:
+        _passing(path, "empty")
         write_all(descriptor, data)
         if durable:
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
+    _passing(path, "after")
 
 
 def write_all(descriptor: int, data: bytes) -> None:
@@ -172,3 +183,11 @@ def sync_directory(directory: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _passing(path: str, side: str) -> None:
+    """Passes the failpoint of a file's step; a temporary file ``.NAME.PID`` counts as NAME."""
+    if failpoints.is_on():
+        name = os.path.basename(path)
+        name = name[1:].rpartition(".")[0] if name.startswith(".") else name
+        failpoints.passing(f"spool.{name.removesuffix('.json')}.{side}")

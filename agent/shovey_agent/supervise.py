@@ -41,6 +41,7 @@ from shovey_agent.spool_files import (
     write_exit,
     write_record,
 )
+from shovey_trio import failpoints
 from shovey_trio.core.output_frames import MAX_BODY, STDERR, STDOUT
 
 TYPE_CHECKING = False
@@ -175,6 +176,7 @@ class _Supervisor:
             self._pipes[reader] = kind
             self._poll.register(reader, select.POLLIN)
             ends.append(writer)
+        failpoints.passing("supervisor.spawn.before")
         try:
             self._leader = spawn(
                 argv=spec["argv"],
@@ -189,6 +191,7 @@ class _Supervisor:
             for writer in ends:
                 os.close(writer)
         self._childless = False
+        failpoints.passing("supervisor.spawn.after")
         self._started_at = time.time()
         stat = read_stat(self._leader)
         start_time = None if stat is None else stat.start_time

@@ -85,6 +85,10 @@ class Identities:
             raise NotFound(f"there is no organization {organization}")
         return self._signing_keys.published()
 
+    def replace_keys(self, keys: SigningKeys) -> None:
+        """Publishes other signing keys from now on."""
+        self._signing_keys = keys
+
     async def principal(self, identity: Identity, serial: str) -> Principal:
         """Who holds a verified certificate, with the role that holds right now.
 

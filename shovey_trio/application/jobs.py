@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 
 from shovey_trio.core import ids
 from shovey_trio.core.errors import InvalidRequest, NotFound, UnknownNodes, VotingUnsupported
-from shovey_trio.core.job_machine import admit, request_cancel
+from shovey_trio.core.job_machine import admit
 from shovey_trio.core.model import (
     Job,
     LinkMode,
@@ -26,9 +26,6 @@ from shovey_trio.core.orders import NONCE_BYTES
 from shovey_trio.core.quorum import required_nodes
 from shovey_trio.core.states import JobState, RunState
 from shovey_trio.core.targeting import Selection, resolve
-from shovey_trio.nursery.handles import JobHandle
-from shovey_trio.nursery.job_scope import cancel_runs
-from shovey_trio.nursery.persist import until_stored
 from shovey_trio.nursery.ports import Doorbell, JobFilter, JobSnapshot, RequestKey, StoredEvent
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
@@ -319,18 +316,9 @@ class Jobs:
             return await self._cancel_ended(stored, nodes)
         names = sorted(set(nodes)) or sorted(live.runs)
         _check_known(job_id, names, live.runs)
-        if not nodes:
-            await self._note_cancel(live)
-        asked = await cancel_runs(live, names, by=principal.label, slice_=self._services.bounds.slice)
+        asked = await self._supervisor.cancel(live, names, by=principal.label, whole_job=not nodes)
         finished = sorted(set(names) - set(asked))
         return CancelledJob(job=live.job, cancelling=tuple(asked), already_finished=tuple(finished))
-
-    async def _note_cancel(self, live: JobHandle) -> None:
-        async def write() -> None:
-            live.job = request_cancel(live.job, self._services.clock.now())
-            await self._services.store.write_job(live.job)
-
-        await until_stored(write, longest_pause=self._services.timing.store_retry)
 
     async def _cancel_ended(self, job: Job, nodes: Sequence[str]) -> CancelledJob:
         names: set[str] = set()
@@ -357,7 +345,7 @@ def _check_known(job_id: str, names: Sequence[str], known: Mapping[str, object] 
 
 def _digest(request: StartJob) -> bytes:
     body = {
-        "selection": type(request.selection).__name__,
+        "kind_of_selection": type(request.selection).__name__,
         **{field: value for field, value in asdict(request).items() if field != "request_id"},
     }
     return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).digest()

@@ -73,18 +73,21 @@ class Attachment:
         if self._left is not None:
             click.echo(f"{_FAREWELLS[self._left]}; {how_to_return}", err=True)
             return self._left
-        self._write_result()
+        await self._write_result()
         return self._view.exit()
 
     def _take(self, event: WatchJobResponse) -> None:
         self._display.show(event, self._view.apply(event))
 
-    def _write_result(self) -> None:
+    async def _write_result(self) -> None:
         if self._output is Format.NAME:
             click.echo(self._view.job.id)
         elif self._output in {Format.JSON, Format.YAML}:
-            runs = [plain_message(run) for _, run in sorted(self._view.runs.items())]
-            write_document({"job": plain_message(self._view.job), "runs": runs}, self._output)
+            # Asked for again: the runs of a watch do not carry how much output there is.
+            with self._session.call():
+                job = await self._session.client.get_job(self._job_id)
+                runs = await self._session.client.list_runs(self._job_id).take()
+            write_document({"job": plain_message(job), "runs": [plain_message(run) for run in runs]}, self._output)
 
     async def _tick(self) -> None:
         while True:

@@ -13,7 +13,6 @@ from shovey_trio.core.errors import Exit
 
 if TYPE_CHECKING:
     from shovey_trio.cli.session import Session
-    from shovey_trio.v1.job_pb2 import Run
     from shovey_trio.v1.job_service_pb2 import CancelJobResponse
 
 
@@ -48,15 +47,17 @@ def cancel(options: OperatorOptions, *, job_id: str, nodes: tuple[str, ...], wai
         if not answer.cancelling:
             click.echo("nothing was left to cancel", err=True)
             return Exit.OK
-        runs = await _wait_until_ended(session, found, answer.cancelling)
+        await _wait_until_ended(session, found, answer.cancelling)
+        with session.call():
+            runs = [run async for run in session.client.list_runs(found) if run.node in answer.cancelling]
         write_listing(runs, run_shape(), chosen)
         return Exit.OK if all(map(run_proven_gone, runs)) else Exit.RUNS_FAILED
 
     run_session(settings, work)
 
 
-async def _wait_until_ended(session: Session, job_id: str, nodes: Collection[str]) -> list[Run]:
-    """Return the runs of ``nodes`` by name, all of them terminal."""
+async def _wait_until_ended(session: Session, job_id: str, nodes: Collection[str]) -> None:
+    """Return when the runs of ``nodes`` are terminal."""
     from shovey_trio.cli.job_view import JobView, run_ended
 
     view = JobView()
@@ -66,7 +67,6 @@ async def _wait_until_ended(session: Session, job_id: str, nodes: Collection[str
             waiting -= {run.node for run in view.apply(event) if run_ended(run)}
             if not waiting:
                 break
-    return [view.runs[node] for node in sorted(nodes)]
 
 
 def _say_requested(answer: CancelJobResponse) -> None:

@@ -34,7 +34,6 @@ async def feed_job(
         Unreachable, RpcError: as ``ShoveyClient.watch_job``.
     """
     shown = Positions()
-    behind: dict[str, int] = {}
     async with client.watch_job(job_id, include_output=include_output, on_lost=on_lost) as events:
         async for event in events:
             match event.WhichOneof("event"):
@@ -45,11 +44,18 @@ async def feed_job(
                         handle(event)
                 case "snapshot":
                     handle(event)
-                    behind |= {run.node: run.stdout_bytes + run.stderr_bytes for run in event.snapshot.runs}
                     if include_output and event.snapshot.complete:
-                        await replay_output(client, job_id, behind, handle, shown=shown)
+                        await replay_output(client, job_id, await output_ends(client, job_id), handle, shown=shown)
                 case _:
                     handle(event)
+
+
+async def output_ends(client: ShoveyClient, job_id: str) -> dict[str, int]:
+    """Return how many bytes of output each node of a job has by now.
+
+    Asked for after the snapshot of a watch, so that what is not in here comes by the watch: runs there carry no counts.
+    """
+    return {run.node: run.stdout_bytes + run.stderr_bytes async for run in client.list_runs(job_id)}
 
 
 class Positions:

@@ -66,13 +66,13 @@ def output(
 async def _read_all(
     session: Session, job_id: str, wanted: OutputStream.ValueType, *, follow: bool, timestamps: bool
 ) -> None:
-    from shovey_trio.cli.job_feed import Positions, feed_job, replay_output
+    from shovey_trio.cli.job_feed import Positions, feed_job, output_ends, replay_output
     from shovey_trio.cli.job_view import run_ended
     from shovey_trio.cli.labelled_output import LineCollector, LineStyle, label_width, write_line
 
     with session.call():
-        runs = await session.client.list_runs(job_id).take()
-    style = LineStyle(label_width=label_width([run.node for run in runs]), timestamps=timestamps)
+        ends = await output_ends(session.client, job_id)
+    style = LineStyle(label_width=label_width(list(ends)), timestamps=timestamps)
     lines = LineCollector(lambda line: write_line(line, style))
 
     def handle(event: WatchJobResponse) -> None:
@@ -87,7 +87,6 @@ async def _read_all(
     if follow:
         await feed_job(session.client, job_id, handle, include_output=True, on_lost=_say_lost)
     else:
-        ends = {run.node: run.stdout_bytes + run.stderr_bytes for run in runs}
         await replay_output(session.client, job_id, ends, handle, shown=Positions())
     lines.finish()
 

@@ -101,6 +101,8 @@ def start(
 
 async def _start(session: Session, request: StartJobRequest) -> StartJobResponse:
     """Start the job; whoever does not get the answer learns how to ask for it again."""
+    import trio
+
     try:
         with session.call():
             return await session.client.start_job(request)
@@ -110,7 +112,7 @@ async def _start(session: Session, request: StartJobRequest) -> StartJobResponse
                 f"; whether it started is unknown: --request-id {request.request_id} starts it at most once"
             )
         raise
-    except KeyboardInterrupt:
+    except trio.Cancelled:  # by Ctrl-C: the deadline's own ends within ``session.call``
         if not request.dry_run:
             click.echo(
                 f"whether the job started is unknown: --request-id {request.request_id} starts it at most once",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import traceback
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,8 @@ def load_settings(options: OperatorOptions) -> ClientSettings:
 def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Exit]]) -> NoReturn:
     """Run ``work`` with an open client and leave with its exit code.
 
+    Ctrl-C cancels ``work``, unless it has a signal receiver of its own.
+
     Raises:
         Failed: the controller or the settings are at fault; shown as one line.
         click.exceptions.Exit: always otherwise.
@@ -90,8 +93,15 @@ def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Ex
     async def run() -> Exit:
         ca, certificate, key = settings.read_credentials()
         tls = ClientTls(ca=ca, certificate=certificate, private_key=key)
-        async with open_client(section.server, tls, server_name=section.server_name) as client:
-            return await work(Session(client=client, settings=settings))
+        code = Exit.INTERRUPTED
+        # Not KeyboardInterrupt: it would be raised wherever trio happens to be, in the middle of grpc's loop too.
+        with trio.open_signal_receiver(signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_leave_at, signals, nursery.cancel_scope)
+                async with open_client(section.server, tls, server_name=section.server_name) as client:
+                    code = await work(Session(client=client, settings=settings))
+                nursery.cancel_scope.cancel(reason="the command is done")
+        return code
 
     try:
         code = trio.run(run)
@@ -99,6 +109,11 @@ def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Ex
     except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:  # noqa: BLE001  # sorted in ``_end``
         raise _end(error) from None
     raise click.exceptions.Exit(code.value)
+
+
+async def _leave_at(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel(reason="Ctrl-C")
 
 
 def _end(error: BaseException) -> Exception:

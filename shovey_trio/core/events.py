@@ -105,9 +105,13 @@ class NodeAttached:
     knows: NodeKnows
 
 
+BY_DEADLINE = "timeout"
+"""Who asks for a cancel when the controller's own deadline does; no principal's label is like it."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelAsked:
-    """Somebody asked for the cancel of this run (``by``: who; ``timeout`` when the controller's own deadline did)."""
+    """Somebody asked for the cancel of this run (``by``: a principal's label, or ``BY_DEADLINE``)."""
 
     by: str
 

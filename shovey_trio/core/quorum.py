@@ -1,7 +1,7 @@
 """How many nodes must be up before a job starts.
 
-Forms: a count (``"3"``) or a percentage with an optional fraction (``"75%"``, ``"33.3%"``). A percentage is rounded up: 75 % of
-3 nodes is 3.
+Forms: a count (``"3"``) or a percentage with an optional fraction (``"75%"``, ``"33.3%"``). A percentage is rounded
+up: 75 % of 3 nodes is 3.
 """
 
 from __future__ import annotations

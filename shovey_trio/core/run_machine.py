@@ -10,6 +10,7 @@ out the effects. Rules beyond the table in ``states``:
   without knowing the run after the order had expired.
 * An order that was sent and not answered in time makes the run ``unknown``: the node may have it.
 * ``cancelled`` needs a proof; a report of a cancel without one is ``crashed`` (``supervisor_lost``).
+* A run that the controller's own deadline has cancelled is ``timed_out``: nobody asked for its cancel.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from shovey_trio.core.events import (
+    BY_DEADLINE,
     AcceptanceOver,
     CancelAsked,
     ConfirmReport,
@@ -97,20 +99,12 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
         case NodeAccepted(at=at):
             if run.state in ACTIVE_RUN_STATES:
                 return Outcome(run=run)
-            return Outcome(run=_to(run, RunState.ACCEPTED, now, accepted_at=run.accepted_at or at, unknown_since=None))
+            return Outcome(run=_heard(run, RunState.ACCEPTED, now, accepted_at=run.accepted_at or at))
         case NodeStarted(at=at):
             if run.state is RunState.RUNNING:
                 return Outcome(run=run)
-            return Outcome(
-                run=_to(
-                    run,
-                    RunState.RUNNING,
-                    now,
-                    accepted_at=run.accepted_at or at,
-                    started_at=run.started_at or at,
-                    unknown_since=None,
-                )
-            )
+            times = {"accepted_at": run.accepted_at or at, "started_at": run.started_at or at}
+            return Outcome(run=_heard(run, RunState.RUNNING, now, **times))
         case NodeRefused():
             return _refused(run, event, now)
         case NodeReported(report=report):
@@ -126,7 +120,7 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
         case AcceptanceOver():
             return _acceptance_over(run, now)
         case NodeUnavailable(cause=cause, detail=detail):
-            if run.state is RunState.PENDING:
+            if run.attempts == 0 and run.state is RunState.PENDING:
                 return Outcome(run=_end(run, RunState.UNAVAILABLE, now, cause=cause, detail=detail))
             return Outcome(run=run)
         case ReconnectGraceOver():
@@ -185,8 +179,8 @@ def _refused(run: Run, event: NodeRefused, now: float) -> Outcome:
     if event.kind is OrderKind.CANCEL:
         # The node still runs it and would not take our cancel: the flag stays and the cancel is sent again.
         return Outcome(run=replace(run, detail=f"cancel refused: {event.reason}", updated_at=now))
-    if run.state in ACTIVE_RUN_STATES:
-        # It accepted this run before; a refusal of a repeat says nothing about it.
+    if run.accepted_at is not None:
+        # It has this run, whether or not it is heard now; a refusal of a repeat says nothing about it.
         return Outcome(run=run)
     if event.reason == RefusalReason.EXPIRED:
         state = RunState.UNAVAILABLE
@@ -195,7 +189,7 @@ def _refused(run: Run, event: NodeRefused, now: float) -> Outcome:
     else:
         state = RunState.NACKED
     proof = ProofKind.NEVER_STARTED if run.cancelling else None
-    return Outcome(run=_end(run, state, now, cause=event.reason, detail=event.detail, proof=proof))
+    return Outcome(run=_end(run, state, now, cause=event.reason or "refused", detail=event.detail, proof=proof))
 
 
 def _attached(run: Run, event: NodeAttached, now: float) -> Outcome:
@@ -205,13 +199,16 @@ def _attached(run: Run, event: NodeAttached, now: float) -> Outcome:
     cancel: tuple[Effect, ...] = (SendCancel(),) if run.cancelling else ()
     match event.knows:
         case NodeKnows.FINISHED:
-            return Outcome(run=run)  # its report follows
+            # Its report follows, perhaps behind much output: until then the node has it and has not said how it ended.
+            if run.state in ACTIVE_RUN_STATES:
+                return Outcome(run=run)
+            state = RunState.ACCEPTED if run.started_at is None else RunState.RUNNING
+            return Outcome(run=_heard(run, state, now, accepted_at=run.accepted_at or now))
         case NodeKnows.ACCEPTED | NodeKnows.RUNNING:
             state = RunState.RUNNING if event.knows is NodeKnows.RUNNING else RunState.ACCEPTED
             if run.state is state or run.state is RunState.RUNNING:
                 return Outcome(run=run, effects=cancel)
-            known = _to(run, state, now, accepted_at=run.accepted_at or now, unknown_since=None)
-            return Outcome(run=known, effects=cancel)
+            return Outcome(run=_heard(run, state, now, accepted_at=run.accepted_at or now), effects=cancel)
         case NodeKnows.NOTHING:
             return _attached_knowing_nothing(run, now)
 
@@ -227,7 +224,7 @@ def _attached_knowing_nothing(run: Run, now: float) -> Outcome:
         detail = "the order expired before the node accepted it"
         return Outcome(run=_end(run, RunState.UNAVAILABLE, now, cause="not_accepted", detail=detail))
     if run.state is RunState.UNKNOWN:
-        run = _to(run, RunState.DISPATCHED, now, unknown_since=None, cause="")
+        run = _heard(run, RunState.DISPATCHED, now)
     return Outcome(run=run, effects=(SendStart(),))
 
 
@@ -252,7 +249,7 @@ def _acceptance_over(run: Run, now: float) -> Outcome:
 def _after_the_end(run: Run, event: RunEvent, now: float) -> Outcome:
     match event:
         case NodeReported(report=report):
-            state, cause, _ = result_of(report)
+            state, cause, _ = _truth(run, report)
             said_before = (run.state, run.exit_code, run.signal) == (state, report.exit_code, report.signal)
             if said_before or run.late_report is not None:
                 return Outcome(run=run, effects=(ConfirmReport(),))
@@ -264,8 +261,20 @@ def _after_the_end(run: Run, event: RunEvent, now: float) -> Outcome:
             return Outcome(run=run)
 
 
-def _ended(run: Run, report: RunReport, now: float) -> Run:
+def _truth(run: Run, report: RunReport) -> tuple[RunState, str, str]:
+    """What a report says about this run: the node cannot know that its cancel was the controller's deadline."""
     state, cause, detail = result_of(report)
+    if state is RunState.CANCELLED and run.cancel_reason == BY_DEADLINE:
+        return (
+            RunState.TIMED_OUT,
+            "overdue",
+            detail or "the controller ended it: the node's own deadline had not",
+        )
+    return state, cause, detail
+
+
+def _ended(run: Run, report: RunReport, now: float) -> Run:
+    state, cause, detail = _truth(run, report)
     return _end(
         run,
         state,
@@ -280,6 +289,11 @@ def _ended(run: Run, report: RunReport, now: float) -> Run:
         dropped_bytes=report.dropped_bytes,
         finished_at=report.finished_at or now,
     )
+
+
+def _heard(run: Run, state: RunState, now: float, **changes: Any) -> Run:
+    """The run in a state that the node itself has told; nothing is unknown any more."""
+    return _to(run, state, now, cause="", unknown_since=None, **changes)
 
 
 def _end(run: Run, state: RunState, now: float, **changes: Any) -> Run:

@@ -54,9 +54,7 @@ class JobState(StrEnum):
 
 
 _R = RunState
-_ENDED_ON_NODE = frozenset(
-    {_R.SUCCEEDED, _R.FAILED, _R.TIMED_OUT, _R.CANCELLED, _R.CANCEL_UNPROVEN, _R.CRASHED}
-)
+_ENDED_ON_NODE = frozenset({_R.SUCCEEDED, _R.FAILED, _R.TIMED_OUT, _R.CANCELLED, _R.CANCEL_UNPROVEN, _R.CRASHED})
 _REFUSED = frozenset({_R.NACKED, _R.INVALID})
 
 RUN_TRANSITIONS: Final[dict[RunState, frozenset[RunState]]] = {
@@ -64,14 +62,10 @@ RUN_TRANSITIONS: Final[dict[RunState, frozenset[RunState]]] = {
     _R.PENDING: frozenset({_R.DISPATCHED, _R.ACCEPTED, _R.RUNNING, _R.UNAVAILABLE, _R.UNKNOWN})
     | _REFUSED
     | _ENDED_ON_NODE,
-    _R.DISPATCHED: frozenset({_R.ACCEPTED, _R.RUNNING, _R.UNAVAILABLE, _R.UNKNOWN})
-    | _REFUSED
-    | _ENDED_ON_NODE,
+    _R.DISPATCHED: frozenset({_R.ACCEPTED, _R.RUNNING, _R.UNAVAILABLE, _R.UNKNOWN}) | _REFUSED | _ENDED_ON_NODE,
     _R.ACCEPTED: frozenset({_R.RUNNING, _R.UNKNOWN}) | _ENDED_ON_NODE,
     _R.RUNNING: frozenset({_R.UNKNOWN}) | _ENDED_ON_NODE,
-    _R.UNKNOWN: frozenset({_R.DISPATCHED, _R.ACCEPTED, _R.RUNNING, _R.UNAVAILABLE})
-    | _REFUSED
-    | _ENDED_ON_NODE,
+    _R.UNKNOWN: frozenset({_R.DISPATCHED, _R.ACCEPTED, _R.RUNNING, _R.UNAVAILABLE}) | _REFUSED | _ENDED_ON_NODE,
     _R.SUCCEEDED: frozenset(),
     _R.FAILED: frozenset(),
     _R.TIMED_OUT: frozenset(),

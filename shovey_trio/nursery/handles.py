@@ -6,7 +6,6 @@ no event is dropped; a run that has ended refuses (``post`` returns False) and t
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,12 +23,24 @@ _INBOX = 16
 _OUTPUT = 4
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Posted:
-    """An event on its way to a run's task; ``done`` is set once it is handled and durable."""
+    """An event on its way to a run's task, and what became of it.
+
+    Attributes:
+        settled: set once the event is handled and what it changed is durable, or once it never will be.
+        handled: which of the two.
+    """
 
     event: RunEvent
-    done: trio.Event | None = None
+    settled: trio.Event | None = None
+    handled: bool = False
+
+    def settle(self, *, handled: bool) -> None:
+        """Tells whoever waits for it."""
+        self.handled = handled
+        if self.settled is not None:
+            self.settled.set()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +64,9 @@ class RunHandle:
         self.extent = extent
         self._inbox_in, self.inbox = trio.open_memory_channel[Posted](_INBOX)
         self._output_in, self.output = trio.open_memory_channel[PushedChunk](_OUTPUT)
-        # Set by the run's task: starts its output task, on the first chunk.
-        self.start_output: Callable[[], None] | None = None
+        self._closed = False
+        self._output_came = False
+        self._start_output: Callable[[], None] | None = None
 
     @property
     def run(self) -> Run:
@@ -67,27 +79,37 @@ class RunHandle:
         if before.state is not run.state:
             self._moved(before.state, run.state)
 
-    async def post(self, event: RunEvent, *, done: trio.Event | None = None) -> bool:
+    @property
+    def is_closed(self) -> bool:
+        """Whether the run's task is over, so that nothing can be posted."""
+        return self._closed
+
+    def on_output(self, start: Callable[[], None]) -> None:
+        """Has ``start`` called once, with the first chunk; at once when that is here already."""
+        self._start_output = start
+        if self._output_came:
+            self._begin_output()
+
+    async def post(self, event: RunEvent) -> bool:
         """Hands an event to the run's task, waiting for room; False when the run has ended."""
-        try:
-            await self._inbox_in.send(Posted(event, done))
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return False
-        return True
+        return await self._post(Posted(event))
+
+    def post_first(self, event: RunEvent) -> None:
+        """Hands an event to the task of a run that has just been made, before anything else can be."""
+        self._inbox_in.send_nowait(Posted(event))
 
     async def post_durably(self, event: RunEvent) -> bool:
-        """Like ``post``, and waits until what the event changed is durable (or the run has ended)."""
-        done = trio.Event()
-        if not await self.post(event, done=done):
+        """Like ``post``, and waits until what the event changed is durable; False when the run ended without it."""
+        posted = Posted(event, trio.Event())
+        if not await self._post(posted) or posted.settled is None:
             return False
-        await done.wait()
-        return True
+        await posted.settled.wait()
+        return posted.handled
 
     async def push(self, chunk: PushedChunk) -> bool:
         """Hands a chunk to the run's output task, waiting for room; False when the run has ended."""
-        if self.start_output is not None:
-            self.start_output()
-            self.start_output = None
+        self._output_came = True
+        self._begin_output()
         try:
             await self._output_in.send(chunk)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
@@ -96,6 +118,8 @@ class RunHandle:
 
     def close(self) -> None:
         """Refuses everything from now on; what waits unhandled is told so."""
+        self._closed = True
+        self._start_output = None
         self._inbox_in.close()
         self._output_in.close()
         while True:
@@ -103,8 +127,7 @@ class RunHandle:
                 posted = self.inbox.receive_nowait()
             except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
                 break
-            if posted.done is not None:
-                posted.done.set()
+            posted.settle(handled=False)
         while True:
             try:
                 self.output.receive_nowait().acknowledge(self.extent.position)
@@ -113,12 +136,26 @@ class RunHandle:
         self.inbox.close()
         self.output.close()
 
+    async def _post(self, posted: Posted) -> bool:
+        try:
+            await self._inbox_in.send(posted)
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            return False
+        return True
+
+    def _begin_output(self) -> None:
+        if self._start_output is not None:
+            start, self._start_output = self._start_output, None
+            start()
+
 
 @dataclass(slots=True)
 class JobHandle:
     """A live job."""
 
     job: Job
+    supervised_since: float
+    """When this nursery was opened, in unix seconds: what went unheard before that is not the nodes' silence."""
     runs: dict[str, RunHandle] = field(default_factory=dict)
     """By node name; a run stays here until its job has ended, so that counts and cancels are complete."""
     counts: Counter[RunState] = field(default_factory=Counter)
@@ -128,7 +165,3 @@ class JobHandle:
         """Keeps ``counts`` true when a run changes its state."""
         self.counts[before] -= 1
         self.counts[after] += 1
-
-    def acceptance_until(self, acceptance: float, spread_per_target: float) -> float:
-        """Until when a start order of this job may be accepted, in unix seconds."""
-        return self.job.created_at + acceptance + math.ceil(spread_per_target * self.job.run_total)

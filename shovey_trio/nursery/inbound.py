@@ -12,7 +12,7 @@ from collections.abc import Mapping
 import structlog
 
 from shovey_trio.core.events import NodeAttached, NodeKnows, NodeReported, RunEvent
-from shovey_trio.core.model import OutputExtent
+from shovey_trio.core.model import OutputExtent, Run
 from shovey_trio.core.run_machine import handle
 from shovey_trio.nursery.handles import PushedChunk
 from shovey_trio.nursery.links import Links
@@ -37,15 +37,18 @@ class AgentInbox:
 
     async def positions(self, link: AgentLink, run_ids: list[str]) -> Mapping[str, OutputExtent]:
         """Where the durable output of a node's runs ends; runs that are not the node's are left out."""
-        own = [run_id for run_id in run_ids if (live := self._supervisor.run(run_id)) and live.run.node == link.node]
         found: dict[str, OutputExtent] = {}
-        for run_id in own:
+        ended: list[str] = []
+        for run_id in run_ids:
             live = self._supervisor.run(run_id)
-            if live is not None:
+            if live is None:
+                run = await self._services.store.find_run(link.organization, run_id)
+                if run is not None and run.node == link.node:
+                    ended.append(run_id)
+            elif _is_of(link.organization, link.node, live.run):
                 found[run_id] = live.extent
-        others = [run_id for run_id in run_ids if run_id not in found]
-        if others:
-            found |= await self._services.store.output_extents(others)
+        if ended:
+            found |= await self._services.store.output_extents(ended)
         return found
 
     async def attached(self, link: AgentLink, knows: Mapping[str, NodeKnows]) -> None:
@@ -83,22 +86,22 @@ class AgentInbox:
         """Takes what a node says of one of its runs."""
         live = self._supervisor.run(run_id)
         if live is not None:
-            if (live.run.organization, live.run.node) != (link.organization, link.node):
+            if not _is_of(link.organization, link.node, live.run):
                 _log.warning("agent.foreign_run", node=link.node, run_id=run_id)
                 return
             if await live.post(event):
                 return
         await self._said_after_the_end(link, run_id, event)
 
-    async def pushed(self, link_organization: str, node: str, run_id: str, pushed: PushedChunk) -> bool:
+    async def pushed(self, organization: str, node: str, run_id: str, pushed: PushedChunk) -> bool:
         """Takes a chunk of output; False when the run takes none (it is not the node's, or does not exist)."""
         live = self._supervisor.run(run_id)
         if live is not None:
-            if (live.run.organization, live.run.node) != (link_organization, node):
+            if not _is_of(organization, node, live.run):
                 return False
             if await live.push(pushed):
                 return True
-        return await self._pushed_after_the_end(link_organization, node, run_id, pushed)
+        return await self._pushed_after_the_end(organization, node, run_id, pushed)
 
     async def _said_after_the_end(self, link: AgentLink, run_id: str, event: RunEvent) -> None:
         run = await self._services.store.find_run(link.organization, run_id)
@@ -129,3 +132,7 @@ class AgentInbox:
             await until_stored(write, longest_pause=self._services.timing.store_retry)
         pushed.acknowledge(extent.position)
         return True
+
+
+def _is_of(organization: str, node: str, run: Run) -> bool:
+    return (run.organization, run.node) == (organization, node)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import structlog
 import trio
 
 from shovey_trio.core.errors import StoreCorrupt
 from shovey_trio.core.events import CancelAsked
-from shovey_trio.core.job_machine import complete, crash
+from shovey_trio.core.job_machine import complete, crash, request_cancel
 from shovey_trio.nursery.handles import JobHandle, RunHandle
 from shovey_trio.nursery.persist import until_stored
 from shovey_trio.nursery.run_scope import crash_run, failure_detail, supervise_run
@@ -38,20 +40,32 @@ async def supervise_job(handle: JobHandle, services: Services) -> None:
         handle.ended.set()
 
 
-async def cancel_runs(handle: JobHandle, nodes: list[str], *, by: str, slice_: int) -> list[str]:
+async def cancel_runs(
+    handle: JobHandle, nodes: Sequence[str], *, by: str, whole_job: bool, services: Services
+) -> list[str]:
     """Asks runs to end and returns, once that is durable, the nodes whose run had not ended.
 
     Asked in slices, so that other tasks get their turns.
+
+    Args:
+        handle: the job.
+        nodes: whose runs; each has one in this job.
+        by: who asks.
+        whole_job: whether that is the cancel of the job itself, which is noted first, for a restart in between.
+        services: for the write.
     """
+    if whole_job:
+        handle.job = request_cancel(handle.job, services.clock.now())
+        await _write(handle, services)
     asked: list[str] = []
 
     async def ask(run: RunHandle, node: str) -> None:
         if not run.run.is_terminal and await run.post_durably(CancelAsked(by=by)):
             asked.append(node)
 
-    for start in range(0, len(nodes), slice_):
+    for start in range(0, len(nodes), services.bounds.slice):
         async with trio.open_nursery() as nursery:
-            for node in nodes[start : start + slice_]:
+            for node in nodes[start : start + services.bounds.slice]:
                 nursery.start_soon(ask, handle.runs[node], node)
     return sorted(asked)
 

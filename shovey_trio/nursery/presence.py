@@ -2,10 +2,10 @@
 
 * attached: up while the stream is open; down ``stream_lost_after`` after it broke. Serf alive does not help it: the
   serf agent answering is not the job agent.
-* on demand: up while serf says alive and the agent was heard within ``on_demand_fresh``; down at once when serf
-  says otherwise.
+* on demand: up while serf says alive and the agent was heard within ``on_demand_fresh``; down when serf says
+  otherwise. While it has runs its stream is open, so for these its broken stream counts as an attached one's.
 
-A restart of the controller is, to presence, a moment in which every stream broke.
+A restart of the controller is, to presence, a moment in which every stream broke and every node had just been heard.
 """
 
 from __future__ import annotations
@@ -51,13 +51,13 @@ class NodePresence:
         # node → (when to look at it, since when it is silent); one entry per node at most
         self._due: dict[NodeKey, tuple[float, float]] = {}
         self._wake = trio.Event()
+        self._began = clock.now()
 
     def begin(self) -> None:
-        """Gives every node that was up at the last stop the usual time to come back."""
-        now = self._clock.now()
+        """Gives every node the usual time to come back, whatever it was at the last stop: runs may depend on it."""
+        self._began = self._clock.now()
         for node in self._registry.all():
-            if node.presence is Presence.UP:
-                self._look_later(node, now, since=now)
+            self._look_at(_key(node), self._began + self._timing.stream_lost_after, since=self._began)
 
     async def attached(self, link: AgentLink) -> None:
         """Notes that a node's stream is open."""
@@ -70,13 +70,11 @@ class NodePresence:
         """Notes that a node's stream is gone; ``asked``: an on-demand agent that took its leave."""
         now = self._clock.now()
         self._registry.saw(link.organization, link.node, now)
-        node = self._registry.get(link.organization, link.node)
-        if node is None:
+        if self._registry.get(link.organization, link.node) is None:
             return
-        if asked and link.mode is LinkMode.ON_DEMAND:
-            self._look_at((node.organization, node.name), now + self._timing.on_demand_fresh, since=now)
-        else:
-            self._look_at((node.organization, node.name), now + self._timing.stream_lost_after, since=now)
+        leave = asked and link.mode is LinkMode.ON_DEMAND
+        patience = self._timing.on_demand_fresh if leave else self._timing.stream_lost_after
+        self._look_at((link.organization, link.node), now + patience, since=now)
 
     async def serve(self) -> None:
         """Marks nodes down when their time is over; until cancelled."""
@@ -104,14 +102,13 @@ class NodePresence:
                     await self._down(_key(node), f"serf_{change.status}", now)
             elif node.presence is Presence.DOWN and node.presence_reason.startswith("serf_") and self._is_fresh(node):
                 await self._set(node.organization, node.name, Presence.UP, "serf_alive", now)
-                self._look_later(node, now, since=now)
+                self._look_at(_key(node), self._fresh_until(node), since=now)
+
+    def _fresh_until(self, node: Node) -> float:
+        return max(node.last_seen_at or 0.0, self._began) + self._timing.on_demand_fresh
 
     def _is_fresh(self, node: Node) -> bool:
-        return node.last_seen_at is not None and node.last_seen_at + self._timing.on_demand_fresh > self._clock.now()
-
-    def _look_later(self, node: Node, now: float, *, since: float) -> None:
-        patience = self._timing.on_demand_fresh if node.link is LinkMode.ON_DEMAND else self._timing.stream_lost_after
-        self._look_at(_key(node), now + patience, since=since)
+        return self._fresh_until(node) > self._clock.now()
 
     def _look_at(self, key: NodeKey, at: float, *, since: float) -> None:
         self._due[key] = (at, since)
@@ -121,17 +118,37 @@ class NodePresence:
         if self._links.get(*key) is not None:
             return
         node = self._registry.get(*key)
-        if node is not None:
-            await self._down(key, "stale" if node.link is LinkMode.ON_DEMAND else "stream_lost", since)
+        if node is None:
+            return
+        if node.link is LinkMode.ATTACHED:
+            reason = "stream_lost"
+        elif not self._is_fresh(node):
+            reason = "stale"
+        elif (status := self._doorbell.member_status(*key)) != "alive":
+            reason = f"serf_{status or 'unknown'}"
+        else:
+            self._look_at(key, self._fresh_until(node), since=since)
+            await self._tell_runs(key, "stream_lost", since)
+            return
+        await self._down(key, reason, since)
 
     async def _down(self, key: NodeKey, reason: str, since: float) -> None:
-        await self._set(*key, Presence.DOWN, reason, since)
+        node = self._registry.get(*key)
+        if node is not None and node.presence is Presence.UP:
+            await self._set(*key, Presence.DOWN, reason, since)
+        await self._tell_runs(key, reason, since)
+
+    async def _tell_runs(self, key: NodeKey, reason: str, since: float) -> None:
         for run in self._runs_of_node(*key):
             await run.post(NodeSilent(since=since, reason=reason))
 
     async def _set(self, organization: str, name: str, presence: Presence, reason: str, since: float) -> None:
+        status = self._registry.note_presence(organization, name, presence=presence, reason=reason, since=since)
+        if status is None:
+            return
+
         async def write() -> None:
-            await self._registry.set_presence(organization, name, presence=presence, reason=reason, since=since)
+            await self._registry.write_presence(status)
 
         await until_stored(write, longest_pause=self._timing.store_retry)
         _log.info("node.presence", node=name, presence=presence.value, reason=reason)

@@ -15,8 +15,9 @@ _NONE: Mapping[str, Node] = MappingProxyType({})
 class NodeRegistry:
     """Every registered node, by organization and name; about 1 KiB each.
 
-    Memory is changed only after the store has it, except for ``last_seen_at``, which is written with the next change
-    of presence: it is a hint, and a write per sign of life would be the heartbeat load this design avoids.
+    A node is known once the store has it. Its presence is true in memory first and made durable after.
+    ``last_seen_at`` is written with the next change of presence: it is a hint, and a write per sign of life would be
+    the heartbeat load this design avoids.
     """
 
     def __init__(self, store: Store) -> None:
@@ -39,23 +40,44 @@ class NodeRegistry:
         return [node for nodes in self._nodes.values() for node in nodes.values()]
 
     async def put(self, node: Node) -> None:
-        """Registers a node, or replaces what is known of it."""
+        """Registers a node, or replaces what is known of it – but for its presence, if that changes meanwhile."""
+        before = self.get(node.organization, node.name)
         await self._store.write_node(node)
+        now = self.get(node.organization, node.name)
+        if now is not None and now is not before:
+            node = replace(
+                node,
+                presence=now.presence,
+                presence_since=now.presence_since,
+                presence_reason=now.presence_reason,
+                last_seen_at=now.last_seen_at,
+            )
         self._nodes.setdefault(node.organization, {})[node.name] = node
+        if now is not None and now is not before:
+            await self._store.write_node(node)
 
-    async def set_presence(
+    def note_presence(
         self, organization: str, name: str, *, presence: Presence, reason: str, since: float
-    ) -> bool:
-        """Records a change of presence with its history; False when nothing changed or the node is gone."""
+    ) -> NodeStatus | None:
+        """Changes a node's presence in memory; returns what ``write_presence`` has to make durable, None for nothing.
+
+        In memory first: two changes in a row must not overtake each other while the first is being written.
+        """
         node = self.get(organization, name)
         if node is None or (node.presence is presence and node.presence_reason == reason):
-            return False
-        changed = replace(node, presence=presence, presence_since=since, presence_reason=reason)
-        # First in memory: two changes in a row must not overtake each other while the first is being written.
-        self._nodes[organization][name] = changed
-        status = NodeStatus(node=name, organization=organization, presence=presence, since=since, reason=reason)
-        await self._store.write_node(changed, status=status)
-        return True
+            return None
+        self._nodes[organization][name] = replace(node, presence=presence, presence_since=since, presence_reason=reason)
+        return NodeStatus(node=name, organization=organization, presence=presence, since=since, reason=reason)
+
+    async def write_presence(self, status: NodeStatus) -> None:
+        """Stores an entry of a node's history, and the node as it is by now; nothing for a node that is gone.
+
+        Raises:
+            StoreUnavailable: to be called again with the same status.
+        """
+        node = self.get(status.organization, status.node)
+        if node is not None:
+            await self._store.write_node(node, status=status)
 
     def saw(self, organization: str, name: str, at: float) -> None:
         """Notes a sign of life."""

@@ -8,7 +8,8 @@ is not durable. What takes time runs beside it in the run's nursery, and only wh
 * output   – stores what the node pushes, from the first chunk on (``output_pump``);
 * cancel   – hands the node the cancel order, again and again, until the node has proven the end.
 
-The timeout needs no task: ``next_deadline`` derives it from the run, so that it survives a restart unchanged.
+The timeout needs no task: ``next_deadline`` derives it from the run, so that it survives a restart. Only what judges a
+node's silence counts from when the controller can hear it again.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import trio
 
 from shovey_trio.core.errors import StoreCorrupt
 from shovey_trio.core.events import (
+    BY_DEADLINE,
     AcceptanceOver,
     CancelAsked,
     ConfirmReport,
@@ -37,7 +39,7 @@ from shovey_trio.core.orders import NONCE_BYTES, Order, OrderKind
 from shovey_trio.core.run_machine import handle
 from shovey_trio.core.states import ACTIVE_RUN_STATES, RunState
 from shovey_trio.nursery.dispatch import Reached
-from shovey_trio.nursery.handles import JobHandle, RunHandle
+from shovey_trio.nursery.handles import JobHandle, Posted, RunHandle
 from shovey_trio.nursery.output_pump import pump_output
 from shovey_trio.nursery.persist import until_stored
 from shovey_trio.nursery.ports import SendFollow, SendForget, SendOrder, SendReportDurable
@@ -76,21 +78,21 @@ def next_deadline(handle_: RunHandle, job: JobHandle, timing: Timing) -> tuple[f
     """When time itself is the run's next event, and which; None when only others can move it.
 
     Pure. A running run has two: at the first the controller asks the node to end it (the node's own deadline should
-    have come before), at the second it no longer believes what it last heard.
+    have come before), at the second it no longer believes what it last heard, whoever asked for the end.
     """
     run = handle_.run
     if run.state in (RunState.PENDING, RunState.DISPATCHED):
-        return job.acceptance_until(timing.acceptance, timing.spread_per_target), AcceptanceOver()
+        return timing.acceptance_until(job.job), AcceptanceOver()
     if run.state is RunState.UNKNOWN:
-        return (run.unknown_since or run.updated_at) + timing.reconnect_grace, ReconnectGraceOver()
+        silent_since = max(run.unknown_since or run.updated_at, job.supervised_since)
+        return silent_since + timing.reconnect_grace, ReconnectGraceOver()
     if run.state in ACTIVE_RUN_STATES:
         began = run.started_at or run.accepted_at or run.updated_at
         overdue = began + job.job.run_timeout + job.job.kill_grace + timing.overdue_margin
         if not run.cancelling:
-            return overdue, CancelAsked(by="timeout")
-        if run.cancel_reason == "timeout":
-            silent = overdue + job.job.kill_grace + timing.overdue_margin
-            return silent, NodeSilent(since=silent, reason="overdue")
+            return overdue, CancelAsked(by=BY_DEADLINE)
+        unheard = max(overdue, job.supervised_since) + job.job.kill_grace + timing.overdue_margin
+        return unheard, NodeSilent(since=unheard, reason="overdue")
     return None
 
 
@@ -132,29 +134,34 @@ class _RunScope:
     async def live(self) -> None:
         """Handles events until the run is terminal."""
         run = self._handle.run
-        self._handle.start_output = self._start_output
+        self._handle.on_output(self._start_output)
         if run.state in (RunState.PENDING, RunState.DISPATCHED):
             self._start_dispatch()
         if run.cancelling:
             self._start_cancel()
         while not self._handle.run.is_terminal:
-            event, done = await self._next_event()
+            posted = await self._next_event()
+            handled = False
             try:
-                await self._apply(event)
+                await self._apply(posted.event)
+                handled = True
             finally:
-                if done is not None:
-                    done.set()
+                posted.settle(handled=handled)
 
-    async def _next_event(self) -> tuple[RunEvent, trio.Event | None]:
+    async def _next_event(self) -> Posted:
+        """What was posted comes before what time says: a node that has spoken is not silent."""
+        await trio.lowlevel.checkpoint()
+        try:
+            return self._handle.inbox.receive_nowait()
+        except trio.WouldBlock:
+            pass
         deadline = next_deadline(self._handle, self._job, self._services.timing)
         if deadline is None:
-            posted = await self._handle.inbox.receive()
-            return posted.event, posted.done
+            return await self._handle.inbox.receive()
         at, event = deadline
         with trio.move_on_after(max(at - self._services.clock.now(), 0)):
-            posted = await self._handle.inbox.receive()
-            return posted.event, posted.done
-        return event, None
+            return await self._handle.inbox.receive()
+        return Posted(event)
 
     async def _apply(self, event: RunEvent) -> None:
         if isinstance(event, NodeReported) and event.report.output_bytes > self._handle.extent.position:
@@ -192,7 +199,7 @@ class _RunScope:
     # -- dispatch
 
     def _start_dispatch(self) -> None:
-        if self._dispatching is None:
+        if self._dispatching is None or self._dispatching.cancel_called:
             self._dispatching = trio.CancelScope()
             self._nursery.start_soon(self._dispatch, self._dispatching)
 
@@ -205,7 +212,8 @@ class _RunScope:
                 )
                 self._send_start(reached)
         finally:
-            self._dispatching = None
+            if self._dispatching is scope:
+                self._dispatching = None
 
     def _send_start(self, reached: Reached) -> None:
         """Notes that the order goes out, then lets it go out: without a pause between the two.
@@ -215,7 +223,7 @@ class _RunScope:
         run = self._handle.run
         if run.state not in (RunState.PENDING, RunState.DISPATCHED) or run.cancelling:
             return
-        until = self._job.acceptance_until(self._services.timing.acceptance, self._services.timing.spread_per_target)
+        until = self._services.timing.acceptance_until(self._job.job)
         instance = reached.link.agent_instance
         order = make_order(
             self._handle, self._job.job, OrderKind.START, agent_instance=instance, until=until, services=self._services

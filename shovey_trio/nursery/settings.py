@@ -5,7 +5,10 @@ Durations are seconds. The defaults are those of docs/configuration.md, which a 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
+
+from shovey_trio.core.model import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +19,7 @@ class Timing:
         acceptance: how long a start order may be accepted after the job began; also its expiry.
         spread_per_target: on-demand agents attach spread over this much per target, so that none stampede.
         order_attempts: how often a node without a stream is rung.
-        ring_pause: before the second ring; doubled for each further one, plus up to half of it at random.
+        ring_pause: before the second ring; doubled for each further one, plus up to half of it, another for each job.
         ring_linger: how long the first ring of a job waits for others of it, so that one query serves all.
         cancel_retry: how long a cancel order may stay unanswered before it is sent again.
         overdue_margin: how much later than the node's own deadline the controller steps in.
@@ -37,6 +40,10 @@ class Timing:
     stream_lost_after: float = 15.0
     on_demand_fresh: float = 900.0
     store_retry: float = 5.0
+
+    def acceptance_until(self, job: Job) -> float:
+        """Until when a start order of a job may be accepted, in unix seconds; derived, so the same after a restart."""
+        return job.created_at + self.acceptance + math.ceil(self.spread_per_target * job.run_total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
+from typing import TypeVar
 
 import trio
 from outcome import Error, Outcome, Value
 
-from shovey_trio.core.errors import Draining, Overloaded, ShoveyError, StoreCorrupt
+from shovey_trio.core.errors import Draining, Overloaded, StoreCorrupt
 from shovey_trio.core.model import Job, OutputExtent, Run
 from shovey_trio.nursery.handles import JobHandle, RunHandle
-from shovey_trio.nursery.job_scope import supervise_job
+from shovey_trio.nursery.job_scope import cancel_runs, supervise_job
 from shovey_trio.nursery.links import NodeKey
 from shovey_trio.nursery.ports import CreatedJob, RequestKey
 from shovey_trio.nursery.services import Services
 
+_T = TypeVar("_T")
 _NOTHING_STORED = OutputExtent()
 
 
@@ -24,13 +26,14 @@ class Supervisor:
     """Live jobs and runs. Made by ``open_supervisor``; its nursery is the ``async with`` block's."""
 
     def __init__(self, services: Services, nursery: trio.Nursery) -> None:
-        self._services = services
+        self.services = services
         self._nursery = nursery
         self._jobs: dict[str, JobHandle] = {}
         self._runs: dict[str, RunHandle] = {}
         self._by_node: dict[NodeKey, dict[str, RunHandle]] = {}
-        self._launching_jobs = 0
-        self._launching_runs = 0
+        # Of every job that is being made durable or lives; ended runs of a live job count, they are still in memory.
+        self._held_jobs = 0
+        self._held_runs = 0
         self.draining = False
 
     def __len__(self) -> int:
@@ -40,11 +43,13 @@ class Supervisor:
         return self._jobs.get(job_id)
 
     def run(self, run_id: str) -> RunHandle | None:
-        return self._runs.get(run_id)
+        """A live run; None when it has ended, even if its job has not."""
+        live = self._runs.get(run_id)
+        return None if live is None or live.is_closed else live
 
     def runs_of_node(self, organization: str, node: str) -> list[RunHandle]:
         """The node's live runs; a copy, because posting to one may end it."""
-        return list(self._by_node.get((organization, node), {}).values())
+        return [live for live in self._by_node.get((organization, node), {}).values() if not live.is_closed]
 
     def live_jobs(self) -> Iterable[JobHandle]:
         return self._jobs.values()
@@ -61,11 +66,26 @@ class Supervisor:
             StoreUnavailable: nothing was stored.
         """
         self._check_room(len(runs))
-        made: list[Outcome[CreatedJob]] = []
-        durable = trio.Event()
-        self._nursery.start_soon(self._launch, job, runs, request, made, durable)
-        await durable.wait()
-        return made[0].unwrap()
+        self._hold(len(runs))
+
+        async def create() -> CreatedJob:
+            try:
+                created = await self.services.store.create_job(job, runs, request)
+                if created.created and not job.is_terminal:
+                    self.admit(job, runs)
+            finally:
+                self._let_go(len(runs))
+            return created
+
+        return await self._see_through(create)
+
+    async def cancel(self, handle: JobHandle, nodes: Sequence[str], *, by: str, whole_job: bool) -> list[str]:
+        """Asks runs of a live job to end; see ``cancel_runs``. Cancelling the caller does not cut it in half."""
+
+        async def ask() -> list[str]:
+            return await cancel_runs(handle, nodes, by=by, whole_job=whole_job, services=self.services)
+
+        return await self._see_through(ask)
 
     def admit(self, job: Job, runs: Sequence[Run], extents: Mapping[str, OutputExtent] | None = None) -> JobHandle:
         """Opens the nursery of a durable, running job.
@@ -75,62 +95,74 @@ class Supervisor:
             runs: all of its runs, terminal ones too.
             extents: durable output by run id, for a job that is taken up again.
         """
-        handle = JobHandle(job=job, counts=Counter(run.state for run in runs))
+        now = self.services.clock.now()
+        handle = JobHandle(job=job, supervised_since=now, counts=Counter(run.state for run in runs))
         for run in runs:
             extent = (extents or {}).get(run.id, _NOTHING_STORED)
             live = RunHandle(run, moved=handle.moved, extent=extent)
             handle.runs[run.node] = live
-            if not run.is_terminal:
+            if run.is_terminal:
+                live.close()
+            else:
                 self._runs[run.id] = live
                 self._by_node.setdefault((run.organization, run.node), {})[run.id] = live
         self._jobs[job.id] = handle
+        self._hold(len(runs))
         self._nursery.start_soon(self._supervise, handle)
         return handle
 
     def _check_room(self, runs: int) -> None:
         if self.draining:
             raise Draining("the controller is stopping and takes no more jobs", retry_after_s="10")
-        bounds = self._services.bounds
-        if len(self._jobs) + self._launching_jobs >= bounds.live_jobs:
+        bounds = self.services.bounds
+        if self._held_jobs >= bounds.live_jobs:
             raise Overloaded(f"{bounds.live_jobs} jobs are running", limit="live_jobs", retry_after_s="5")
-        if len(self._runs) + self._launching_runs + runs > bounds.live_runs:
-            message = f"{len(self._runs)} runs are live; {runs} more would pass {bounds.live_runs}"
+        if self._held_runs + runs > bounds.live_runs:
+            message = f"{self._held_runs} runs are live; {runs} more would pass {bounds.live_runs}"
             raise Overloaded(message, limit="live_runs", retry_after_s="5")
 
-    async def _launch(
-        self,
-        job: Job,
-        runs: Sequence[Run],
-        request: RequestKey | None,
-        made: list[Outcome[CreatedJob]],
-        durable: trio.Event,
-    ) -> None:
-        self._launching_jobs += 1
-        self._launching_runs += len(runs)
-        try:
-            created = await self._services.store.create_job(job, runs, request)
-        except (ShoveyError, trio.Cancelled) as error:
-            refused = Draining("the controller is stopping") if isinstance(error, trio.Cancelled) else error
-            made.append(Error(refused))
-            if isinstance(error, trio.Cancelled | StoreCorrupt):
+    def _hold(self, runs: int) -> None:
+        self._held_jobs += 1
+        self._held_runs += runs
+
+    def _let_go(self, runs: int) -> None:
+        self._held_jobs -= 1
+        self._held_runs -= runs
+
+    async def _see_through(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Does ``work`` in the nursery of all jobs, so that it goes on when the caller is cancelled.
+
+        What it raises is the caller's to handle; only what is wrong with the shared store ends the nursery as well.
+        """
+        result: list[Outcome[_T]] = []
+        done = trio.Event()
+
+        async def perform() -> None:
+            try:
+                result.append(Value(await work()))
+            except Exception as error:
+                result.append(Error(error))
+                if isinstance(error, StoreCorrupt):
+                    raise
+            except BaseException:
+                result.append(Error(Draining("the controller is stopping", retry_after_s="10")))
                 raise
-        else:
-            made.append(Value(created))
-            if created.created and not job.is_terminal:
-                self.admit(job, runs)
-        finally:
-            self._launching_jobs -= 1
-            self._launching_runs -= len(runs)
-            durable.set()
+            finally:
+                done.set()
+
+        self._nursery.start_soon(perform)
+        await done.wait()
+        return result[0].unwrap()
 
     async def _supervise(self, handle: JobHandle) -> None:
         try:
-            await supervise_job(handle, self._services)
+            await supervise_job(handle, self.services)
         finally:
             self._forget(handle)
 
     def _forget(self, handle: JobHandle) -> None:
         del self._jobs[handle.job.id]
+        self._let_go(len(handle.runs))
         for live in handle.runs.values():
             run = live.run
             self._runs.pop(run.id, None)

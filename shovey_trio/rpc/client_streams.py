@@ -50,6 +50,7 @@ class ResumingStream(Generic[Req, Res]):
         self._on_lost = on_lost
         self._resources = AsyncExitStack()
         self._stream: ClientStream[Req, Res] | None = None
+        self._deadline: float | None = None
         self._opened_at = 0.0
         self._lost_at: float | None = None
         self._pauses: Iterator[float] = policy.pauses()
@@ -87,8 +88,15 @@ class ResumingStream(Generic[Req, Res]):
             raise StopAsyncIteration from None
 
     async def open(self) -> None:
-        """Ask for the stream; done at the start and after each loss."""
-        self._stream = await self._resources.enter_async_context(self._channel.stream(self._method, self._request))
+        """Ask for the stream; done at the start and after each loss.
+
+        The RPC's deadline is always that of the scope it was first opened in: a ``receive`` in a shorter one must not
+        ask for a stream that ends with it.
+        """
+        if self._deadline is None:
+            self._deadline = trio.current_effective_deadline()
+        with trio.CancelScope(shield=True, deadline=self._deadline):
+            self._stream = await self._resources.enter_async_context(self._channel.stream(self._method, self._request))
         self._opened_at = trio.current_time()
 
     async def aclose(self) -> None:

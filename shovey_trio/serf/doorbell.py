@@ -9,7 +9,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shovey_trio.core.doorbell import DOORBELL_SIZE, Doorbell, DoorbellKind, organization_hash, short_key_id
 from shovey_trio.core.doorbell_plan import doorbell_frame, plan_doorbells
-from shovey_trio.core.errors import SerfUnavailable
+from shovey_trio.core.errors import SerfUnavailable, ShoveyError
 from shovey_trio.core.serf_size import check_names
 from shovey_trio.nursery.ports import Clock, MemberChange, SerfStatus
 from shovey_trio.serf.link import SerfLink
@@ -33,6 +33,11 @@ class SerfDoorbell:
         # Queries with targets not heard from; the issuer lets at most ten be so.
         self._open: list[QueryProgress] = []
 
+    def replace_key(self, signing_key: Ed25519PrivateKey) -> None:
+        """Signs with another key from now on."""
+        self._signing_key = signing_key
+        self._key_id = short_key_id(signing_key.public_key())
+
     def status(self) -> SerfStatus:
         now = self._link.snapshot()
         return SerfStatus(
@@ -55,7 +60,11 @@ class SerfDoorbell:
         return [problem.name.partition(":")[2] for problem in problems]
 
     async def ring(self, *, organization: str, job_id: str, nodes: Sequence[str]) -> None:
-        """Rings these nodes; see ``nursery.ports.Doorbell``. Waits for the pace of queries, not for answers."""
+        """Rings these nodes; see ``nursery.ports.Doorbell``. Waits for the pace of queries, not for answers.
+
+        Raises:
+            SerfUnavailable: serf is away, has too much queued, or takes no such query.
+        """
         if not self._link.snapshot().connected:
             raise SerfUnavailable("there is no connection to the serf agent")
         now = int(self._clock.now())
@@ -69,17 +78,23 @@ class SerfDoorbell:
             expires_at=now + _LIFETIME,
             epoch=self._epoch,
         )
-        queries = plan_doorbells(
-            doorbell,
-            [serf_name(organization, node) for node in nodes],
-            signer=self._signing_key,
-            source_node=self._source(),
-            members=len(self._link.membership.members),
-            limit=self._limit,
-        )
-        for query in queries:
-            progress = await self._link.ring(query)
-            self._open = [known for known in self._open if not known.settled] + [progress]
+        try:
+            queries = plan_doorbells(
+                doorbell,
+                [serf_name(organization, node) for node in nodes],
+                signer=self._signing_key,
+                source_node=self._source(),
+                members=len(self._link.membership.members),
+                limit=self._limit,
+            )
+            for query in queries:
+                progress = await self._link.ring(query)
+                self._open = [known for known in self._open if not known.settled] + [progress]
+        except SerfUnavailable:
+            raise
+        except ShoveyError as error:
+            # Refused, does not fit, garbage: for a run they all mean that this way to its node is closed.
+            raise SerfUnavailable(f"{error.reason}: {error.message}") from error
 
     def heard(self, organization: str, node: str) -> None:
         name = serf_name(organization, node)

@@ -14,6 +14,7 @@ from typing import Any
 import outcome
 from sqlalchemy import Connection
 
+from shovey_trio import failpoints
 from shovey_trio.core.errors import ShoveyError, StoreCorrupt, StoreUnavailable
 from shovey_trio.nursery.ports import Committed
 from shovey_trio.store.failures import translate
@@ -63,6 +64,8 @@ class Committer:
             transaction = WriteTransaction(self._connection)
             outcomes = [_apply(work, transaction) for work in works]
             transaction.flush()
+            failpoints.passing("store.commit.before")
+        failpoints.passing("store.commit.after")
         return CommittedGroup(outcomes=outcomes, committed=transaction.committed)
 
     def _commit_each(self, works: Sequence[Work]) -> CommittedGroup:
@@ -83,6 +86,8 @@ class Committer:
                     jobs.update(transaction.committed.jobs)
                     outputs.update(transaction.committed.outputs)
                 outcomes.append(result)
+            failpoints.passing("store.commit.before")
+        failpoints.passing("store.commit.after")
         return CommittedGroup(outcomes=outcomes, committed=Committed(jobs=jobs, outputs=frozenset(outputs)))
 
     def _raise_if_shared(self, error: Exception) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
+from shovey_trio import failpoints
 from shovey_trio.core.model import Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
 from shovey_trio.core.states import RunState
 from shovey_trio.nursery.ports import Committed, CreatedJob, JobFilter, JobSnapshot, RequestKey, StoredEvent
@@ -173,4 +174,8 @@ class SqlStore:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> T:
-        return await self._writer.submit(lambda transaction: work(transaction, *args, **kwargs), payload=payload)
+        point = f"store.{work.__name__}"
+        failpoints.passing(f"{point}.before")
+        result = await self._writer.submit(lambda transaction: work(transaction, *args, **kwargs), payload=payload)
+        failpoints.passing(f"{point}.after")
+        return result

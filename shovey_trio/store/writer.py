@@ -25,6 +25,7 @@ import outcome
 import structlog
 import trio
 
+from shovey_trio import failpoints
 from shovey_trio.core.errors import StoreCorrupt, StoreUnavailable
 from shovey_trio.nursery.ports import Committed
 from shovey_trio.store.committer import CommittedGroup, Outcome, Work
@@ -206,6 +207,7 @@ class GroupWriter:
             return
         for listener in self._listeners:
             try:
+                failpoints.passing("store.listener")
                 listener(committed)
             except Exception:  # noqa: BLE001  # logged with its traceback; see below
                 # The commit is a fact; the others and the waiting callers must hear of it.

@@ -60,6 +60,13 @@ class FakeRun:
     def node(self) -> str:
         return self.message.node
 
+    def watched(self) -> job_pb.Run:
+        """The run as it is in a watch: without how much output there is."""
+        run = job_pb.Run()
+        run.CopyFrom(self.message)
+        run.stdout_bytes = run.stderr_bytes = 0
+        return run
+
     def write(self, data: bytes, *, stderr: bool = False) -> None:
         """Append a chunk of output, durable at once."""
         written = self.message.stderr_bytes if stderr else self.message.stdout_bytes
@@ -86,7 +93,7 @@ class FakeRun:
                 getattr(self.message, name).CopyFrom(value)
             else:
                 setattr(self.message, name, value)
-        self.job.record(jobs_pb.WatchJobResponse(run_changed=jobs_pb.RunChanged(run=self.message)))
+        self.job.record(jobs_pb.WatchJobResponse(run_changed=jobs_pb.RunChanged(run=self.watched())))
 
 
 @dataclass(eq=False)
@@ -125,7 +132,7 @@ class FakeJob:
         return jobs_pb.WatchJobResponse(
             resume_token=str(len(self.events)),
             snapshot=jobs_pb.JobSnapshot(
-                job=self.message, runs=[run.message for run in self.runs.values()], complete=True
+                job=self.message, runs=[run.watched() for run in self.runs.values()], complete=True
             ),
         )
 
@@ -143,6 +150,8 @@ class FakeController:
         cut_streams_after: watches and readers are cut with UNAVAILABLE after so many messages, while ``cuts`` last.
         cuts: how often that still happens.
         read_only: StartJob and CancelJob are denied.
+        start_asked: set when the first StartJob has come.
+        hold_start: StartJob is answered when this event is set.
         watched: set when the first watch has had its snapshot.
         hold_proof: a cancelled run stays ``cancelling`` until this event is set.
         proven: whether a cancelled run ends with a proof.
@@ -160,6 +169,9 @@ class FakeController:
         self.read_only = False
         self.proven = True
         self.watched = trio.Event()
+        self.start_asked = trio.Event()
+        self.hold_start = trio.Event()
+        self.hold_start.set()
         self.hold_proof = trio.Event()
         self.hold_proof.set()
         self._nursery: trio.Nursery | None = None
@@ -219,6 +231,8 @@ class FakeController:
 
     async def _start_job(self, request: jobs_pb.StartJobRequest, _: ServerCall[Any, Any]) -> jobs_pb.StartJobResponse:
         self._check_writable()
+        self.start_asked.set()
+        await self.hold_start.wait()
         targets = self._resolve(request.target)
         needed = required_nodes(request.quorum or "100%", len(targets))
         if request.dry_run:

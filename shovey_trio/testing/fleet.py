@@ -7,15 +7,21 @@ from __future__ import annotations
 
 import json
 import socket
-from collections.abc import AsyncIterator, Mapping, Sequence
+from base64 import urlsafe_b64decode
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
 import trio
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
 
 from shovey_trio.cli.settings import load_client_settings
+from shovey_trio.core.enrollment import JoinTicket
+from shovey_trio.core.errors import Unreachable
+from shovey_trio.identity.files import write_secret
 from shovey_trio.identity.layout import ClientDirectory, DataDirectory
 from shovey_trio.rpc.bridge import ClientTls
 from shovey_trio.rpc.client import ShoveyClient, open_client
@@ -26,17 +32,23 @@ from shovey_trio.v1 import node_pb2
 ORGANIZATION = "default"
 _POLL = 0.05
 _END_DEADLINE = 20.0
+# What no log of a program that works may hold, whatever was done to it.
+_NOISE = ("Traceback", "Exception ignored", "Task exception was never retrieved", "never awaited", "ResourceWarning")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeSpec:
-    """A node of the fleet. ``settings`` are ``section.key`` → value of the agent's configuration."""
+    """A node of the fleet. ``settings`` are ``section.key`` → value of the agent's configuration.
+
+    ``environ`` is added to the environment of its agent.
+    """
 
     name: str
     link: str = "attached"
     tags: Mapping[str, str] = field(default_factory=dict)
     whitelist: Mapping[str, object] | None = None
-    settings: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, object] = field(default_factory=dict)
+    environ: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(slots=True, kw_only=True)
@@ -53,8 +65,17 @@ class FleetNode:
 class Fleet:
     """A running fleet; made by ``open_fleet``."""
 
-    def __init__(self, directory: Path, *, settings: Mapping[str, str], serf: SerfAgentProcess | None) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        settings: Mapping[str, str],
+        serf: SerfAgentProcess | None,
+        serf_key_file: Path | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> None:
         self.directory = directory
+        self._serf_key_file = serf_key_file
         self.data = DataDirectory(directory / "controller")
         self.nodes: dict[str, FleetNode] = {}
         self.serf = serf
@@ -67,10 +88,13 @@ class Fleet:
         }
         if serf is not None:
             fixed["serf.address"] = f"127.0.0.1:{serf.rpc_port}"
+        if serf_key_file is not None:
+            fixed["serf.auth_key_file"] = str(serf_key_file)
         self._settings = [word for key, value in {**fixed, **settings}.items() for word in ("--set", f"{key}={value}")]
         self.controller = ManagedProcess(
             [*program("shovey-trio"), "serve", "--data-dir", str(self.data.root), *self._settings],
             log=directory / "controller.log",
+            environ=environ,
         )
 
     @property
@@ -96,17 +120,54 @@ class Fleet:
         """Makes the controller's data directory."""
         await run_program("shovey-trio", "init", "--data-dir", str(self.data.root), *self._listen)
 
+    async def wait_ready(self) -> None:
+        """Waits until the controller answers.
+
+        Raises:
+            ProcessFailed: it has ended instead.
+        """
+        async with self.open_client() as client:
+            while True:
+                self.controller.check()
+                try:
+                    await client.get_server_info()
+                except Unreachable:
+                    continue  # after some patience of the client's own
+                return
+
+    async def join_ticket(self, name: str) -> JoinTicket:
+        """A one-time token for a node name, with all else that enrolment needs."""
+        async with self.open_client() as client:
+            made = await client.create_enrollment_token(name)
+        authority = x509.load_pem_x509_certificate(made.ca_certificates)
+        return JoinTicket(
+            organization=ORGANIZATION,
+            node=name,
+            enroll_address=made.enroll_address,
+            ca_certificate=authority.public_bytes(Encoding.DER),
+            secret=urlsafe_b64decode(made.token + "="),
+        )
+
+    async def enroll(self, name: str, state_dir: Path, *, again: bool = False) -> None:
+        """Enrols a node in this process, as ``shovey-agent enroll`` does in its own."""
+        from shovey_agent.credentials import CredentialStore
+        from shovey_agent.enroll import enroll
+        from shovey_agent.enroll_call import call_enroll
+
+        await enroll(await self.join_ticket(name), CredentialStore(state_dir), call_enroll, again=again)
+
     async def add_node(self, spec: NodeSpec, *, serf: SerfAgentProcess | None) -> FleetNode:
         """Enrols a node; its agent is not started yet."""
         state_dir = self.directory / spec.name
         whitelist = self.directory / f"{spec.name}-whitelist.json"
-        whitelist.write_text(json.dumps({"whitelist": dict(spec.whitelist or {})}), "utf-8")
-        join = await run_program("shovey-trio", "node", "token", spec.name, "-q", "--data-dir", str(self.data.root))
-        await run_program("shovey-agent", "enroll", join.strip(), "--state-dir", str(state_dir))
+        write_whitelist(whitelist, spec.whitelist or {})
+        await self.enroll(spec.name, state_dir)
         configuration = self.directory / f"{spec.name}.toml"
         configuration.write_text(self._agent_configuration(spec, state_dir, whitelist, serf), "utf-8")
         agent = ManagedProcess(
-            [*program("shovey-agent"), "run", "--config", str(configuration)], log=self.directory / f"{spec.name}.log"
+            [*program("shovey-agent"), "run", "--config", str(configuration)],
+            log=self.directory / f"{spec.name}.log",
+            environ=spec.environ,
         )
         node = FleetNode(spec=spec, state_dir=state_dir, whitelist=whitelist, agent=agent, serf=serf)
         self.nodes[spec.name] = node
@@ -131,6 +192,16 @@ class Fleet:
                     return
                 await trio.sleep(_POLL)
 
+    def noise(self) -> list[str]:
+        """Lines in the logs of controller and agents that say that something was not thought of."""
+        return [
+            f"{process.log.name}: {line}"
+            for process in (self.controller, *(node.agent for node in self.nodes.values()))
+            if process.log.exists()
+            for line in process.log.read_text("utf-8", "replace").splitlines()
+            if any(word in line for word in _NOISE)
+        ]
+
     async def end(self) -> None:
         """Ends everything that was started, commands that still run included. Shielded, with a deadline."""
         with trio.CancelScope(deadline=trio.current_time() + _END_DEADLINE, shield=True):
@@ -151,8 +222,9 @@ class Fleet:
         for run_id in list(spool.run_ids()):
             await trio.to_thread.run_sync(partial(abandon_run, spool, run_id))
 
-    @staticmethod
-    def _agent_configuration(spec: NodeSpec, state_dir: Path, whitelist: Path, serf: SerfAgentProcess | None) -> str:
+    def _agent_configuration(
+        self, spec: NodeSpec, state_dir: Path, whitelist: Path, serf: SerfAgentProcess | None
+    ) -> str:
         sections: dict[str, dict[str, object]] = {
             "agent": {"state_dir": str(state_dir), "whitelist": str(whitelist), "link": spec.link},
             "serf": {"enabled": serf is not None},
@@ -160,6 +232,8 @@ class Fleet:
         }
         if serf is not None:
             sections["serf"]["address"] = f"127.0.0.1:{serf.rpc_port}"
+        if self._serf_key_file is not None:
+            sections["serf"]["auth_key_file"] = str(self._serf_key_file)
         for key, value in spec.settings.items():
             section, _, name = key.partition(".")
             sections.setdefault(section, {})[name] = value
@@ -179,6 +253,9 @@ async def open_fleet(
     serf: bool,
     settings: Mapping[str, str] | None = None,
     encrypt_key: bytes | None = None,
+    auth_key: str | None = None,
+    environ: Mapping[str, str] | None = None,
+    before_agents: Callable[[Fleet], None] = lambda _: None,
 ) -> AsyncIterator[Fleet]:
     """A fleet of these nodes, all up. At the end every process is ended, also when cancelled.
 
@@ -188,6 +265,9 @@ async def open_fleet(
         serf: whether each of them, and the controller, gets a real serf agent.
         settings: ``section.key`` → value of the controller's configuration.
         encrypt_key: encrypts the gossip ring.
+        auth_key: the RPC key of every serf agent.
+        environ: added to the environment of the controller.
+        before_agents: called once the controller's addresses are known and before any agent starts.
 
     Raises:
         ProcessFailed: a program did not start; the message shows its log.
@@ -198,12 +278,20 @@ async def open_fleet(
         if serf:
             names = [f"{ORGANIZATION}:controller", *(f"{ORGANIZATION}:{node.name}" for node in nodes)]
             agents = await stack.enter_async_context(
-                open_serf_agents(names, directory=directory, encrypt_key=encrypt_key)
+                open_serf_agents(names, directory=directory, encrypt_key=encrypt_key, auth_key=auth_key)
             )
-        fleet = Fleet(directory, settings=settings or {}, serf=agents[0])
+        serf_key_file = None
+        if auth_key is not None:
+            serf_key_file = directory / "serf.key"
+            write_secret(serf_key_file, auth_key.encode())
+        fleet = Fleet(
+            directory, settings=settings or {}, serf=agents[0], serf_key_file=serf_key_file, environ=environ
+        )
         try:
             await fleet.initialize()
+            before_agents(fleet)
             await fleet.controller.start()
+            await fleet.wait_ready()
             async with trio.open_nursery() as nursery:
                 for spec, agent in zip(nodes, agents[1:], strict=True):
                     nursery.start_soon(partial(_add_and_start, fleet, spec, agent))
@@ -216,6 +304,13 @@ async def open_fleet(
 async def _add_and_start(fleet: Fleet, spec: NodeSpec, serf: SerfAgentProcess | None) -> None:
     node = await fleet.add_node(spec, serf=serf)
     await node.agent.start()
+
+
+def write_whitelist(path: Path, commands: Mapping[str, object]) -> None:
+    """Writes a node's whitelist, replacing it at once."""
+    fresh = path.with_name(path.name + ".new")
+    fresh.write_text(json.dumps({"whitelist": dict(commands)}), "utf-8")
+    fresh.replace(path)
 
 
 async def run_program(name: str, *arguments: str) -> str:

@@ -68,17 +68,20 @@ class OperatorRig:
 
 async def hello(run: FakeRun) -> int:
     run.write(f"hello from {run.node}\n".encode())
+    await trio.lowlevel.checkpoint()
     return 0
 
 
 async def mixed(run: FakeRun) -> int:
     run.write(b"to stdout\n")
     run.write(b"to stderr\n", stderr=True)
+    await trio.lowlevel.checkpoint()
     return 3 if run.node == "web-2" else 0
 
 
 async def binary(run: FakeRun) -> int:
     run.write(ALL_BYTES[:100])
+    await trio.lowlevel.checkpoint()
     run.write(ALL_BYTES[100:])
     return 0
 

@@ -45,14 +45,16 @@ class Terminal:
 
     async def until(self, wanted: str) -> None:
         """Read until ``wanted`` was written."""
-        while wanted not in self.text:
-            assert await self._read(), f"the terminal closed before {wanted!r}: {self.text}"
+        with trio.fail_after(30):
+            while wanted not in self.text:
+                assert await self._read(), f"the terminal closed before {wanted!r}: {self.text}"
 
     async def rest(self) -> int:
         """Read to the end; return the exit code."""
-        while await self._read():
-            pass
-        return await self.process.wait()
+        with trio.fail_after(30):
+            while await self._read():
+                pass
+            return await self.process.wait()
 
     async def press(self, key: bytes) -> None:
         await trio.lowlevel.wait_writable(self.master)
@@ -84,8 +86,7 @@ async def open_terminal(rig: OperatorRig, *arguments: str) -> AsyncIterator[Term
         )
         os.close(slave)
         try:
-            with trio.fail_after(60):
-                yield Terminal(process, master)
+            yield Terminal(process, master)
         finally:
             process.kill()
             with trio.CancelScope(shield=True, deadline=trio.current_time() + 10):
@@ -118,6 +119,7 @@ async def test_the_live_view_shows_the_last_line_while_the_command_runs(rig: Ope
 async def test_output_cannot_command_the_terminal(rig: OperatorRig) -> None:
     async def hostile(run: FakeRun) -> int:
         run.write(b"\x1b]0;stolen title\x07\x1b[2Jplain \x1b[31mred\x9b5n\xff\x00 end\n")
+        await trio.lowlevel.checkpoint()
         return 0
 
     rig.controller.scripts["hostile"] = hostile
@@ -206,6 +208,16 @@ async def test_ctrl_c_while_listing_is_exit_130(rig: OperatorRig) -> None:
         await terminal.press(CTRL_C)
         assert await terminal.rest() == 130
     assert "Traceback" not in terminal.text
+
+
+async def test_ctrl_c_before_the_answer_tells_the_request_id(rig: OperatorRig) -> None:
+    rig.controller.hold_start = trio.Event()
+    async with open_terminal(rig, "job", "start", "hello", "web-1", "--request-id", "mine") as terminal:
+        with trio.fail_after(30):
+            await rig.controller.start_asked.wait()
+        await terminal.press(CTRL_C)
+        assert await terminal.rest() == 130
+    assert "--request-id mine starts it at most once" in terminal.text
 
 
 async def test_a_dumb_terminal_gets_plain_lines(rig: OperatorRig) -> None:

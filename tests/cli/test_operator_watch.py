@@ -70,6 +70,12 @@ async def test_events_are_lines_of_json_with_resume_tokens(rig: OperatorRig) -> 
     assert chunk["data"] == "aGVsbG8K"
 
 
+async def test_the_result_of_a_watch_is_that_of_status(rig: OperatorRig, finished: str) -> None:
+    result = json.loads((await rig.run("job", "watch", finished, "-o", "json")).out)
+    assert result == json.loads((await rig.run("job", "status", finished, "-o", "json")).out)
+    assert [run["stdout_bytes"] for run in result["runs"]] == [10, 10]
+
+
 async def test_last_is_the_newest_job_of_the_caller(rig: OperatorRig, finished: str) -> None:
     assert (await rig.run("job", "status", "last", "-o", "json")).code == 0
     await rig.run("job", "start", "hello", "web-1")
@@ -125,23 +131,21 @@ async def test_timestamps_are_in_front_of_each_line(rig: OperatorRig, finished: 
 async def test_output_follows_until_the_run_ends(rig: OperatorRig) -> None:
     await rig.run("job", "start", "-b", "gated", "web-1", "db-1")
     with trio.fail_after(30):
-        async with trio.open_nursery() as nursery:
-            process = await nursery.start(
-                lambda *, task_status: trio.run_process(
-                    rig.command("job", "output", "last"),
-                    env=dict(rig.environ),
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.PIPE,
-                    task_status=task_status,
-                )
-            )
-            written = b""
-            while written.count(b"before") < 2:
-                written += await process.stdout.receive_some()
-            assert b"after" not in written
-            rig.gate.set()
-            async for data in process.stdout:
-                written += data
+        process = await trio.lowlevel.open_process(
+            rig.command("job", "output", "last"),
+            env=dict(rig.environ),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+        )
+        assert process.stdout is not None
+        written = b""
+        while written.count(b"before") < 2:
+            written += await process.stdout.receive_some()
+        assert b"after" not in written
+        rig.gate.set()
+        async for data in process.stdout:
+            written += data
+        assert await process.wait() == 0
     assert sorted(written.decode().splitlines()) == [
         "db-1  | after",
         "db-1  | before",
@@ -154,6 +158,7 @@ async def test_a_reader_that_goes_away_ends_the_command_quietly(rig: OperatorRig
     async def flood(run: FakeRun) -> int:
         for _ in range(200):
             run.write(b"x" * 1023 + b"\n")
+        await trio.lowlevel.checkpoint()
         return 0
 
     rig.controller.scripts["flood"] = flood

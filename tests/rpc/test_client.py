@@ -26,6 +26,7 @@ IMPATIENT = RetryPolicy(
 async def hello(run: FakeRun) -> int:
     for number in range(50):
         run.write(b"%d\n" % number)
+    await trio.lowlevel.checkpoint()
     return 0
 
 

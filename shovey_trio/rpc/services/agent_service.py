@@ -9,7 +9,7 @@ import structlog
 import trio
 
 from shovey_trio.application.identities import Identities
-from shovey_trio.core.errors import NodeProtocolError
+from shovey_trio.core.errors import NodeProtocolError, Overloaded
 from shovey_trio.core.events import (
     NodeAccepted,
     NodeKnows,
@@ -24,6 +24,7 @@ from shovey_trio.core.orders import OrderKind
 from shovey_trio.nursery.credits import ByteCredits
 from shovey_trio.nursery.handles import PushedChunk
 from shovey_trio.nursery.inbound import AgentInbox
+from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.ports import Clock, SendDetachOk
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.rpc import methods
@@ -39,6 +40,7 @@ from shovey_trio.rpc.convert import (
     timestamp,
 )
 from shovey_trio.rpc.services.agent_link import AttachedAgent
+from shovey_trio.rpc.services.call_rate import CallRate
 from shovey_trio.v1 import agent_service_pb2 as pb
 
 _log = structlog.get_logger(__name__)
@@ -51,7 +53,13 @@ _HELLO = 20.0
 # How long what was pushed may take to become durable after the agent has closed its half.
 _LAST_ACKNOWLEDGEMENTS = 10.0
 _MAX_CHUNK = 64 * 1024
+# Seconds after which an agent that found every place taken may try again.
+_COME_BACK = 60
+# What a hello may hold; it is kept in memory for as long as the node is registered. As the agent's own configuration.
 _MAX_TAGS = 64
+_MAX_TAG = 256
+# Runs in a spool that were not confirmed yet: at ten at a time, those of days without a controller.
+_MAX_KNOWN_RUNS = 10_000
 
 _KNOWS = {
     pb.KNOWN_RUN_STATE_ACCEPTED: NodeKnows.ACCEPTED,
@@ -63,15 +71,19 @@ _KNOWS = {
 class EnrollmentService:
     """Enroll and Renew, for the listener that asks for no certificate."""
 
-    def __init__(self, *, identities: Identities, control_address: str, limiter: trio.CapacityLimiter) -> None:
+    def __init__(
+        self, *, identities: Identities, control_address: str, limiter: trio.CapacityLimiter, rate: CallRate
+    ) -> None:
         self._identities = identities
         self._control_address = control_address
         self._limiter = limiter
+        self._rate = rate
 
     def routes(self) -> Sequence[Route]:
         return (unary_route(methods.ENROLL, self._enroll), unary_route(methods.RENEW, self._renew))
 
     async def _enroll(self, request: pb.EnrollRequest, _: object) -> pb.EnrollResponse:
+        self._rate.take()
         async with self._limiter:
             enrolled = await self._identities.enroll(
                 token=request.token,
@@ -88,6 +100,7 @@ class EnrollmentService:
         )
 
     async def _renew(self, request: pb.RenewRequest, _: object) -> pb.RenewResponse:
+        self._rate.take()
         async with self._limiter:
             issued = await self._identities.renew(certificate=request.certificate, csr=request.csr, proof=request.proof)
         return pb.RenewResponse(certificate_chain=issued.chain, ca_certificates=self._identities.ca_certificates)
@@ -101,6 +114,8 @@ class AgentService:
         *,
         inbox: AgentInbox,
         registry: NodeRegistry,
+        links: Links,
+        max_attached: int,
         identities: Identities,
         credits_: ByteCredits,
         clock: Clock,
@@ -108,6 +123,8 @@ class AgentService:
     ) -> None:
         self._inbox = inbox
         self._registry = registry
+        self._links = links
+        self._max_attached = max_attached
         self._identities = identities
         self._credits = credits_
         self._clock = clock
@@ -122,7 +139,7 @@ class AgentService:
         principal = caller()
         hello = await self._hello(call)
         link = await self._welcome(principal, hello)
-        offset = seconds(hello.agent_time) - self._clock.now()
+        offset = seconds(hello.agent_time) - self._clock.now() if hello.HasField("agent_time") else 0.0
         with structlog.contextvars.bound_contextvars(node=link.node):
             asked = False
             try:
@@ -154,8 +171,11 @@ class AgentService:
                 "this agent's state directory is not the one that was enrolled; enrol it again",
                 node=principal.name,
             )
-        if len(hello.tags) > _MAX_TAGS:
-            raise NodeProtocolError(f"a node may have {_MAX_TAGS} tags", node=principal.name)
+        _check_size(hello, principal.name)
+        if len(self._links) >= self._max_attached and self._links.get(principal.organization, principal.name) is None:
+            raise Overloaded(
+                f"{self._max_attached} agents are attached", limit="max_attached", retry_after_s=str(_COME_BACK)
+            )
         mode: LinkMode = LINKS.member(hello.link) or LinkMode.ATTACHED
         await self._identities.note_agent(node, link=mode, tags=dict(hello.tags), version=hello.agent_version)
         link = AttachedAgent(
@@ -285,6 +305,16 @@ class _Acknowledgements:
         while self._expected or self._news:
             await self._settled.wait()
             self._settled = trio.Event()
+
+
+def _check_size(hello: pb.AttachHello, node: str) -> None:
+    if len(hello.tags) > _MAX_TAGS:
+        raise NodeProtocolError(f"a node may have {_MAX_TAGS} tags", node=node)
+    words = [hello.agent_version, *hello.tags, *hello.tags.values()]
+    if any(len(word) > _MAX_TAG for word in words):
+        raise NodeProtocolError(f"a tag or version may have {_MAX_TAG} characters", node=node)
+    if len(hello.runs) > _MAX_KNOWN_RUNS:
+        raise NodeProtocolError(f"a node may have {_MAX_KNOWN_RUNS} unconfirmed runs", node=node)
 
 
 def _position(run_id: str, extent: OutputExtent) -> pb.OutputPosition:

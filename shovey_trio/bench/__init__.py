@@ -1,0 +1,1 @@
+"""``shovey-trio bench``: what this version does per second on this machine, measured on the real daemon."""

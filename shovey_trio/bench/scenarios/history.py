@@ -1,0 +1,71 @@
+"""``history``: what must not grow with what is stored – start, paging, memory – and deleting it without stalls."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import trio
+
+from shovey_trio.bench.daemon_meter import DaemonMeter
+from shovey_trio.bench.figures import Bar, Figure, figure
+from shovey_trio.bench.stage import Stage, make_fleet, start_daemon
+from shovey_trio.core.ids import job_id, run_id
+from shovey_trio.core.model import Job, Run
+from shovey_trio.core.states import JobState, RunState
+from shovey_trio.store import open_store
+
+_RUNS_PER_JOB: Final = 100
+_PAGES: Final = 200
+_PAGE: Final = 50
+_DELETING: Final = 20.0
+
+
+async def measure(stage: Stage) -> Sequence[Figure]:
+    """Fills a store of its own, serves it, pages through it, and serves it again with a retention of one second."""
+    total = stage.options.history_runs
+    directory = stage.fleet.directory / "history"
+    await trio.Path(directory).mkdir()
+    fleet = make_fleet(directory)
+    try:
+        await fleet.initialize()
+        await _fill(fleet.data.store, total)
+        started = await start_daemon(fleet)
+        pages, serving = await _serve(fleet, listings=1)
+        await fleet.controller.stop()
+        # The same data directory; its configuration holds the ports.
+        fleet.controller = make_fleet(directory, **{"retention.jobs": "1s"}).controller
+        await start_daemon(fleet)
+        while_deleting, deleting = await _serve(fleet, listings=_LISTINGS_WHILE_DELETING)
+    finally:
+        await fleet.end()
+    name = f"{total:,} stored runs"
+    return [
+        figure(f"{name}: start", [started], bar=Bar(at=2.0)),
+        figure(f"{name}: page of {_PAGE} jobs", pages, bar=Bar(at=0.05, of="p99")),
+        figure(f"{name}: daemon memory, peak", [serving.peak / 2**20], unit="MiB", bar=Bar(at=200)),
+        figure(f"{name}: page of {_PAGE} jobs while old ones are deleted", while_deleting),
+        figure(f"{name}: longest stall while old ones are deleted", [deleting.stall]),
+    ]
+
+
+async def _serve(fleet: Fleet, *, listings: int) -> tuple[list[float], DaemonCost]:
+    """Pages through the newest jobs, ``listings`` times; seconds per page, and what it cost."""
+    pages: list[float] = []
+    assert fleet.controller.pid is not None
+    meter = DaemonMeter(fleet.controller.pid, fleet.controller.log)
+    async with fleet.open_client() as client:
+        await client.get_server_info()  # connect
+        with meter.measuring() as cost:
+            for _ in range(listings):
+                listing = aiter(client.list_jobs(page_size=_PAGE))
+                for _ in range(_PAGES):
+                    began = time.perf_counter()
+                    jobs = [job async for job, _ in azip(listing, range(_PAGE))]
+                    pages.append(time.perf_counter() - began)
+                    if len(jobs) < _PAGE:
+                        break
+    return pages, cost

@@ -1,0 +1,61 @@
+"""``submit``: durable StartJob calls from many clients at once, each for one node that carries it out meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+
+import trio
+
+from shovey_trio.bench.figures import Bar, Figure, figure
+from shovey_trio.bench.stage import Stage
+from shovey_trio.rpc.client import ShoveyClient
+from shovey_trio.v1 import job_service_pb2
+
+_CLIENTS = 32
+_CALLS_PER_ROUND = 8
+
+
+async def measure(stage: Stage) -> Sequence[Figure]:
+    """Each client, on a connection of its own, makes eight calls times ``rounds``, one after the other."""
+    options = stage.options
+    await stage.attach(options.agents)
+    nodes = stage.swarm.names[: options.agents]
+    each = _CALLS_PER_ROUND * options.rounds
+    delays: list[float] = []
+    jobs: list[str] = []
+
+    async def submit(client: ShoveyClient, number: int) -> None:
+        for call in range(each):
+            node = nodes[(number * each + call) % len(nodes)]
+            target = job_service_pb2.Target(nodes=job_service_pb2.NodeNames(names=[node]))
+            began = time.perf_counter()
+            answer = await client.start_job(job_service_pb2.StartJobRequest(command="true", target=target))
+            delays.append(time.perf_counter() - began)
+            jobs.append(answer.job.id)
+
+    async with AsyncExitStack() as stack:
+        clients = [await stack.enter_async_context(stage.fleet.open_client()) for _ in range(_CLIENTS)]
+        for client in clients:  # connect
+            await client.get_server_info()
+        with stage.daemon.measuring() as cost:
+            began = time.perf_counter()
+            async with trio.open_nursery() as nursery:
+                for number, client in enumerate(clients):
+                    nursery.start_soon(submit, client, number)
+            took = time.perf_counter() - began
+            for job in jobs:
+                await stage.finished(job)
+    total = _CLIENTS * each
+    return [
+        figure(
+            f"StartJob from {_CLIENTS} clients: rate",
+            [total / took],
+            unit="1/s",
+            bar=Bar(at=300, stretch=800, at_least=True),
+        ),
+        figure(f"StartJob from {_CLIENTS} clients: call", delays, bar=Bar(at=0.1, of="p99")),
+        figure(f"StartJob from {_CLIENTS} clients: daemon CPU per job, run included", [cost.cpu / total]),
+        figure(f"StartJob from {_CLIENTS} clients: longest stall", [cost.stall]),
+    ]

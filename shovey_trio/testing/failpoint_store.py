@@ -1,0 +1,62 @@
+"""A store that fails, waits or is watched where a test says so."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+
+from shovey_trio.core.model import Job, Node, NodeStatus, OutputChunk, Run
+from shovey_trio.nursery.ports import CreatedJob, RequestKey
+from shovey_trio.testing.memory_store import MemoryStore
+
+Failpoint = Callable[[str], Awaitable[None]]
+"""Awaited with the name of the write it stands at; what it raises, the write raises."""
+
+
+async def _pass(write: str) -> None:
+    pass
+
+
+class FailpointStore(MemoryStore):
+    """A ``MemoryStore`` with two failpoints around every write of jobs, runs, output and nodes.
+
+    Attributes:
+        before: awaited before a write is applied: raising here leaves the store as it was.
+        after: awaited after it: cancelling here is a caller that does not hear of its write.
+        written: the names of the writes that were applied, in order.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.before: Failpoint = _pass
+        self.after: Failpoint = _pass
+        self.written: list[str] = []
+
+    async def create_job(self, job: Job, runs: Sequence[Run], request: RequestKey | None) -> CreatedJob:
+        await self.before("create_job")
+        created = await super().create_job(job, runs, request)
+        await self._applied("create_job")
+        return created
+
+    async def write_job(self, job: Job) -> None:
+        await self.before("write_job")
+        await super().write_job(job)
+        await self._applied("write_job")
+
+    async def write_run(self, run: Run) -> None:
+        await self.before("write_run")
+        await super().write_run(run)
+        await self._applied("write_run")
+
+    async def append_output(self, run: Run, chunks: Sequence[OutputChunk]) -> None:
+        await self.before("append_output")
+        await super().append_output(run, chunks)
+        await self._applied("append_output")
+
+    async def write_node(self, node: Node, *, status: NodeStatus | None = None) -> None:
+        await self.before("write_node")
+        await super().write_node(node, status=status)
+        await self._applied("write_node")
+
+    async def _applied(self, write: str) -> None:
+        self.written.append(write)
+        await self.after(write)
