@@ -15,6 +15,7 @@ from shovey_trio import __version__
 from shovey_trio.config import ServerSettings
 from shovey_trio.controller import Controller, open_controller
 from shovey_trio.observe.logs import configure_logging
+from shovey_trio.observe.loop_watch import stall_threshold, watch_loop
 from shovey_trio.observe.systemd import notify
 
 _log = structlog.get_logger(__name__)
@@ -38,23 +39,26 @@ def run(settings: ServerSettings) -> None:
 
 async def serve(settings: ServerSettings) -> None:
     """Serves until TERM or INT; then drains and returns."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async with open_controller(settings) as controller:
-            _log.info(
-                "controller.ready",
-                version=__version__,
-                organization=settings.server.organization,
-                control_port=controller.control_port,
-                enroll_port=controller.enroll_port,
-            )
-            notify("READY=1")
-            await _until_told(signals, controller)
-            notify("STOPPING=1")
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(_stop_on_second, signals, nursery.cancel_scope)
-                await controller.drain()
-                nursery.cancel_scope.cancel(reason="drained")
-        _log.info("controller.stopped")
+    async with trio.open_nursery() as helpers:
+        helpers.start_soon(watch_loop, stall_threshold())
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+            async with open_controller(settings) as controller:
+                _log.info(
+                    "controller.ready",
+                    version=__version__,
+                    organization=settings.server.organization,
+                    control_port=controller.control_port,
+                    enroll_port=controller.enroll_port,
+                )
+                notify("READY=1")
+                await _until_told(signals, controller)
+                notify("STOPPING=1")
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_stop_on_second, signals, nursery.cancel_scope)
+                    await controller.drain()
+                    nursery.cancel_scope.cancel(reason="drained")
+            _log.info("controller.stopped")
+        helpers.cancel_scope.cancel(reason="the controller has stopped")
 
 
 async def _until_told(signals: AsyncIterator[int], controller: Controller) -> None:

@@ -67,7 +67,8 @@ def enroll(join: str | None, join_file: TextIO | None, state_dir: Path, again: b
             credentials = await exchange(ticket, CredentialStore(state_dir), call_enroll, again=again)
         click.echo(f"enrolled as {credentials.organization}:{credentials.node}; credentials are in {state_dir}")
 
-    trio.run(main)
+    # Not inside the asyncio loop that the bridge drives: there it would look like a bug of ours.
+    trio.run(main, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
 @cli.group()

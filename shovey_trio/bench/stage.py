@@ -69,6 +69,7 @@ class Stage:
         self.swarm = swarm
         assert fleet.controller.pid is not None
         self.daemon = DaemonMeter(fleet.controller.pid, fleet.controller.log)
+        self.empty_memory = self.daemon.resident()
 
     async def attach(self, agents: int) -> Attached:
         """Has at least ``agents`` enrolled and attached, and tells how attaching went."""

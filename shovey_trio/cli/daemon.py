@@ -23,6 +23,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "node": ("shovey_trio.cli.daemon_node:node", "Enrolment of nodes, on the controller's host."),
         "user": ("shovey_trio.cli.daemon_user:user", "Certificates of users, on the controller's host."),
         "demo": ("shovey_trio.cli.daemon_demo:demo", "Show the main job with real processes on loopback."),
+        "bench": ("shovey_trio.cli.daemon_bench:bench", "Measure this version on this machine, with simulated agents."),
         "doctor": ("shovey_trio.cli.daemon_doctor:doctor", "Check a set-up and say what to do."),
     }
 )

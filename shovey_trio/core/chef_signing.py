@@ -310,10 +310,9 @@ def _read_timestamp(text: str) -> float:
 
 def _read_authorization(headers: Mapping[str, str], version: SigningVersion) -> bytes:
     """The lines in the order of their numbers; a gap ends them, and the signature then does not hold."""
-    lines = {
-        int(found[1]): value.strip() for name, value in headers.items() if (found := _AUTHORIZATION.fullmatch(name))
-    }
-    parts = []
+    matches = ((_AUTHORIZATION.fullmatch(name), value) for name, value in headers.items())
+    lines = {int(found[1]): value.strip() for found, value in matches if found}
+    parts: list[str] = []
     while (line := lines.get(len(parts) + 1)) is not None:
         parts.append(line)
     try:

@@ -64,7 +64,7 @@ class ShoveyOrder:
     Attributes:
         run_id: the job's id.
         command: empty for a cancel.
-        timeout: whole seconds the command may run; None for a cancel.
+        timeout: whole seconds the command may run, at least 1; None for a cancel.
         time: as written; ``issued_at`` is the same in unix seconds.
     """
 
@@ -80,7 +80,7 @@ class ShoveyOrder:
     @property
     def replay_key(self) -> bytes:
         """The same for two copies of one order, and for nothing else."""
-        return "\n".join((self.run_id, self.action, self.time)).encode("utf-8", "surrogateescape")
+        return "\n".join((self.run_id, self.action, self.time)).encode()
 
 
 # --- orders, the sending side ---------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def sign_payload(fields: Mapping[str, str], key: RSAPrivateKey) -> bytes:
 def signed_text(fields: Mapping[str, str]) -> bytes:
     """The text that a signature covers."""
     lines = (f"{key}: {value}" for key, value in sorted(fields.items()) if key != _SIGNATURE)
-    return "\n".join(lines).encode("utf-8", "surrogateescape")
+    return "\n".join(lines).encode()
 
 
 def format_time(at: float, *, utc_offset: float) -> str:
@@ -232,10 +232,12 @@ def _texts(payload: bytes) -> dict[str, str]:
         raise PayloadMalformed("not JSON") from None
     if not isinstance(document, dict) or not all(isinstance(value, str) for value in document.values()):
         raise PayloadMalformed("not an object of texts")
-    return document
+    # As Go reads it: half a surrogate pair is no character.
+    return {_SURROGATE.sub("\ufffd", key): _SURROGATE.sub("\ufffd", value) for key, value in document.items()}
 
 
 def _whole_seconds(text: str) -> int:
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII) or int(text) == 0:
+    """goiardi sends 0 and less for a timeout it did not understand, and schob then ends the command at once."""
+    if not re.fullmatch(r"-?\d{1,9}", text, re.ASCII):
         raise PayloadMalformed(f"not a timeout: {text[:40]!r}")
-    return int(text)
+    return max(1, int(text))

@@ -36,6 +36,11 @@ class Links:
     def __iter__(self) -> Iterator[AgentLink]:
         return iter([entry.link for entry in self._entries.values()])
 
+    @property
+    def awaited(self) -> int:
+        """How many nodes somebody waits for."""
+        return len(self._arrivals)
+
     def get(self, organization: str, node: str) -> AgentLink | None:
         entry = self._entries.get((organization, node))
         return None if entry is None else entry.link

@@ -1,7 +1,7 @@
 """Notices when the main loop was kept from other tasks for too long, and says so in the log.
 
 A task that sleeps for a moment, again and again, and looks how late it is woken: that is how long every other task had
-to wait too, whoever was the cause – a long step, a long queue of short ones, a collection of garbage, a starved machine.
+to wait too, whoever was the cause – a long step, a long queue of short ones, a collection of garbage, a busy machine.
 """
 
 from __future__ import annotations

@@ -318,7 +318,7 @@ class Run(_message.Message):
     attempts: _builtins.int
     """Orders sent so far for the start of this run."""
     stdout_bytes: _builtins.int
-    """Durable output, in bytes."""
+    """Durable output, in bytes; filled by GetRun and ListRuns, 0 in WatchJob."""
     stderr_bytes: _builtins.int
     dropped_bytes: _builtins.int
     """Bytes that the node dropped because of its cap on output."""

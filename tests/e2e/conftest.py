@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,17 @@ import pytest
 import trio
 
 from shovey_trio.testing.fleet import Fleet, NodeSpec, open_fleet
+from shovey_trio.testing.operator import Operator, open_operator
 
 _UP_WITHIN = 90.0
 _DOWN_WITHIN = 60.0
 
-OpenShared = Callable[..., Any]
+MakeNodes = Callable[[Path], Sequence[NodeSpec]]
+KeepFleet = Callable[..., AbstractContextManager[Fleet]]
 
 
 @contextmanager
-def shared_fleet(nodes: Sequence[NodeSpec], *, serf: bool, **options: Any) -> Iterator[Fleet]:
-    """A fleet for several tests, each of which has an event loop of its own: it is kept by a thread with another.
-
-    What the thread does between its start and its end is wait, so tests may start and end the fleet's processes.
-    """
+def _keep_fleet(make_nodes: MakeNodes, *, serf: bool, **options: Any) -> Iterator[Fleet]:
     up, down = threading.Event(), trio.Event()
     found: list[Fleet] = []
     failures: list[BaseException] = []
@@ -33,7 +31,7 @@ def shared_fleet(nodes: Sequence[NodeSpec], *, serf: bool, **options: Any) -> It
 
     async def keep(directory: Path) -> None:
         token.append(trio.lowlevel.current_trio_token())
-        async with open_fleet(directory, nodes, serf=serf, **options) as fleet:
+        async with open_fleet(directory, make_nodes(directory), serf=serf, **options) as fleet:
             found.append(fleet)
             up.set()
             await down.wait()
@@ -41,7 +39,7 @@ def shared_fleet(nodes: Sequence[NodeSpec], *, serf: bool, **options: Any) -> It
     def run(directory: Path) -> None:
         try:
             trio.run(keep, directory)
-        except BaseException as failure:
+        except BaseException as failure:  # noqa: BLE001 - raised again in the test's thread
             failures.append(failure)
         finally:
             up.set()
@@ -63,10 +61,27 @@ def shared_fleet(nodes: Sequence[NodeSpec], *, serf: bool, **options: Any) -> It
             raise failures[0]
 
 
+@pytest.fixture(scope="session")
+def keep_fleet() -> KeepFleet:
+    """Makes a fleet for several tests, each of which has an event loop of its own: a thread with another keeps it.
+
+    All that thread does between start and end is wait, so tests may start and end the fleet's processes. It is given
+    a function from the fleet's directory to its nodes, and the options of ``open_fleet``.
+    """
+    return _keep_fleet
+
+
+@pytest.fixture
+async def operator(fleet: Fleet) -> AsyncIterator[Operator]:
+    """The first admin of the module's fleet."""
+    async with open_operator(fleet) as operator:
+        yield operator
+
+
 @pytest.fixture(autouse=True)
-def hard_limit(request: pytest.FixtureRequest) -> Iterator[None]:
-    """Fails a test that leaves a traceback or a warning in any log of the fleets it used."""
+def quiet(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fails a test that leaves a traceback or a warning in any log of its module's fleet."""
     yield
-    for value in request.node.funcargs.values():
-        if isinstance(value, Fleet):
-            assert value.noise() == []
+    fleet = request.node.funcargs.get("fleet")
+    if isinstance(fleet, Fleet):
+        assert fleet.noise() == []

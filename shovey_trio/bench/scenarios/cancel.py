@@ -18,10 +18,9 @@ async def measure(stage: Stage) -> Sequence[Figure]:
     """Starts a job that waits for its cancel, ``rounds`` times."""
     options = stage.options
     await stage.attach(options.agents)
-    took: list[float] = []
+    nodes = stage.swarm.names[: options.agents]
     with stage.daemon.measuring() as cost:
-        for _ in range(options.rounds):
-            took.append(await _one(stage, stage.swarm.names[: options.agents]))
+        took = [await _one(stage, nodes) for _ in range(options.rounds)]
     name = f"cancel of {options.agents:,} runs"
     return [
         figure(f"{name}: call to last proof", took, bar=Bar(at=2.0, stretch=1.0), simulated=True),

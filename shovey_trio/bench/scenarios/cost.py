@@ -1,4 +1,4 @@
-"""``cost``: CPU of the daemon per run, for fleets of 100, 1,000 and 10,000 agents: nothing may grow with their number."""
+"""``cost``: CPU of the daemon per run for fleets of 100, 1,000 and 10,000 agents: nothing may grow with them."""
 
 from __future__ import annotations
 

@@ -10,18 +10,19 @@ from typing import Final
 
 import trio
 
-from shovey_trio.bench.daemon_meter import DaemonMeter
+from shovey_trio.bench.daemon_meter import DaemonCost, DaemonMeter
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage, make_fleet, start_daemon
 from shovey_trio.core.ids import job_id, run_id
 from shovey_trio.core.model import Job, Run
 from shovey_trio.core.states import JobState, RunState
 from shovey_trio.store import open_store
+from shovey_trio.testing.fleet import ORGANIZATION, Fleet
 
 _RUNS_PER_JOB: Final = 100
 _PAGES: Final = 200
 _PAGE: Final = 50
-_DELETING: Final = 20.0
+_LISTINGS_WHILE_DELETING: Final = 5
 
 
 async def measure(stage: Stage) -> Sequence[Figure]:
@@ -61,11 +62,49 @@ async def _serve(fleet: Fleet, *, listings: int) -> tuple[list[float], DaemonCos
         await client.get_server_info()  # connect
         with meter.measuring() as cost:
             for _ in range(listings):
-                listing = aiter(client.list_jobs(page_size=_PAGE))
+                listing = client.list_jobs(page_size=_PAGE)
                 for _ in range(_PAGES):
                     began = time.perf_counter()
-                    jobs = [job async for job, _ in azip(listing, range(_PAGE))]
+                    jobs = await listing.take(_PAGE)
                     pages.append(time.perf_counter() - began)
                     if len(jobs) < _PAGE:
                         break
     return pages, cost
+
+
+async def _fill(path: Path, total: int) -> None:
+    """Stores finished jobs as the daemon would have, the newest finished a minute ago."""
+    now = time.time() - 60.0
+    async with open_store(path) as store:
+        for _ in range(-(-total // _RUNS_PER_JOB)):
+            job = Job(
+                id=job_id(now, os.urandom(10)),
+                organization=ORGANIZATION,
+                command="true",
+                quorum="100%",
+                run_timeout=3600.0,
+                kill_grace=10.0,
+                created_by="user/bench",
+                created_at=now,
+                updated_at=now,
+                finished_at=now,
+                state=JobState.COMPLETE,
+                run_total=_RUNS_PER_JOB,
+                run_counts={RunState.SUCCEEDED: _RUNS_PER_JOB},
+            )
+            runs = [
+                Run(
+                    id=run_id(job.id, f"node-{number:05}"),
+                    job_id=job.id,
+                    organization=ORGANIZATION,
+                    node=f"node-{number:05}",
+                    created_at=now,
+                    updated_at=now,
+                    finished_at=now,
+                    state=RunState.SUCCEEDED,
+                    exit_code=0,
+                    nonce=os.urandom(16),
+                )
+                for number in range(_RUNS_PER_JOB)
+            ]
+            await store.create_job(job, runs, None)

@@ -1,0 +1,135 @@
+"""``shovey-trio bench``: measures this version on this machine, with a real daemon and simulated agents."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shovey_trio.bench.figures import Figure
+    from shovey_trio.bench.stage import BenchOptions
+
+_INTERRUPTED = 130
+_FAILED = 1
+
+
+@click.command()
+@click.argument("scenarios", nargs=-1, metavar="[SCENARIO]...")
+@click.option("--list", "list_them", is_flag=True, help="Say which scenarios there are.")
+@click.option(
+    "--agents", default=1000, show_default=True, type=click.IntRange(1, 19_000), help="Simulated agents attached."
+)
+@click.option(
+    "--processes", default=1, show_default=True, type=click.IntRange(1, 64), help="Processes they are spread over."
+)
+@click.option("--rounds", default=5, show_default=True, type=click.IntRange(1, 1000), help="How often to repeat.")
+@click.option(
+    "--seconds", default=10.0, show_default=True, type=click.FloatRange(1, 3600), help="How long to watch what goes on."
+)
+@click.option(
+    "--history-runs",
+    default=1_000_000,
+    show_default=True,
+    type=click.IntRange(100, 10_000_000),
+    help="Runs stored before `history`.",
+)
+@click.option(
+    "--output-mib",
+    default=200,
+    show_default=True,
+    type=click.IntRange(1, 10_000),
+    help="Output of all agents together in `output`.",
+)
+@click.option(
+    "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result there."
+)
+def bench(
+    scenarios: tuple[str, ...],
+    list_them: bool,
+    agents: int,
+    processes: int,
+    rounds: int,
+    seconds: float,
+    history_runs: int,
+    output_mib: int,
+    json_file: Path | None,
+) -> None:
+    """Measure named scenarios, or all of them.
+
+    A real daemon runs in a temporary directory, with TLS 1.3 and fsync on. The agents are simulated, many in a
+    process: they speak the real protocol over connections of their own, enrolled and verifying signatures, but run no
+    commands. Daemon and load share this machine.
+    """
+    from shovey_trio.bench.scenarios import SCENARIOS
+    from shovey_trio.bench.stage import BenchOptions
+
+    if list_them:
+        for name, (_, summary) in SCENARIOS.items():
+            click.echo(f"{name:14}{summary}")
+        return
+    unknown = [name for name in scenarios if name not in SCENARIOS]
+    if unknown:
+        raise click.UsageError(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+    options = BenchOptions(
+        agents=agents,
+        processes=processes,
+        rounds=rounds,
+        seconds=seconds,
+        history_runs=history_runs,
+        output_mib=output_mib,
+    )
+    sys.exit(_run(scenarios or tuple(SCENARIOS), options, json_file))
+
+
+def _run(names: Sequence[str], options: BenchOptions, json_file: Path | None) -> int:
+    import logging
+    import signal
+
+    import structlog
+    import trio
+
+    from shovey_trio.bench.figures import table
+    from shovey_trio.bench.machine import head, machine
+    from shovey_trio.bench.run import run_scenarios
+    from shovey_trio.bench.stage import WrongResult
+    from shovey_trio.bench.swarm import SwarmFailed
+    from shovey_trio.testing.processes import ProcessFailed
+
+    structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+    click.echo(head(machine()))
+    click.echo("daemon and load on this machine; TLS 1.3 and fsync on")
+
+    def tell(name: str, figures: Sequence[Figure]) -> None:
+        click.secho(f"\n{name}", bold=True)
+        click.echo("\n".join(table(figures)))
+
+    document: dict[str, Any] = {}
+
+    async def measure() -> None:
+        async with trio.open_nursery() as nursery:
+            with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+                async def watch_signals() -> None:
+                    async for _ in signals:
+                        nursery.cancel_scope.cancel(reason="interrupted")
+
+                nursery.start_soon(watch_signals)
+                document.update(await run_scenarios(names, options, tell))
+                nursery.cancel_scope.cancel(reason="all is measured")
+
+    try:
+        trio.run(measure)
+    except* (WrongResult, SwarmFailed, ProcessFailed, trio.TooSlowError) as failures:
+        for failure in failures.exceptions:
+            click.echo(f"error: {failure}", err=True)
+    if not document:
+        return _INTERRUPTED
+    if json_file is not None:
+        json_file.write_text(json.dumps(document, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 0
