@@ -21,6 +21,7 @@ from shovey_trio.config_types import (
     PositiveDuration,
     PositiveInt,
     Section,
+    is_loopback,
     reachable_address,
     split_address,
 )
@@ -122,6 +123,79 @@ class PresenceSection(Section):
     )
 
 
+class LegacySection(Section):
+    """Old nodes (schob), which take signed orders over serf and report over HTTP."""
+
+    enabled: bool = Field(default=False, description="send orders to nodes added with `--legacy`; needs serf")
+
+
+class RestSection(Section):
+    """The REST shim: what knife-shove and old nodes speak."""
+
+    enabled: bool = Field(default=False, description="serve Shovey's HTTP protocol")
+    listen: Address = Field(default="127.0.0.1:4545", description="listener of the shim")
+    tls_certificate: FilePath | Literal[""] = Field(
+        default="", description="PEM certificate chain of the listener; empty: plain HTTP"
+    )
+    tls_key: FilePath | Literal[""] = Field(default="", description="PEM key of the listener")
+    insecure_http: bool = Field(
+        default=False, description="serve plain HTTP on an address that is not loopback, such as behind a TLS proxy"
+    )
+    clock_skew: PositiveDuration = Field(
+        default=900.0, description="how far a signed request's time may be from ours, either way"
+    )
+    default_run_timeout: PositiveDuration = Field(
+        default=300.0, description="time a run may take when a client of the shim does not say"
+    )
+    cancel_wait: Duration = Field(default=5.0, description="how long a cancel waits for the nodes' proof")
+    stream_hold: Duration = Field(
+        default=20.0, description="how long a reader of a stream that is not complete is kept waiting"
+    )
+    max_connections: PositiveInt = Field(default=1000, description="open connections; further ones get 503")
+    max_body: ByteSize = Field(default=1_000_000, description="body of a request; larger ones get 413")
+    head_timeout: PositiveDuration = Field(default=10.0, description="time for a request's headers, else 408")
+    body_timeout: PositiveDuration = Field(default=60.0, description="time for a request's body, else 408")
+    idle_timeout: PositiveDuration = Field(default=30.0, description="silence after which a connection is closed")
+    write_timeout: PositiveDuration = Field(
+        default=30.0, description="time without progress after which a client that does not read is cut off"
+    )
+
+    @model_validator(mode="after")
+    def _encrypted_or_local(self) -> Self:
+        if bool(self.tls_certificate) != bool(self.tls_key):
+            raise ValueError("tls_certificate and tls_key belong together")
+        if not self.tls_certificate and not self.insecure_http and not is_loopback(self.listen):
+            raise ValueError("off loopback, set tls_certificate and tls_key, or insecure_http = true")
+        return self
+
+
+class ChefSection(Section):
+    """A Chef server (or goiardi) that knows who is who; for the REST shim."""
+
+    server_url: str = Field(
+        default="", description="its URL, without `/organizations/ORG`; empty: only the keys stored here count"
+    )
+    organization: str = Field(
+        default="", description="organization there; empty for a server without organizations, such as goiardi 0.11"
+    )
+    client_name: str = Field(default="", description="admin client or user that the controller asks as")
+    key_file: FilePath | Literal[""] = Field(default="", description="its private key, PEM")
+    ca_file: FilePath | Literal[""] = Field(
+        default="", description="CA certificates of the server; empty: the system's"
+    )
+    cache: PositiveDuration = Field(default=300.0, description="how long an answer is believed")
+    negative_cache: PositiveDuration = Field(default=15.0, description="how long it is believed that there is nobody")
+    timeout: PositiveDuration = Field(default=10.0, description="time for a question")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if self.server_url and not self.server_url.startswith(("http://", "https://")):
+            raise ValueError("server_url must begin with http:// or https://")
+        if self.server_url and not (self.client_name and self.key_file):
+            raise ValueError("server_url needs client_name and key_file")
+        return self
+
+
 class RetentionSection(Section):
     """What is deleted, and when."""
 
@@ -163,6 +237,9 @@ class ServerSettings(Section):
     serf: SerfSection = Field(default_factory=SerfSection)
     jobs: JobsSection = Field(default_factory=JobsSection)
     presence: PresenceSection = Field(default_factory=PresenceSection)
+    legacy: LegacySection = Field(default_factory=LegacySection)
+    rest: RestSection = Field(default_factory=RestSection)
+    chef: ChefSection = Field(default_factory=ChefSection)
     retention: RetentionSection = Field(default_factory=RetentionSection)
     limits: LimitsSection = Field(default_factory=LimitsSection)
     log: LogSection = Field(default_factory=LogSection)
@@ -172,6 +249,12 @@ class ServerSettings(Section):
         same = self.server.control_listen == self.server.enroll_listen
         if same and split_address(self.server.control_listen)[1] != 0:
             raise ValueError("server.control_listen and server.enroll_listen are the same address")
+        return self
+
+    @model_validator(mode="after")
+    def _legacy_needs_serf(self) -> Self:
+        if self.legacy.enabled and not self.serf.enabled:
+            raise ValueError("legacy.enabled needs serf.enabled = true: nothing else reaches old nodes")
         return self
 
     @property

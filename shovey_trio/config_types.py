@@ -94,6 +94,15 @@ def reachable_address(listen: str) -> str:
     return join_address("127.0.0.1" if address.version == 4 else "::1", port) if address.is_unspecified else listen
 
 
+def is_loopback(listen: str) -> bool:
+    """Whether an address can only be reached from this machine."""
+    host, _ = split_address(listen)
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 def _check_address(value: str) -> str:
     split_address(value)
     return value

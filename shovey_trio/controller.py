@@ -6,16 +6,20 @@ helpers they call, and the listeners open last and close first.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from functools import partial
 
 import structlog
 import trio
 
 from shovey_trio import __version__
+from shovey_trio.application.chef_callers import StoredChefCallers
 from shovey_trio.application.identities import Identities
 from shovey_trio.application.jobs import JobDefaults, Jobs
+from shovey_trio.application.legacy import LegacyNodes
 from shovey_trio.application.nodes import Nodes
 from shovey_trio.config import ServerSettings
 from shovey_trio.config_types import split_address
@@ -24,6 +28,7 @@ from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.serf_wire import CONTROLLER_START_EVENT
 from shovey_trio.identity.files import read_secret
 from shovey_trio.identity.signing_keys import SigningKeyFile, SigningKeys
+from shovey_trio.legacy_route import LegacyRoute, open_legacy_route
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.nursery.credits import ByteCredits
 from shovey_trio.nursery.dispatch import Dispatcher
@@ -37,6 +42,8 @@ from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Bounds, Timing
 from shovey_trio.nursery.supervisor import Supervisor, open_supervisor
 from shovey_trio.nursery.watch import CommitHub
+from shovey_trio.rest.listener import open_rest
+from shovey_trio.rest.server import HttpServer
 from shovey_trio.rpc.bridge import Listener, Route, Server, ServerOptions, ServerTls, open_server
 from shovey_trio.rpc.bridge.health import Health
 from shovey_trio.rpc.bridge.reflection import reflection_routes
@@ -49,6 +56,7 @@ from shovey_trio.rpc.services.job_service import JobService
 from shovey_trio.rpc.services.node_service import NodeService
 from shovey_trio.rpc.signer import Signer
 from shovey_trio.serf.doorbell import NoDoorbell, SerfDoorbell
+from shovey_trio.serf.legacy import LEGACY_EVENTS
 from shovey_trio.serf.link import SerfLink, SerfSettings
 from shovey_trio.store import open_store
 from shovey_trio.tls import ControllerTls, ListenerTls, load_controller_tls, renew_listeners_if_due
@@ -78,6 +86,11 @@ class Controller:
         health: Health,
         signer: Signer,
         doorbell: Doorbell,
+        registry: NodeRegistry,
+        legacy: LegacyRoute | None,
+        legacy_nodes: LegacyNodes | None,
+        rest: HttpServer | None,
+        callers: StoredChefCallers,
     ) -> None:
         self._settings = settings
         self._server = server
@@ -87,6 +100,11 @@ class Controller:
         self._health = health
         self._signer = signer
         self._doorbell = doorbell
+        self._registry = registry
+        self._legacy = legacy
+        self.legacy_nodes = legacy_nodes
+        self._rest = rest
+        self._callers = callers
 
     @property
     def control_port(self) -> int:
@@ -95,6 +113,11 @@ class Controller:
     @property
     def enroll_port(self) -> int:
         return self._server.port(ENROLL)
+
+    @property
+    def rest_port(self) -> int | None:
+        """The port of the REST shim; None when it is not served."""
+        return None if self._rest is None else self._rest.port
 
     async def drain(self) -> None:
         """Takes no more jobs, lets agents and clients go, and returns when nobody is left or the time for it is over.
@@ -106,20 +129,28 @@ class Controller:
         _log.info("controller.draining", jobs=len(self._supervisor), agents=len(self._links))
         for link in self._links:
             link.close("the controller stops")
-        await self._server.stop(grace=self._settings.server.drain_timeout)
+        grace = self._settings.server.drain_timeout
+        async with trio.open_nursery() as nursery:
+            if self._rest is not None:
+                nursery.start_soon(partial(self._rest.stop, grace=grace))
+            await self._server.stop(grace=grace)
 
     async def reload(self) -> None:
         """Reads certificates, signing keys, users and revocations again; a file that is bad leaves the old in force."""
         try:
             tls = await trio.to_thread.run_sync(_load_tls, self._settings)
             keys = await trio.to_thread.run_sync(_load_keys, self._settings)
-        except ShoveyError as error:
-            _log.error("controller.reload_failed", error=error.message)
+            await self._identities.load()
+            await self._callers.load()
+            await self._registry.load_new()
+            if self._legacy is not None:
+                await self._legacy.keyring.reload()
+        except (ShoveyError, OSError) as error:
+            _log.error("controller.reload_failed", error=str(error))
             return
         self._server.reload_tls(CONTROL, _server_tls(tls.control))
         self._server.reload_tls(ENROLL, _server_tls(tls.enroll))
         self._replace_keys(keys)
-        await self._identities.load()
         _log.info("controller.reloaded")
 
     def _replace_keys(self, keys: SigningKeys) -> None:
@@ -166,6 +197,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         hub = CommitHub(max_watchers=bounds.watchers)
         store.on_commit(hub.committed)
         dispatcher = Dispatcher(links=links, doorbell=doorbell, timing=timing)
+        legacy = await open_legacy_route(settings, link=link, registry=registry, clock=clock, timing=timing)
         services = Services(
             store=store,
             links=links,
@@ -176,6 +208,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             epoch=epoch,
             timing=timing,
             bounds=bounds,
+            legacy=None if legacy is None else legacy.dispatcher,
         )
         identities = Identities(services=services, registry=registry, authority=tls.authority, signing_keys=keys)
         await identities.load()
@@ -209,6 +242,16 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             )
             nodes = Nodes(services=services, supervisor=supervisor, registry=registry, doorbell=doorbell)
             inbox = AgentInbox(services=services, supervisor=supervisor, presence=presence, links=links)
+            legacy_nodes = None
+            if legacy is not None:
+                legacy_nodes = legacy.start(
+                    helpers,
+                    organization=settings.server.organization,
+                    services=services,
+                    supervisor=supervisor,
+                    inbox=inbox,
+                    doorbell=doorbell,
+                )
             facts = ServerFacts(
                 version=__version__,
                 organization=settings.server.organization,
@@ -260,9 +303,13 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 ),
             ]
             options = ServerOptions(max_receive_bytes=settings.limits.max_message)
-            async with open_server(
-                listeners, authorize=Gatekeeper(identities), map_error=status_of, options=options
-            ) as server:
+            callers = StoredChefCallers(store=store, clock=clock)
+            async with (
+                open_server(
+                    listeners, authorize=Gatekeeper(identities), map_error=status_of, options=options
+                ) as server,
+                open_rest(settings, jobs=jobs, nodes=nodes, callers=callers, legacy=legacy_nodes, clock=clock) as rest,
+            ):
                 controller = Controller(
                     settings=settings,
                     server=server,
@@ -272,6 +319,11 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                     health=health,
                     signer=signer,
                     doorbell=doorbell,
+                    registry=registry,
+                    legacy=legacy,
+                    legacy_nodes=legacy_nodes,
+                    rest=rest,
+                    callers=callers,
                 )
                 if link is not None:
                     helpers.start_soon(_announce, link)
@@ -331,7 +383,8 @@ def _serf_link(settings: ServerSettings) -> SerfLink | None:
     host, port = split_address(settings.serf.address)
     key_file = settings.serf.auth_key_file
     auth_key = read_secret(key_file).decode().strip() if key_file else None
-    return SerfLink(SerfSettings(host=host, port=port, auth_key=auth_key))
+    events = LEGACY_EVENTS if settings.legacy.enabled else ()
+    return SerfLink(SerfSettings(host=host, port=port, auth_key=auth_key, events=events))
 
 
 def _tell_followed(supervisor: Supervisor, links: Links, job_id: str, node: str | None, followed: bool) -> None:
@@ -377,7 +430,12 @@ async def _name_misfits(link: SerfLink, doorbell: Doorbell, registry: NodeRegist
 async def _keep_health(health: Health, store: Store) -> None:
     """NOT_SERVING while the store cannot write; serf being away is no reason, streams carry on without it."""
     serving = True
+    clock = WallClock()
     while True:
+        if store.failure:
+            # Nobody else may have anything to write, and then nobody would ever find out that it works again.
+            with contextlib.suppress(ShoveyError):
+                await store.probe(clock.now())
         if serving != (not store.failure):
             serving = not serving
             health.set_all(serving)

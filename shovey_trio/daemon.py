@@ -14,6 +14,7 @@ import trio
 from shovey_trio import __version__
 from shovey_trio.config import ServerSettings
 from shovey_trio.controller import Controller, open_controller
+from shovey_trio.garbage import collect_when_idle, settle_memory
 from shovey_trio.observe.logs import configure_logging
 from shovey_trio.observe.loop_watch import stall_threshold, watch_loop
 from shovey_trio.observe.systemd import notify
@@ -41,8 +42,10 @@ async def serve(settings: ServerSettings) -> None:
     """Serves until TERM or INT; then drains and returns."""
     async with trio.open_nursery() as helpers:
         helpers.start_soon(watch_loop, stall_threshold())
+        helpers.start_soon(collect_when_idle)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
             async with open_controller(settings) as controller:
+                settle_memory()
                 _log.info(
                     "controller.ready",
                     version=__version__,

@@ -76,7 +76,7 @@ async def run_agent(settings: AgentSettings) -> None:
     voided = await open_nonces(state_dir / "voided", now=now, longest_life=_LONGEST_ORDER + VOID_LIFETIME)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         # One asyncio loop for all calls: an on-demand agent opens and closes channels all day.
-        async with open_bridge(), open_executor(_executor_config(settings)) as executor:
+        async with open_bridge(), open_executor(executor_config(settings)) as executor:
             await executor.adopt()
             gate = _gate(trust, nonces, voided, epoch, whitelist)
             link = _link(settings, trust, executor, gate)
@@ -128,11 +128,12 @@ async def _keep_certificate(trust: _Trust, link: ControllerLink) -> None:
     await renew_in_time(lambda: trust.credentials, renew_now, now=time.time)
 
 
-def _executor_config(settings: AgentSettings) -> ExecutorConfig:
+def executor_config(settings: AgentSettings) -> ExecutorConfig:
+    """What the executor is told, whatever the protocol."""
     return ExecutorConfig(
         state_dir=settings.agent.state_dir,
         max_runs=settings.runs.max_concurrent,
-        limits=SpoolLimits(head_cap=settings.runs.output_cap),
+        limits=SpoolLimits(head_cap=settings.runs.output_cap, total_cap=settings.runs.spool_cap),
         cgroup=find_delegated_cgroup(),
     )
 

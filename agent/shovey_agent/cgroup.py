@@ -37,6 +37,15 @@ class RunCgroup:
             self.remove()
             raise OSError(f"{self.path} has no cgroup.kill")
 
+    def limit_memory(self, most: int) -> bool:
+        """Limits the memory of the whole group; False where it has no memory controller (it was not delegated)."""
+        try:
+            with open(os.path.join(self.path, "memory.max"), "w") as file:
+                file.write(str(most))
+        except OSError:
+            return False
+        return True
+
     def kill(self) -> None:
         """Kills everything inside at once; forks cannot outrun it."""
         with contextlib.suppress(OSError), open(os.path.join(self.path, "cgroup.kill"), "w") as file:

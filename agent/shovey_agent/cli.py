@@ -24,14 +24,32 @@ def cli() -> None:
 @cli.command()
 @click.option("--config", "-c", type=_PATH, help="Configuration file.")
 @click.option("--state-dir", type=_PATH, help="Credentials, spool and used nonces.")
-@click.option("--whitelist", type=_PATH, help="Commands that may be run.")
+@click.option("--whitelist", "-w", type=_PATH, help="Commands that may be run.")
 @click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting.")
-def run(config: Path | None, state_dir: Path | None, whitelist: Path | None, assignments: tuple[str, ...]) -> None:
+@click.option("--legacy", is_flag=True, help="Work as a schob; --config may then be schob's own file.")
+@click.option("--endpoint", "-e", metavar="URL", help="With --legacy: the server to report to.")
+@click.option("--node-name", "-n", metavar="NAME", help="With --legacy: this node's client name.")
+@click.option("--organization", "-o", metavar="NAME", help="With --legacy: the organization, if there are several.")
+@click.option("--key-file", "-k", type=_PATH, help="With --legacy: the client's private key.")
+@click.option("--sign-pub-key", "-p", type=_PATH, help="With --legacy: public key that orders are signed with.")
+@click.option("--serf-addr", metavar="HOST:PORT", help="With --legacy: RPC address of the serf agent.")
+@click.option("--time-slew", "-m", metavar="DURATION", help="With --legacy: how far an order's time may be off.")
+@click.option("--queue-save-file", "-q", type=_PATH, help="With --legacy: taken for schob's sake; the spool does it.")
+def run(
+    config: Path | None,
+    state_dir: Path | None,
+    whitelist: Path | None,
+    assignments: tuple[str, ...],
+    legacy: bool,
+    **schob_flags: object,
+) -> None:
     """Run the agent in the foreground. TERM stops it, its commands go on; HUP reads the whitelist again."""
     import trio
 
     from shovey_agent.agent import run_agent
     from shovey_agent.config import find_config_file, load_agent_settings
+    from shovey_agent.legacy.agent import run_legacy_agent
+    from shovey_agent.legacy.schob_config import schob_settings
     from shovey_trio.config_sources import parse_overrides
     from shovey_trio.observe.logs import configure_logging
 
@@ -39,9 +57,11 @@ def run(config: Path | None, state_dir: Path | None, whitelist: Path | None, ass
     overrides += [("agent.state_dir", state_dir)] if state_dir else []
     overrides += [("agent.whitelist", whitelist)] if whitelist else []
     file = find_config_file(flag=config, environ=os.environ)
+    file, from_schob = schob_settings(file, schob_flags, legacy=legacy)
+    overrides = [*from_schob, *overrides]
     settings = load_agent_settings(file, environ=os.environ, overrides=overrides)
     configure_logging(level=settings.log.level, format_=settings.log.format)
-    trio.run(run_agent, settings)
+    trio.run(run_legacy_agent if settings.agent.protocol == "shovey" else run_agent, settings)
 
 
 @cli.command()

@@ -62,6 +62,20 @@ class AgentSection(Section):
     tags: Annotated[dict[str, str], AfterValidator(_check_tags)] = Field(
         default_factory=dict, description="what jobs select nodes by (`--tag key=value`)"
     )
+    protocol: Literal["grpc", "shovey"] = Field(
+        default="grpc", description="`shovey`: work as a schob for goiardi or for a controller's legacy route"
+    )
+
+
+class LegacySection(Section):
+    """The agent as a schob; used with `agent.protocol = "shovey"` alone."""
+
+    endpoint: str = Field(default="", description="URL of the server that runs are reported to")
+    node_name: str = Field(default="", description="this node's client name")
+    organization: str = Field(default="", description="organization, where the server has several")
+    key_file: FilePath | Literal[""] = Field(default="", description="the client's private key, PEM")
+    sign_pub_key: FilePath | Literal[""] = Field(default="", description="public key that orders are signed with, PEM")
+    time_slew: PositiveDuration = Field(default=900.0, description="how far an order's time may be off this clock")
 
 
 class SerfSection(Section):
@@ -115,9 +129,25 @@ class AgentSettings(Section):
 
     agent: AgentSection = Field(default_factory=AgentSection)
     serf: SerfSection = Field(default_factory=SerfSection)
+    legacy: LegacySection = Field(default_factory=LegacySection)
     runs: RunsSection = Field(default_factory=RunsSection)
     reconnect: ReconnectSection = Field(default_factory=ReconnectSection)
     log: LogSection = Field(default_factory=LogSection)
+
+    @model_validator(mode="after")
+    def _shovey_needs(self) -> Self:
+        if self.agent.link is LinkMode.LEGACY:
+            raise ValueError('agent.link has no "legacy": to work as a schob, set agent.protocol = "shovey"')
+        if self.agent.protocol == "shovey":
+            if not self.serf.enabled:
+                raise ValueError('agent.protocol = "shovey" needs serf.enabled = true: orders come over serf')
+            legacy = self.legacy
+            missing = [
+                name for name in ("endpoint", "node_name", "key_file", "sign_pub_key") if not getattr(legacy, name)
+            ]
+            if missing:
+                raise ValueError(f'agent.protocol = "shovey" needs legacy.{", legacy.".join(missing)}')
+        return self
 
     @model_validator(mode="after")
     def _on_demand_needs_serf(self) -> Self:

@@ -74,7 +74,8 @@ class DoorbellListener:
         try:
             doorbell = verify(payload, keys=keys, organization=self._organization, now=time.time(), skew=MAX_CLOCK_SKEW)
         except DoorbellRefused as error:
-            _log.warning("doorbell.refused", reason=error.refusal.value)
+            # With whose clock it was judged, should it be that: the controller's is not known without a stream.
+            _log.warning("doorbell.refused", reason=error.refusal.value, local_time=round(time.time(), 1))
             return
         name = f"{self._organization}:{self._node}"
         if is_for(doorbell, name):

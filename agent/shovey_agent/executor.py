@@ -108,8 +108,8 @@ class Executor:
         async with self._accepting:
             if (follower := self._followers.get(spec.run_id)) is not None:
                 return Duplicate(run=follower.known)
-            if self._active_count() >= self._config.max_runs:
-                return Refused(reason=RefusalReason.BUSY, detail=f"{self._config.max_runs} commands are running")
+            if (busy := self._why_busy(spec)) is not None:
+                return Refused(reason=RefusalReason.BUSY, detail=busy)
             accepted_at = time.time()
             create = partial(
                 self._spool.create,
@@ -126,7 +126,13 @@ class Executor:
                 return Refused(reason=RefusalReason.SPOOL_FULL, detail=str(error))
             except SpoolError as error:
                 return Refused(reason=RefusalReason.SPOOL_ERROR, detail=str(error))
-            known = KnownRun(run_id=spec.run_id, job_id=spec.job_id, accepted_at=accepted_at)
+            known = KnownRun(
+                run_id=spec.run_id,
+                job_id=spec.job_id,
+                accepted_at=accepted_at,
+                command=spec.command,
+                lock=spec.lock,
+            )
             self._nursery.start_soon(partial(self._add(known).run, fresh=True))
             return Accepted(run=known)
 
@@ -233,8 +239,16 @@ class Executor:
         if self._config.cgroup is not None:
             remove_empty_groups(self._config.cgroup)
 
-    def _active_count(self) -> int:
-        return sum(run.phase is not RunPhase.FINISHED for run in self.known_runs())
+    def _why_busy(self, spec: RunSpec) -> str | None:
+        """Why there is no place for a run now, or None."""
+        active = [run for run in self.known_runs() if run.phase is not RunPhase.FINISHED]
+        if len(active) >= self._config.max_runs:
+            return f"{self._config.max_runs} commands are running"
+        if spec.lock and any(run.lock == spec.lock for run in active):
+            return f"another command holds the lock {spec.lock}"
+        if spec.concurrency and sum(run.command == spec.command for run in active) >= spec.concurrency:
+            return f"{spec.concurrency} of {spec.command!r} are running"
+        return None
 
     async def _on_disk(self, work: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(work, limiter=self._disk)
@@ -257,7 +271,8 @@ async def open_executor(config: ExecutorConfig) -> AsyncIterator[Executor]:
 
 def _problem_of(spec: RunSpec) -> str | None:
     """Returns why a spec could not be run as it is, or None."""
-    words = (*spec.argv, spec.cwd, spec.node, spec.job_id, *spec.env, *spec.env.values())
+    environment = (*spec.env, *spec.env.values(), *spec.secrets.env, *spec.secrets.env.values())
+    words = (*spec.argv, spec.cwd, spec.node, spec.job_id, *environment)
     if not is_run_id(spec.run_id):
         return "the run id is not one"
     if not spec.argv or not spec.argv[0]:

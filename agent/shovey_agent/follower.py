@@ -18,6 +18,7 @@ import trio
 from shovey_agent.bury import StillSupervised, abandon_run, bury_run, find_supervisor
 from shovey_agent.launcher import Launcher, LaunchFailed, receive_pidfd
 from shovey_agent.output_reader import OutputReader
+from shovey_agent.proc_posix import boot_id
 from shovey_agent.runs import (
     ExitCause,
     ExitReport,
@@ -117,7 +118,9 @@ class RunFollower:
         if not fresh:
             self._close()
             self._pidfd = await self._on_disk(partial(find_supervisor, self._spool, self.known.run_id))
-        else:
+            # An agent that died between taking a run and asking for its supervisor has left it to the next one.
+            fresh = self._pidfd is None and await self._on_disk(self._is_waiting)
+        if fresh:
             try:
                 channel = await self._launcher.launch(self._spool.directory(self.known.run_id))
             except LaunchFailed as error:
@@ -128,6 +131,9 @@ class RunFollower:
         if self.known.cancelling:
             # The request may be older than the supervisor's signal handler, or this process.
             self.note_cancelling()
+
+    def _is_waiting(self) -> bool:
+        return self._spool.is_waiting(self.known.run_id, boot_id=boot_id(), now=time.time())
 
     async def _listen(self, channel: trio.socket.SocketType) -> None:
         """Hears what a new supervisor says, until it has said all."""

@@ -8,21 +8,28 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import trio
 
+from shovey_agent.accounts import Account, AccountUnusable, resolve_account
 from shovey_agent.epoch import EpochFile
 from shovey_agent.nonces import NonceFile, NonceVerdict
 from shovey_agent.runs import RunSpec
 from shovey_agent.whitelist_file import WhitelistFile
+from shovey_trio.core.command_input import CommandInput
 from shovey_trio.core.order_signing import KeySet, verify_order
 from shovey_trio.core.orders import NodeIdentity, Order, OrderKind, RefusalReason, SignedOrder, judge_order
 from shovey_trio.core.whitelist import NotWhitelisted
+from shovey_trio.core.whitelist_entry import Entry
+from shovey_trio.core.whitelist_permit import InputRefused, Permit, permit
 from shovey_trio.rpc.order_codec import parse_order
 
 # A void run stays void for this much longer than the order that voided it, so that no start order of it outlives that.
 VOID_LIFETIME = 3600.0
+
+
+_OF_TIME = frozenset({RefusalReason.EXPIRED, RefusalReason.FUTURE_DATED})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,6 +39,15 @@ class Refusal:
     reason: RefusalReason
     detail: str = ""
     order: Order | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cleared:
+    """A command that the whitelist permits, with what it was given, as an account that this agent can be."""
+
+    entry: Entry
+    permit: Permit
+    account: Account | None
 
 
 class OrderGate:
@@ -64,7 +80,7 @@ class OrderGate:
         """
         if (reason := verify_order(signed, self._keys().by_id())) is not None:
             return Refusal(reason=reason)
-        order = parse_order(signed.order)
+        order = parse_order(signed.order, signed.sealed)
         if isinstance(order, RefusalReason):
             return Refusal(reason=order)
         reason = judge_order(
@@ -74,21 +90,28 @@ class OrderGate:
             lowest_epoch=self._epoch.value,
             skew=skew,
         )
-        return order if reason is None else Refusal(reason=reason, order=order)
+        if reason is None:
+            return order
+        detail = _explain_time(order, controller_now) if reason in _OF_TIME else ""
+        return Refusal(reason=reason, detail=detail, order=order)
 
     async def admit(self, order: Order, signed: SignedOrder, *, controller_now: float) -> RunSpec | Refusal:
         """What to run for a believed start order that this node does not know yet. Uses its nonce up, durably.
 
         Cancelled, the nonce may be used up: the order will be refused as replayed when it comes again.
         """
-        try:
-            entry = (await trio.to_thread.run_sync(self._whitelist.current)).resolve(order.command)
-        except NotWhitelisted as error:
-            return Refusal(reason=RefusalReason.NOT_WHITELISTED, detail=error.message, order=order)
+        cleared = await self.clear(order.command, order.input)
+        if isinstance(cleared, Refusal):
+            return replace(cleared, order=order)
+        entry, permitted, account = cleared.entry, cleared.permit, cleared.account
         if self._voided.holds(order.run_id.encode()):
             return Refusal(reason=RefusalReason.REPLAYED, detail="the run was cancelled before", order=order)
-        await self._epoch.raise_to(order.epoch)
-        verdict = await self._nonces.admit(order.nonce, expires_at=order.expires_at, now=controller_now)
+        try:
+            await self._epoch.raise_to(order.epoch)
+            verdict = await self._nonces.admit(order.nonce, expires_at=order.expires_at, now=controller_now)
+        except OSError as error:
+            # What cannot be remembered must not run; it will not run later either, its nonce counts as used.
+            return Refusal(reason=RefusalReason.SPOOL_FULL, detail=f"the nonce: {error.strerror}", order=order)
         if verdict is not NonceVerdict.FRESH:
             reason = RefusalReason.EXPIRED if verdict is NonceVerdict.BELOW_FLOOR else RefusalReason.REPLAYED
             return Refusal(reason=reason, detail=verdict.value, order=order)
@@ -98,17 +121,51 @@ class OrderGate:
             job_id=order.job_id,
             node=order.node,
             command=order.command,
-            argv=entry.argv,
+            argv=permitted.argv,
             cwd=entry.cwd or "/",
-            env=entry.env,
+            env=permitted.env,
+            umask=0o022 if entry.umask is None else entry.umask,
             timeout=timeout,
             deadline_at=time.time() + timeout,
             grace=order.kill_grace,
             order=signed.order,
             signature=signed.signature,
+            account=account,
+            nice=entry.nice,
+            limits=entry.limits,
+            stdin=permitted.stdin,
+            secrets=order.input.secrets,
+            lock=entry.lock,
+            concurrency=entry.concurrency,
         )
+
+    async def clear(self, command: str, given: CommandInput) -> Cleared | Refusal:
+        """What would run for a command with this input, or why nothing; nothing is used up by asking."""
+        return await trio.to_thread.run_sync(self._clear, command, given)
+
+    def _clear(self, command: str, given: CommandInput) -> Cleared | Refusal:
+        try:
+            entry = self._whitelist.current().resolve(command)
+            permitted = permit(entry, given)
+            account = resolve_account(permitted.user, entry.group)
+        except NotWhitelisted as error:
+            return Refusal(reason=RefusalReason.NOT_WHITELISTED, detail=error.message)
+        except InputRefused as error:
+            return Refusal(reason=error.refusal, detail=error.detail)
+        except AccountUnusable as error:
+            return Refusal(reason=RefusalReason.USER_NOT_PERMITTED, detail=str(error))
+        return Cleared(entry=entry, permit=permitted, account=account)
 
     async def void(self, order: Order, *, controller_now: float) -> None:
         """Makes sure, durably, that the run of a believed cancel order can never start here."""
         assert order.kind is OrderKind.CANCEL
         await self._voided.admit(order.run_id.encode(), expires_at=order.expires_at + VOID_LIFETIME, now=controller_now)
+
+
+def _explain_time(order: Order, controller_now: float) -> str:
+    """Says by which clock an order was judged and how far this node's own is off it: one of them is to be set."""
+    return (
+        f"by the controller's clock it is {controller_now - order.issued_at:+.1f} s from its issue and"
+        f" {controller_now - order.expires_at:+.1f} s from its expiry;"
+        f" this node's clock is {time.time() - controller_now:+.1f} s off that one"
+    )

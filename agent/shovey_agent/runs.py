@@ -9,7 +9,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from shovey_agent.accounts import Account
+from shovey_trio.core.command_input import NO_SECRETS, Secrets
 from shovey_trio.core.model import OutputExtent, ProofKind
+from shovey_trio.core.whitelist_entry import Limits
 
 
 class ExitCause(StrEnum):
@@ -70,6 +73,11 @@ class RunSpec:
         grace: seconds between SIGTERM and SIGKILL.
         order: the signed order as received, kept with the run.
         signature: of those bytes.
+        account: to run as; None for the agent's own.
+        stdin: standard input, sensitive or not.
+        secrets: what of ``env`` and ``stdin`` is sensitive; its variables are not in ``env``.
+        lock: of all runs with this word one is taken at a time; empty for none.
+        concurrency: how many runs of this command are taken at a time; 0 for any number.
     """
 
     run_id: str
@@ -85,6 +93,13 @@ class RunSpec:
     grace: float
     order: bytes = b""
     signature: bytes = b""
+    account: Account | None = None
+    nice: int = 0
+    limits: Limits = Limits()
+    stdin: bytes = field(default=b"", repr=False)
+    secrets: Secrets = NO_SECRETS
+    lock: str = ""
+    concurrency: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,6 +134,8 @@ class KnownRun:
     run_id: str
     job_id: str
     accepted_at: float
+    command: str = ""
+    lock: str = ""
     phase: RunPhase = RunPhase.ACCEPTED
     started_at: float | None = None
     cancelling: bool = False

@@ -115,7 +115,8 @@ class Session:
     async def run(self, channel: Channel, *, linger: float | None, started: Callable[[], None]) -> None:
         """Keeps the stream until it ends; with ``linger`` until there was nothing to do for so many seconds.
 
-        An agent that was woken and learns that no order waits for it lingers no longer than it takes to say so.
+        An agent that learns that no order waits for it does not linger: most such calls are pulls, or doorbells that
+        were for others.
         ``started`` is called once the controller has welcomed this agent.
 
         Raises:
@@ -124,15 +125,14 @@ class Session:
             trio.TooSlowError: the controller did not answer the hello.
             trio.BrokenResourceError: the controller has ended the stream while something was being sent.
         """
-        async with channel.stream(methods.ATTACH) as stream, channel.stream(methods.PUSH_OUTPUT) as output:
+        async with channel.stream(methods.ATTACH) as stream:
             with trio.fail_after(_ANSWER):
                 await self._say_hello(stream)
             self.welcomed = True
             started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell, stream)
-                nursery.start_soon(self._shipper.send, output)
-                nursery.start_soon(self._shipper.receive, output)
+                nursery.start_soon(self._shipper.ship, channel)
                 if linger is not None:
                     nursery.start_soon(self._leave_when_idle, 0.0 if self._nothing_waits else linger, linger)
                 await self._listen(stream)
@@ -164,7 +164,7 @@ class Session:
             raise NodeProtocolError("the controller's first message is no welcome")
         welcome = first.welcome
         self._controller_offset = seconds(welcome.controller_time) - trio.current_time()
-        self._nothing_waits = bool(self._woken_by) and not welcome.pending_orders
+        self._nothing_waits = not welcome.pending_orders
         self._new_keys(key_set_value(welcome.signing_keys))
         durable = {position.run_id: position.durable_position for position in welcome.positions}
         for run in runs:

@@ -6,6 +6,7 @@ hole, between its head and its tail, and positions there count what was left out
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import trio
@@ -13,7 +14,8 @@ import trio
 from shovey_agent.executor import Executor
 from shovey_agent.runs import RunPhase
 from shovey_trio.core.model import OutputChunk
-from shovey_trio.rpc.bridge import ClientStream
+from shovey_trio.rpc import methods
+from shovey_trio.rpc.bridge import Channel, ClientStream
 from shovey_trio.rpc.convert import chunk_message
 from shovey_trio.v1 import agent_service_pb2 as pb
 
@@ -24,6 +26,8 @@ _WINDOW_PER_RUN = 256 * 1024
 _WINDOW = 1024 * 1024
 # After so many seconds without any progress, what is unacknowledged is sent again.
 _STALLED = 15.0
+# Seconds without output after which the stream is closed.
+_IDLE = 10.0
 
 
 @dataclass(slots=True)
@@ -50,6 +54,15 @@ class _Shipment:
         if chunk.position > expected and self.hole_at is None:
             self.hole_at, self.hole_length = self.sent, chunk.position - expected
         return replace(chunk, position=self.sent)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Parcel:
+    """Output that was read and is to be sent."""
+
+    run_id: str
+    shipment: _Shipment
+    chunks: tuple[OutputChunk, ...]
 
 
 class OutputShipper:
@@ -90,34 +103,49 @@ class OutputShipper:
         kept = known.exit.output.position - known.exit.dropped_bytes
         return kept == 0 or (shipment is not None and shipment.durable >= kept)
 
-    async def send(self, stream: PushStream) -> None:
-        """Sends until cancelled.
+    async def ship(self, channel: Channel) -> None:
+        """Ships until cancelled.
+
+        The stream is opened when there is something to ship and closed when there was nothing for a while: a node that
+        only waits for orders costs its controller one stream and not two.
 
         Raises:
-            RpcError: the stream has ended.
+            RpcError: the stream could not be opened, or has ended.
         """
+        while True:
+            parcel = await self._gather(patience=math.inf)
+            assert parcel is not None
+            async with channel.stream(methods.PUSH_OUTPUT) as stream, trio.open_nursery() as nursery:
+                nursery.start_soon(self._receive, stream)
+                while parcel is not None:
+                    await self._send(stream, parcel)
+                    parcel = await self._gather(patience=_IDLE)
+                await stream.half_close()
+
+    async def _gather(self, *, patience: float) -> _Parcel | None:
+        """Waits for output that may be sent; None when nothing was in flight and none came for ``patience`` seconds."""
         while True:
             run_id = self._next()
             if run_id is None:
-                await self._wait()
+                if not await self._wait(patience):
+                    return None
                 continue
             shipment = self._shipments.setdefault(run_id, _Shipment(sent=0, durable=0))
             room = min(_WINDOW_PER_RUN - shipment.in_flight, _WINDOW - self._in_flight())
             chunks = await self._executor.read_output(run_id, shipment.spool_position(), room)
-            if not chunks:
-                continue  # it was taken from the dirty ones; growing puts it back
-            for chunk in chunks:
-                wire = chunk_message(shipment.dense(chunk))
-                shipment.sent += len(chunk.data)
-                await stream.send(pb.PushOutputRequest(run_id=run_id, chunk=wire))
-            self.grew(run_id)
+            if chunks:  # else it was taken from the dirty ones; growing puts it back
+                return _Parcel(run_id=run_id, shipment=shipment, chunks=chunks)
 
-    async def receive(self, stream: PushStream) -> None:
-        """Takes acknowledgements until the stream ends.
+    async def _send(self, stream: PushStream, parcel: _Parcel) -> None:
+        shipment = parcel.shipment
+        for chunk in parcel.chunks:
+            wire = chunk_message(shipment.dense(chunk))
+            shipment.sent += len(chunk.data)
+            await stream.send(pb.PushOutputRequest(run_id=parcel.run_id, chunk=wire))
+        self.grew(parcel.run_id)
 
-        Raises:
-            RpcError: it ended with an error.
-        """
+    async def _receive(self, stream: PushStream) -> None:
+        """Takes acknowledgements until the stream ends."""
         async for answer in stream:
             shipment = self._shipments.get(answer.run_id)
             if shipment is None:
@@ -140,18 +168,20 @@ class OutputShipper:
     def _in_flight(self) -> int:
         return sum(shipment.in_flight for shipment in self._shipments.values() if not shipment.closed)
 
-    async def _wait(self) -> None:
+    async def _wait(self, patience: float) -> bool:
+        """Waits for news; False when nothing is in flight and none came for ``patience`` seconds."""
         self._work = trio.Event()
-        if not self._in_flight():
+        in_flight = bool(self._in_flight())
+        with trio.move_on_after(_STALLED if in_flight else patience):
             await self._work.wait()
-            return
-        with trio.move_on_after(_STALLED):
-            await self._work.wait()
-            return
+            return True
+        if not in_flight:
+            return False
         for run_id, shipment in self._shipments.items():
             if shipment.in_flight and not shipment.closed:
                 shipment.sent = shipment.durable
                 self.grew(run_id)
+        return True
 
     async def _find_hole(self, run_id: str, shipment: _Shipment) -> None:
         position = 0

@@ -13,15 +13,17 @@ import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
+from shovey_agent.redact import patterns_of
 from shovey_agent.runs import CancelReason, ExitCause, ExitReport, KnownRun, RunPhase, RunSpec
 from shovey_agent.spool_files import (
     CANCEL,
     EXIT,
     EXIT_RESERVE,
+    INPUT,
     ORDER,
     OUTPUT,
     REPORTED,
@@ -31,6 +33,8 @@ from shovey_agent.spool_files import (
     SUPERVISOR,
     RecordUnreadable,
     claim_record,
+    drop_input,
+    encode_input,
     encode_record,
     read_record,
     sync_directory,
@@ -41,6 +45,8 @@ from shovey_trio import failpoints
 from shovey_trio.core.model import OutputExtent, ProofKind
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
+# Directory and records of a run, in blocks of 4 KiB: order, spec, exit, supervisor, started, reported.
+_RUN_COST = 28 * 1024
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -69,11 +75,14 @@ class SpoolLimits:
     head_cap: bytes of log kept from the beginning of a run's output.
     tail_cap: bytes kept from its end, in the supervisor's memory until then.
     min_free: bytes that must be free on the file system for a run to be taken.
+    total_cap: bytes that all runs together may have in the spool for another one to be taken. Those that are being
+        written may go beyond it, each up to its own caps.
     """
 
     head_cap: int = 64 * 1024 * 1024
     tail_cap: int = 1024 * 1024
     min_free: int = 16 * 1024 * 1024
+    total_cap: int = 1024 * 1024 * 1024
 
 
 class Spool:
@@ -117,6 +126,8 @@ class Spool:
             write_file(os.path.join(directory, ORDER), spec.order + spec.signature, durable=True)
             record = self._record(spec, accepted_at=accepted_at, boot_id=boot_id, cgroup=cgroup)
             write_file(os.path.join(directory, OUTPUT), b"", durable=False)
+            if spec.stdin or spec.secrets:
+                write_file(os.path.join(directory, INPUT), _input(spec), durable=True)
             # Last, under its own name at once: without it the run was never ready to start.
             write_file(os.path.join(directory, SPEC), encode_record(record), durable=True)
             sync_directory(directory)
@@ -149,6 +160,8 @@ class Spool:
             run_id=run_id,
             job_id=str(spec.get("job_id", "")),
             accepted_at=_number(spec, "accepted_at") or os.stat(directory).st_mtime,
+            command=str(spec.get("command", "")),
+            lock=str(spec.get("lock", "")),
             phase=phase if report is None else RunPhase.FINISHED,
             started_at=started_at if report is None else report.started_at,
             cancelling=os.path.exists(os.path.join(directory, CANCEL)),
@@ -178,6 +191,22 @@ class Spool:
         except (KeyError, TypeError, ValueError):
             return None
 
+    def is_waiting(self, run_id: str, *, boot_id: str, now: float) -> bool:
+        """Whether a run was made durable, nobody has claimed it, and it may still be started.
+
+        Not in another boot, where the order of things is lost, and not when its time is over. Starting it is safe
+        whatever else happens: a supervisor claims the run exclusively before it starts anything.
+
+        Raises:
+            OSError: it cannot be told.
+        """
+        directory = self.directory(run_id)
+        spec = _read(directory, SPEC)
+        if spec is None or spec.get("boot_id") != boot_id or os.path.exists(os.path.join(directory, SUPERVISOR)):
+            return False
+        deadline_at = _number(spec, "deadline_at")
+        return deadline_at is None or now < deadline_at
+
     def claim_for_agent(self, run_id: str) -> bool:
         """Takes the run from any supervisor that has not claimed it yet; returns whether that was in time."""
         return claim_record(self.directory(run_id), SUPERVISOR, {"pid": None}, durable=True)
@@ -188,6 +217,8 @@ class Spool:
         Raises:
             OSError: the disk failed.
         """
+        with contextlib.suppress(OSError):  # the record of the end matters more; the input goes with the directory
+            drop_input(self.directory(report.run_id))
         write_exit(
             self.directory(report.run_id),
             {
@@ -238,10 +269,22 @@ class Spool:
             if entry.name.startswith(".removed."):
                 shutil.rmtree(entry.path, ignore_errors=True)
 
+    def used_bytes(self) -> int:
+        """Returns what all runs occupy: their output, and the few blocks that every run costs."""
+        used = 0
+        for run_id in self.run_ids():
+            used += _RUN_COST
+            with contextlib.suppress(OSError):
+                used += os.stat(os.path.join(self.directory(run_id), OUTPUT)).st_size
+        return used
+
     def _demand_room(self) -> None:
         stat = os.statvfs(self.runs)
         if stat.f_bavail * stat.f_frsize < self._limits.min_free:
             raise SpoolFull(f"less than {self._limits.min_free} bytes are free")
+        # The run that is being made has its directory already.
+        if (used := self.used_bytes() - _RUN_COST) >= self._limits.total_cap:
+            raise SpoolFull(f"{used} bytes of runs wait to be reported; the spool's cap is {self._limits.total_cap}")
 
     def _record(self, spec: RunSpec, *, accepted_at: float, boot_id: str, cgroup: str | None) -> dict[str, Any]:
         return {
@@ -252,6 +295,10 @@ class Spool:
             "cwd": spec.cwd,
             "env": command_environment(spec),
             "umask": spec.umask,
+            "nice": spec.nice,
+            "limits": {key: limit for key, limit in asdict(spec.limits).items() if limit is not None},
+            "account": None if spec.account is None else [spec.account.uid, spec.account.gid, *spec.account.groups],
+            "lock": spec.lock,
             "timeout": spec.timeout,
             "deadline_at": spec.deadline_at,
             "grace": spec.grace,
@@ -263,6 +310,12 @@ class Spool:
         }
 
 
+def _input(spec: RunSpec) -> bytes:
+    secret = [value.encode("utf-8", "surrogateescape") for value in spec.secrets.env.values()]
+    patterns = patterns_of([*secret, spec.secrets.stdin])
+    return encode_input(stdin=spec.stdin, env=dict(spec.secrets.env), redact=patterns)
+
+
 def is_run_id(name: str) -> bool:
     """Returns whether a name can be a run's; such a name is also safe as a directory's."""
     return _RUN_ID.fullmatch(name) is not None
@@ -270,11 +323,14 @@ def is_run_id(name: str) -> bool:
 
 def command_environment(spec: RunSpec) -> Mapping[str, str]:
     """Returns the whole environment of a command: nothing of the agent's own reaches it."""
-    try:
-        account = pwd.getpwuid(os.geteuid())
-        home, user = account.pw_dir, account.pw_name
-    except KeyError:
-        home, user = "/", str(os.geteuid())
+    if spec.account is not None:
+        home, user = spec.account.home, spec.account.name
+    else:
+        try:
+            account = pwd.getpwuid(os.geteuid())
+            home, user = account.pw_dir, account.pw_name
+        except KeyError:
+            home, user = "/", str(os.geteuid())
     return {
         "PATH": _PATH,
         "LANG": "C.UTF-8",

@@ -6,6 +6,7 @@ file                    written by   meaning
 ``order``               agent        the signed order as received, then its signature
 ``spec.json``           agent        what to run; complete and durable before anything is forked
 ``exit.reserve``        agent        4 KiB set aside, so that a full disk cannot keep back the exit record
+``input.json``          agent        standard input and secrets; the supervisor deletes it when it has read it
 ``supervisor.json``     supervisor   pid, start time, boot: created exclusively, so whoever made it owns the run
 ``started.json``        supervisor   the command's pid, start time and when it started
 ``output``              supervisor   the output log (``shovey_trio.core.output_frames``)
@@ -19,6 +20,7 @@ Imported by the supervisor process: the standard library's small modules alone.
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import json
 import os
@@ -33,6 +35,7 @@ FORMAT = 1
 
 ORDER = "order"
 SPEC = "spec.json"
+INPUT = "input.json"
 EXIT_RESERVE = "exit.reserve"
 SUPERVISOR = "supervisor.json"
 STARTED = "started.json"
@@ -115,6 +118,40 @@ def claim_record(directory: str, name: str, record: dict[str, Any], *, durable: 
     return True
 
 
+def encode_input(*, stdin: bytes, env: dict[str, str], redact: list[bytes]) -> bytes:
+    """Returns the record of what only the supervisor may see."""
+    text = {"stdin": _to_text(stdin), "env": env, "redact": [_to_text(pattern) for pattern in redact]}
+    return encode_record(text)
+
+
+def take_input(directory: str) -> tuple[bytes, dict[str, str], list[bytes]]:
+    """Reads and deletes the input: standard input, secret variables, and what to redact from the output.
+
+    Raises:
+        RecordUnreadable: it is damaged.
+        OSError: it cannot be read, or not be deleted.
+    """
+    record = read_record(directory, INPUT)
+    if record is None:
+        return b"", {}, []
+    drop_input(directory)
+    try:
+        patterns = [base64.b64decode(pattern) for pattern in record["redact"]]
+        return base64.b64decode(record["stdin"]), dict(record["env"]), patterns
+    except (KeyError, TypeError, ValueError) as error:
+        raise RecordUnreadable(f"{INPUT}: {type(error).__name__}") from None
+
+
+def drop_input(directory: str) -> None:
+    """Deletes the input of a run that will not read it any more.
+
+    Raises:
+        OSError: it is there and cannot be deleted.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(os.path.join(directory, INPUT))
+
+
 def write_exit(directory: str, record: dict[str, Any]) -> None:
     """Writes the exit record into the space that was set aside for it when the run was accepted.
 
@@ -183,6 +220,10 @@ def sync_directory(directory: str) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _to_text(data: bytes) -> str:
+    return base64.b64encode(data).decode("ascii")
 
 
 def _passing(path: str, side: str) -> None:

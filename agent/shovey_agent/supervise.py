@@ -20,6 +20,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import resource
 import select
 import signal
 import time
@@ -29,6 +30,7 @@ from shovey_agent.command import SpawnFailed, spawn
 from shovey_agent.output_log import OutputLog
 from shovey_agent.proc_posix import become_subreaper, boot_id, elapsed_clock, read_stat
 from shovey_agent.process_tree import kill_tree, survivors, terminate_tree
+from shovey_agent.redact import Redactor
 from shovey_agent.spool_files import (
     CANCEL,
     OUTPUT,
@@ -37,7 +39,10 @@ from shovey_agent.spool_files import (
     SUPERVISOR,
     RecordUnreadable,
     claim_record,
+    drop_input,
     read_record,
+    take_input,
+    write_all,
     write_exit,
     write_record,
 )
@@ -60,6 +65,11 @@ _LONGEST_POLL_S = 30.0
 # A burst is taken in few wake-ups; the kernel's limit for unprivileged users is larger than this.
 _PIPE_BYTES = 256 * 1024
 _READS_PER_WAKE = 16
+_RLIMITS = {
+    "cpu_seconds": resource.RLIMIT_CPU,
+    "open_files": resource.RLIMIT_NOFILE,
+    "processes": resource.RLIMIT_NPROC,
+}
 
 
 def supervise(directory: str, announce: Callable[[bytes], None]) -> None:
@@ -100,6 +110,7 @@ class _Supervisor:
         self._cancel_asked = True  # a request may have come before this process
         self._started_at: float | None = None
         self._pipes: dict[int, int] = {}
+        self._redactors: dict[int, Redactor] = {}
         self._poll = select.poll()
         output = os.path.join(directory, OUTPUT)
         self._log = OutputLog(
@@ -113,11 +124,12 @@ class _Supervisor:
         become_subreaper()
         deadline = elapsed_clock() + self._time_allowed()
         if (request := self._cancel_request()) is not None:
+            drop_input(self._directory)
             self._record(*_ending(request), proof="never_started")
             return
         try:
             self._start()
-        except (SpawnFailed, OSError) as error:
+        except (SpawnFailed, RecordUnreadable, OSError) as error:
             detail = error.detail if isinstance(error, SpawnFailed) else f"set-up: {error}"
             self._record("spawn_failed", detail=detail, proof="never_started")
             return
@@ -164,16 +176,24 @@ class _Supervisor:
 
     def _start(self) -> None:
         spec = self._spec
+        stdin, secret_env, secrets = take_input(self._directory)
         if spec["cgroup"] is not None:
             self._cgroup = RunCgroup(spec["cgroup"], spec["run_id"])
             self._cgroup.create()
+        account = spec.get("account")
+        rlimits = self._limits()
+        source = _readable(stdin) if stdin else None
         ends = []
         for kind in (STDOUT, STDERR):
             reader, writer = os.pipe2(os.O_CLOEXEC)
             os.set_blocking(reader, False)
             with contextlib.suppress(OSError):
                 fcntl.fcntl(reader, fcntl.F_SETPIPE_SZ, _PIPE_BYTES)
+            if account is not None:
+                # Or a command could not open /dev/stdout, which is this pipe by another name.
+                os.fchown(writer, account[0], account[1])
             self._pipes[reader] = kind
+            self._redactors[kind] = Redactor(secrets)
             self._poll.register(reader, select.POLLIN)
             ends.append(writer)
         failpoints.passing("supervisor.spawn.before")
@@ -181,14 +201,18 @@ class _Supervisor:
             self._leader = spawn(
                 argv=spec["argv"],
                 cwd=spec["cwd"],
-                env=spec["env"],
+                env={**spec["env"], **secret_env},
                 umask=spec["umask"],
+                stdin=source,
                 stdout=ends[0],
                 stderr=ends[1],
                 cgroup_procs=None if self._cgroup is None else self._cgroup.procs,
+                account=account,
+                nice=spec.get("nice", 0),
+                rlimits=rlimits,
             )
         finally:
-            for writer in ends:
+            for writer in (*ends, *(() if source is None else (source,))):
                 os.close(writer)
         self._childless = False
         failpoints.passing("supervisor.spawn.after")
@@ -199,6 +223,15 @@ class _Supervisor:
         # Only a convenience for an agent that comes later: a full disk must not end a command that runs already.
         with contextlib.suppress(OSError):
             write_record(self._directory, STARTED, record, durable=False)
+
+    def _limits(self) -> dict[int, int]:
+        """What the command's own limits are to be; memory is the cgroup's to limit where it can."""
+        wanted: dict[str, int] = self._spec.get("limits", {})
+        rlimits = {_RLIMITS[name]: most for name, most in wanted.items() if name in _RLIMITS}
+        memory = wanted.get("memory")
+        if memory is not None and not (self._cgroup is not None and self._cgroup.limit_memory(memory)):
+            rlimits[resource.RLIMIT_AS] = memory
+        return rlimits
 
     # -- watching
 
@@ -291,11 +324,20 @@ class _Supervisor:
             if not data:
                 self._poll.unregister(descriptor)
                 os.close(descriptor)
+                self._keep(self._pipes[descriptor], b"", last=True)
                 del self._pipes[descriptor]
                 return
-            self._log.append(self._pipes[descriptor], data, time.time())
+            self._keep(self._pipes[descriptor], data)
             if len(data) < MAX_BODY:
                 return
+
+    def _keep(self, kind: int, data: bytes, *, last: bool = False) -> None:
+        """Puts into the log what may be shown of a piece."""
+        redactor = self._redactors[kind]
+        shown = redactor.feed(data) + (redactor.flush() if last else b"")
+        # Marks may be longer than what they stand for.
+        for start in range(0, len(shown), MAX_BODY):
+            self._log.append(kind, shown[start : start + MAX_BODY], time.time())
 
     def _drain(self) -> None:
         """Takes what the leader left in the pipes, and what comes while others still hold them, for a moment."""
@@ -309,6 +351,8 @@ class _Supervisor:
     # -- ending
 
     def _record(self, cause: str, detail: str = "", proof: str | None = None) -> None:
+        for kind in self._redactors:
+            self._keep(kind, b"", last=True)
         finished_at = time.time()
         log = self._log
         log.finish(finished_at)
@@ -333,6 +377,17 @@ class _Supervisor:
                 "dropped_stderr": log.dropped_stderr,
             },
         )
+
+
+def _readable(data: bytes) -> int:
+    """Returns a descriptor to read these bytes from, which are in memory alone. The caller closes it."""
+    whole = os.memfd_create("stdin", os.MFD_CLOEXEC)
+    try:
+        write_all(whole, data)
+        # Another open file, at its beginning and not to be written to.
+        return os.open(f"/proc/self/fd/{whole}", os.O_RDONLY | os.O_CLOEXEC)
+    finally:
+        os.close(whole)
 
 
 def _ending(request: dict[str, Any]) -> tuple[str, str]:

@@ -27,6 +27,8 @@ from shovey_trio.nursery.services import Services
 
 _log = structlog.get_logger(__name__)
 _MAX_INSTANCE = 64
+# A change of a clock, in seconds, that is worth a write.
+_SKEW_STEP = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -198,10 +200,14 @@ class Identities:
         """Voids every certificate of a node."""
         await self._revoke(node_identity(principal.organization, node))
 
-    async def note_agent(self, node: Node, *, link: LinkMode, tags: dict[str, str], version: str) -> None:
-        """Keeps what an agent says of itself when it attaches."""
-        if (node.link, dict(node.tags), node.agent_version) != (link, tags, version):
-            await self._registry.put(replace(node, link=link, tags=tags, agent_version=version))
+    async def note_agent(
+        self, node: Node, *, link: LinkMode, tags: dict[str, str], version: str, clock_skew: float
+    ) -> None:
+        """Keeps what an agent says of itself when it attaches, and what was measured of its clock."""
+        said = (node.link, dict(node.tags), node.agent_version) == (link, tags, version)
+        # Not for every few milliseconds: a write per attach would be a heartbeat.
+        if not said or node.clock_skew is None or abs(node.clock_skew - clock_skew) > _SKEW_STEP:
+            await self._registry.put(replace(node, link=link, tags=tags, agent_version=version, clock_skew=clock_skew))
 
     # -- users
 

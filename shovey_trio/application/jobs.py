@@ -6,6 +6,9 @@ import hashlib
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from typing import TypeVar
+
+import trio
 
 from shovey_trio.core import ids
 from shovey_trio.core.errors import InvalidRequest, NotFound, UnknownNodes, VotingUnsupported
@@ -32,6 +35,10 @@ from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.nursery.watch import WatchPosition, follow_output, watch_job
 
+_T = TypeVar("_T")
+
+# Between two looks of somebody who waits: a job of thousands of runs commits all the time.
+_LOOK_PAUSE = 0.1
 _MAX_COMMAND = 256
 _MAX_REQUEST_ID = 128
 
@@ -48,6 +55,8 @@ class StartJob:
     request_id: str = ""
     dry_run: bool = False
     vote: bool = False
+    # A name that no node has is a run that is unavailable from the start, as Shovey's clients expect, and no error.
+    accept_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -119,16 +128,16 @@ class Jobs:
         """
         self._check(request)
         nodes = self._registry.of(principal.organization)
-        targets = resolve(request.selection, nodes)
+        targets = resolve(request.selection, nodes, accept_unknown=request.accept_unknown)
         quorum = request.quorum or "100%"
         required_nodes(quorum, len(targets))
-        up = [name for name in targets if nodes[name].presence is Presence.UP]
+        up = [name for name in targets if name in nodes and nodes[name].presence is Presence.UP]
         job = self._new_job(principal, request, quorum, len(targets))
         decided = admit(job, len(up), job.created_at)
         if request.dry_run:
-            resolved = tuple(self._resolved(nodes[name]) for name in targets)
+            resolved = tuple(self._resolved(nodes[name]) for name in targets if name in nodes)
             return StartedJob(job=replace(decided, id=""), targets=resolved)
-        runs = [self._new_run(decided, name, nodes[name]) for name in targets]
+        runs = [self._new_run(decided, name, nodes.get(name)) for name in targets]
         counts = {state: sum(run.state is state for run in runs) for state in {run.state for run in runs}}
         decided = replace(decided, run_counts=counts)
         key = None
@@ -175,7 +184,7 @@ class Jobs:
             run_total=total,
         )
 
-    def _new_run(self, job: Job, name: str, node: Node) -> Run:
+    def _new_run(self, job: Job, name: str, node: Node | None) -> Run:
         run = Run(
             id=ids.run_id(job.id, name),
             job_id=job.id,
@@ -184,9 +193,13 @@ class Jobs:
             created_at=job.created_at,
             updated_at=job.created_at,
             nonce=self._services.random_bytes(NONCE_BYTES),
+            # Decided here, for the life of the run: an order for an old node must never go out by two ways.
+            route=Route.LEGACY if node is not None and node.link is LinkMode.LEGACY else None,
         )
         if job.state is JobState.QUORUM_FAILED:
             cause, detail = "quorum_failed", "nothing was sent: too few nodes were up"
+        elif node is None:
+            cause, detail = "node_unknown", "no node of this name is registered"
         elif node.presence is not Presence.UP:
             cause, detail = "node_down", f"the node was {node.presence.value} ({node.presence_reason})"
         else:
@@ -199,6 +212,8 @@ class Jobs:
             route = Route.STREAM
         elif node.link is LinkMode.ON_DEMAND and self._doorbell.member_status(node.organization, node.name) == "alive":
             route = Route.DOORBELL
+        elif node.link is LinkMode.LEGACY and self._services.legacy is not None:
+            route = Route.LEGACY
         return ResolvedTarget(node=node.name, up=node.presence is Presence.UP, route=route)
 
     # -- read
@@ -226,6 +241,17 @@ class Jobs:
         return await self._services.store.list_jobs(
             replace(where, organization=principal.organization), limit=limit, after=after
         )
+
+    async def picture(self, principal: Principal, job_id: str) -> JobSnapshot:
+        """A job with all of its runs, as of one commit.
+
+        Raises:
+            NotFound: no such job in the principal's organization.
+        """
+        snapshot = await self._services.store.snapshot_job(principal.organization, job_id)
+        if snapshot is None:
+            raise NotFound(f"there is no job {job_id}", job_id=job_id)
+        return snapshot
 
     async def get_run(self, principal: Principal, job_id: str, node: str) -> tuple[Run, OutputExtent]:
         """A run with the extent of its durable output.
@@ -275,6 +301,23 @@ class Jobs:
             event=event,
         )
 
+    async def until(self, job_id: str, look: Callable[[], Awaitable[_T | None]]) -> _T:
+        """Looks now and after the job's commits, at most ten times a second, until ``look`` returns something.
+
+        Raises:
+            Overloaded: too many watchers.
+            And whatever ``look`` raises.
+        """
+        hub = self._services.hub
+        with hub.watching(job_id):
+            while True:
+                mark = hub.mark(job_id)
+                found = await look()
+                if found is not None:
+                    return found
+                await hub.wait(job_id, mark)
+                await trio.sleep(_LOOK_PAUSE)
+
     async def read_output(
         self,
         principal: Principal,
@@ -298,6 +341,10 @@ class Jobs:
             follow=follow,
             chunk=chunk,
         )
+
+    async def read_page(self, run: Run, *, stream: StreamName | None, offset: int, limit: int) -> Sequence[OutputChunk]:
+        """A stretch of the durable output of a run that the caller was given; see ``Store.read_output``."""
+        return await self._services.store.read_output(run.id, stream=stream, offset=offset, limit=limit)
 
     # -- cancel
 

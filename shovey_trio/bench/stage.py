@@ -146,7 +146,7 @@ async def open_stage(directory: Path, options: BenchOptions) -> AsyncIterator[St
         options: sizes.
 
     Raises:
-        ProcessFailed: the daemon did not start; the message shows its log.
+        ProcessFailed: the daemon did not start, or has died; the message shows its log.
     """
     fleet = make_fleet(directory)
     try:
@@ -155,6 +155,10 @@ async def open_stage(directory: Path, options: BenchOptions) -> AsyncIterator[St
         async with fleet.open_client() as client, open_swarm(directory, options.processes) as swarm:
             await swarm.behave(_COMMANDS)
             yield Stage(options, fleet, client, swarm)
+    except Exception:
+        # A daemon that has died is the cause of whatever else went wrong.
+        fleet.controller.check()
+        raise
     finally:
         await fleet.end()
 

@@ -18,6 +18,7 @@ from shovey_trio.cli.doctor_checks import (
     Status,
     check_certificates,
     check_clock,
+    check_node_clocks,
     check_disk,
     check_files,
     check_signing_keys,
@@ -67,6 +68,7 @@ def diagnose(config: Path | None, data_dir: Path | None, assignments: tuple[str,
         *store,
         *check_disk(settings),
         *check_clock(nodes, now),
+        *check_node_clocks(nodes),
         *trio.run(_check_network, settings, nodes),
     ]
 

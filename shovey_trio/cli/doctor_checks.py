@@ -30,6 +30,9 @@ from shovey_trio.tls import load_controller_tls
 
 _CA_WARNING: Final = 365 * DAY
 # The store refuses to write when the disk is full; this is some hours of a busy fleet's output before that.
+# Seconds that a node's clock may be off before it is worth a word, and how many nodes are named.
+_SHOWN_SKEW: Final = 1.0
+_NAMED: Final = 10
 _DISK_WARNING: Final = 2**30
 _DISK_FAILURE: Final = 64 * 2**20
 
@@ -188,6 +191,22 @@ def check_clock(nodes: Sequence[Node], now: float) -> Iterator[Finding]:
         status=Status.FAIL if ahead > MAX_CLOCK_SKEW else Status.WARN,
         message=f"{_moment(now)}, {format_duration(round(ahead))} before the last sign of a node: it went back",
         advice="set the clock (chrony, systemd-timesyncd) before serve is started: orders expire by it",
+    )
+
+
+def check_node_clocks(nodes: Sequence[Node]) -> Iterator[Finding]:
+    """Whether the nodes' clocks agree with the controller's, as measured when each last attached."""
+    skewed = [node for node in nodes if node.clock_skew is not None and abs(node.clock_skew) > _SHOWN_SKEW]
+    if not skewed:
+        yield Finding(check="node clocks", status=Status.OK, message="no node's clock was found to be off")
+        return
+    worst = max(skewed, key=lambda node: abs(node.clock_skew or 0.0))
+    names = ", ".join(f"{node.name} {node.clock_skew:+.1f} s" for node in skewed[:_NAMED])
+    yield Finding(
+        check="node clocks",
+        status=Status.FAIL if abs(worst.clock_skew or 0.0) > MAX_CLOCK_SKEW else Status.WARN,
+        message=f"{len(skewed)} off this controller's: {names}{' …' if len(skewed) > _NAMED else ''}",
+        advice=f"set their clocks; beyond {format_duration(MAX_CLOCK_SKEW)} a doorbell does not wake a node",
     )
 
 

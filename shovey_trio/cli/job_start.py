@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     help="Run on nodes with this tag; repeat for more.",
 )
 @click.option("--match", metavar="PATTERN", help="Run on nodes whose name matches, such as 'web-*'.")
+@click.option(
+    "--search", metavar="QUERY", help="Run on nodes that a query finds, such as 'tags:role=web AND name:*.eu'."
+)
 @click.option("-q", "--quorum", default="", metavar="N|P%", help="Nodes that must be up first.  [default: 100%]")
 @click.option(
     "--timeout",
@@ -56,6 +59,7 @@ def start(
     every: bool,
     tags: dict[str, str],
     match: str | None,
+    search: str | None,
     quorum: str,
     timeout: float | None,  # the command's time on the node
     kill_grace: float | None,
@@ -70,7 +74,7 @@ def start(
     Ctrl-C detaches after two seconds and the job goes on; pressed again within them it cancels the job and waits for
     the proof that its processes are gone; a third one leaves at once.
     """
-    target = _target(nodes, every=every, tags=tags, match=match)
+    target = _target(nodes, every=every, tags=tags, match=match, search=search)
 
     from shovey_trio.cli.session import load_settings, run_session
     from shovey_trio.rpc.convert import duration
@@ -142,14 +146,16 @@ def _write_started(answer: StartJobResponse, output: Format) -> None:
         write_document(plain_message(answer.job), output)
 
 
-def _target(nodes: tuple[str, ...], *, every: bool, tags: dict[str, str], match: str | None) -> Target:
+def _target(
+    nodes: tuple[str, ...], *, every: bool, tags: dict[str, str], match: str | None, search: str | None
+) -> Target:
     """The one selection that was made.
 
     Raises:
         click.UsageError: none, or more than one.
     """
-    if sum(map(bool, (nodes, every, tags, match))) != 1:
-        raise click.UsageError("say which nodes: names, or one of --all, --tag and --match")
+    if sum(map(bool, (nodes, every, tags, match, search))) != 1:
+        raise click.UsageError("say which nodes: names, or one of --all, --tag, --match and --search")
     from shovey_trio.v1.job_service_pb2 import NodeNames, TagSelection, Target
 
     if nodes:
@@ -158,6 +164,8 @@ def _target(nodes: tuple[str, ...], *, every: bool, tags: dict[str, str], match:
         return Target(all=True)
     if match:
         return Target(match=match)
+    if search:
+        return Target(search=search)
     return Target(tags=TagSelection(tags=tags))
 
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from shovey_trio.cli.session import Session
     from shovey_trio.v1.node_pb2 import Node
 
+# Seconds that a clock may be off, the way of a message included, before it is worth a word.
+_SHOWN_SKEW = 1.0
+
 
 @click.command("list")
 @click.option("--match", default="", metavar="PATTERN", help="Only nodes whose name matches, such as 'web-*'.")
@@ -76,6 +79,14 @@ def link_word(node: Node) -> str:
     return (enum_word(LinkMode.DESCRIPTOR, node.link) or "").replace("_", "-")
 
 
+def skew_word(node: Node) -> str:
+    """How far the node's clock is off the controller's; empty while nobody need care or know."""
+    if not node.HasField("clock_skew"):
+        return ""
+    skew = node.clock_skew.ToMicroseconds() / 1e6
+    return f"{skew:+.1f}s" if abs(skew) >= _SHOWN_SKEW else ""
+
+
 def _shape() -> Shape[Node]:
     from shovey_trio.cli.times import age
 
@@ -87,6 +98,7 @@ def _shape() -> Shape[Node]:
             Column(title="LINK", of=link_word),
             Column(title="VERSION", of=lambda node: node.agent_version),
             Column(title="LAST SEEN", of=lambda node: age(node.last_seen_at, now=now)),
+            Column(title="CLOCK", of=skew_word),
             Column(title="TAGS", of=lambda node: ",".join(f"{key}={node.tags[key]}" for key in sorted(node.tags))),
         ),
         name=lambda node: node.name,

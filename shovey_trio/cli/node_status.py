@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shovey_trio.cli.node_list import link_word, presence_word
+from shovey_trio.cli.node_list import link_word, presence_word, skew_word
 from shovey_trio.cli.operator_options import OperatorOptions
 from shovey_trio.cli.output_formats import Column, Format, Shape, output_option, write_document, write_listing
 from shovey_trio.core.errors import Exit
@@ -81,6 +81,7 @@ def _headlines(node: Node) -> list[tuple[str, str]]:
         ("link", f"{link_word(node)}, {'attached now' if node.attached else 'not attached now'}"),
         ("serf", node.serf_status),
         ("agent", f"{printable(node.agent_version)} {node.agent_instance}".strip()),
+        ("clock", skew_word(node)),
         ("seen", f"{local_time(node.last_seen_at)} ({age(node.last_seen_at, now=now)})"),
         ("enrolled", local_time(node.enrolled_at)),
         ("tags", printable(",".join(f"{key}={node.tags[key]}" for key in sorted(node.tags)))),
@@ -100,6 +101,7 @@ def _node_shape() -> Shape[Node]:
             Column(title="AGE", of=lambda node: age(node.status.since, now=now)),
             Column(title="ATTACHED", of=lambda node: "yes" if node.attached else "no"),
             Column(title="SERF", of=lambda node: node.serf_status),
+            Column(title="CLOCK", of=skew_word),
         ),
         name=lambda node: node.name,
         nothing="no nodes",

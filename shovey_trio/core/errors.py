@@ -200,6 +200,18 @@ class NodeProtocolError(ShoveyError):
     reason, code, http, exit = "NODE_PROTOCOL", Code.FAILED_PRECONDITION, 400, Exit.INTERNAL
 
 
+class DuplicateChunk(ShoveyError):
+    """A piece of output with this sequence number is stored already; ``seq`` names it."""
+
+    reason, code, http, exit = "DUPLICATE_CHUNK", Code.ALREADY_EXISTS, 409, Exit.CONFLICT
+
+
+class IllegalReport(ShoveyError):
+    """A node reports a state that its run cannot go to any more; nothing was changed."""
+
+    reason, code, http, exit = "ILLEGAL_REPORT", Code.FAILED_PRECONDITION, 409, Exit.CONFLICT
+
+
 class SerfUnavailable(ShoveyError):
     """The serf agent is absent, restarting, or has too much queued."""
 

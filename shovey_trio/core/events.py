@@ -10,6 +10,7 @@ from enum import StrEnum
 
 from shovey_trio.core.model import ProofKind, Route
 from shovey_trio.core.orders import OrderKind
+from shovey_trio.core.states import RunState
 
 
 class ReportOutcome(StrEnum):
@@ -141,6 +142,40 @@ class InternalFailure:
     detail: str
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyEnded:
+    """A node that can prove nothing (schob) says how the run ended; the end of the output may still be on its way."""
+
+    state: RunState
+    cause: str
+    detail: str
+    exit_code: int | None
+    signal: int | None
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyOutputOver:
+    """The output of a run whose end was told is complete, or what is missing of it will not come any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyHeard:
+    """A node without a stream gave a sign of life; it does not say which runs it has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyKeyRefused:
+    """The node holds another key than the start order was signed with; there is one to try that it may hold."""
+
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyCancelOver:
+    """The cancel of a run was sent and there is nothing more to wait for: the node proves no end."""
+
+
 RunEvent = (
     OrderSent
     | NodeAccepted
@@ -154,6 +189,11 @@ RunEvent = (
     | NodeUnavailable
     | ReconnectGraceOver
     | InternalFailure
+    | LegacyEnded
+    | LegacyOutputOver
+    | LegacyHeard
+    | LegacyKeyRefused
+    | LegacyCancelOver
 )
 
 

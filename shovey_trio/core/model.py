@@ -36,10 +36,11 @@ class StreamName(StrEnum):
 
 
 class LinkMode(StrEnum):
-    """Whether an agent keeps its stream open while it is idle."""
+    """Whether an agent keeps its stream open while it is idle; a schob has none."""
 
     ATTACHED = "attached"
     ON_DEMAND = "on-demand"
+    LEGACY = "legacy"
 
 
 class Presence(StrEnum):
@@ -129,6 +130,7 @@ class Run:
     # When the first order expires: an order that was never sent has none.
     order_expires_at: float | None = None
     dropped_bytes: int = 0
+    # Of a run that has not ended: the end a schob has told, held until the last of its output is here.
     late_report: LateReport | None = None
 
     @property
@@ -180,6 +182,8 @@ class Node:
     presence: Presence = Presence.NEW
     presence_since: float
     presence_reason: str = "enrolled"
+    # Seconds that its clock is ahead of the controller's; None until it has attached.
+    clock_skew: float | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

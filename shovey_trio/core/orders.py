@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
+
+from shovey_trio.core.command_input import NO_INPUT, CommandInput
 
 NONCE_BYTES = 16
 # How far an agent's clock and the controller's may differ where they are compared without a measured offset.
@@ -40,6 +42,11 @@ class RefusalReason(StrEnum):
     REPLAYED = "replayed"
     OLD_EPOCH = "old_epoch"
     NOT_WHITELISTED = "not_whitelisted"
+    ARGUMENT_NOT_PERMITTED = "argument_not_permitted"
+    ARGUMENT_MISMATCH = "argument_mismatch"
+    ENV_NOT_PERMITTED = "env_not_permitted"
+    STDIN_NOT_PERMITTED = "stdin_not_permitted"
+    USER_NOT_PERMITTED = "user_not_permitted"
     BUSY = "busy"
     SPOOL_FULL = "spool_full"
     SPAWN_FAILED = "spawn_failed"
@@ -62,15 +69,22 @@ class Order:
     expires_at: float
     nonce: bytes
     epoch: int
+    input: CommandInput = NO_INPUT
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SignedOrder:
-    """An order's exact bytes with their signature; what travels and what the spool keeps."""
+    """An order's exact bytes with their signature; what travels and what the spool keeps.
+
+    Attributes:
+        sealed: the order's secrets, whose digest is among the signed bytes: they travel beside the order, so that the
+            order can be kept and shown without them. Empty without secrets.
+    """
 
     order: bytes
     signature: bytes
     key_id: str
+    sealed: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

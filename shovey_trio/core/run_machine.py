@@ -11,6 +11,8 @@ out the effects. Rules beyond the table in ``states``:
 * An order that was sent and not answered in time makes the run ``unknown``: the node may have it.
 * ``cancelled`` needs a proof; a report of a cancel without one is ``crashed`` (``supervisor_lost``).
 * A run that the controller's own deadline has cancelled is ``timed_out``: nobody asked for its cancel.
+* A schob tells a run's end before the last of its output. Until that is here the end is held in ``late_report``,
+  durably, and the run is not terminal; whatever else happens meanwhile changes nothing.
 """
 
 from __future__ import annotations
@@ -26,6 +28,11 @@ from shovey_trio.core.events import (
     Effect,
     ForgetRun,
     InternalFailure,
+    LegacyCancelOver,
+    LegacyEnded,
+    LegacyHeard,
+    LegacyKeyRefused,
+    LegacyOutputOver,
     NodeAccepted,
     NodeAttached,
     NodeKnows,
@@ -42,7 +49,7 @@ from shovey_trio.core.events import (
     SendCancel,
     SendStart,
 )
-from shovey_trio.core.model import LateReport, ProofKind, Run
+from shovey_trio.core.model import LateReport, ProofKind, Route, Run
 from shovey_trio.core.orders import OrderKind, RefusalReason
 from shovey_trio.core.states import ACTIVE_RUN_STATES, RunState, check_run_transition
 
@@ -93,6 +100,8 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
     """
     if run.is_terminal:
         return _after_the_end(run, event, now)
+    if run.late_report is not None and not isinstance(event, LegacyOutputOver | InternalFailure):
+        return Outcome(run=run)
     match event:
         case OrderSent():
             return _order_sent(run, event, now)
@@ -114,7 +123,8 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
                 return Outcome(run=run)
             return Outcome(run=_to(run, RunState.UNKNOWN, now, unknown_since=since, cause=reason))
         case NodeAttached():
-            return _attached(run, event, now)
+            # An agent that replaces a schob knows nothing of the runs that the schob was given.
+            return Outcome(run=run) if run.route is Route.LEGACY else _attached(run, event, now)
         case CancelAsked(by=by):
             return _cancel_asked(run, by, now)
         case AcceptanceOver():
@@ -134,6 +144,24 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
                 run=_end(run, RunState.CRASHED, now, cause="internal_error", detail=detail),
                 effects=(ForgetRun(),),
             )
+        case LegacyEnded():
+            return Outcome(run=_legacy_ended(run, event, now))
+        case LegacyOutputOver():
+            return Outcome(run=_legacy_concluded(run, now))
+        case LegacyHeard():
+            if run.state is not RunState.UNKNOWN or run.accepted_at is None:
+                return Outcome(run=run)
+            return Outcome(run=_heard(run, RunState.ACCEPTED if run.started_at is None else RunState.RUNNING, now))
+        case LegacyKeyRefused():
+            if run.accepted_at is not None or run.cancelling:
+                return Outcome(run=run)
+            waiting = run if run.state in _UNSENT else _heard(run, RunState.DISPATCHED, now)
+            return Outcome(run=waiting, effects=(SendStart(),))
+        case LegacyCancelOver():
+            if not run.cancelling:
+                return Outcome(run=run)
+            detail = "the node was told to end the command and cannot prove that it did"
+            return Outcome(run=_end(run, RunState.CANCEL_UNPROVEN, now, cause="cancelled", detail=detail))
 
 
 def result_of(report: RunReport) -> tuple[RunState, str, str]:
@@ -257,8 +285,58 @@ def _after_the_end(run: Run, event: RunEvent, now: float) -> Outcome:
                 state=state, cause=cause, exit_code=report.exit_code, signal=report.signal, reported_at=now
             )
             return Outcome(run=replace(run, late_report=late, updated_at=now), effects=(ConfirmReport(),))
+        case LegacyEnded():
+            late = _late(event)
+            said_before = (run.state, run.exit_code, run.signal) == (late.state, late.exit_code, late.signal)
+            # Anybody on the ring can make a schob say `invalid` of a run that has long ended.
+            if said_before or run.late_report is not None or late.state is RunState.INVALID:
+                return Outcome(run=run)
+            return Outcome(run=replace(run, late_report=late, updated_at=now))
         case _:
             return Outcome(run=run)
+
+
+def _legacy_ended(run: Run, event: LegacyEnded, now: float) -> Run:
+    """The run with its end held, or ended where no output can follow."""
+    if event.state is RunState.INVALID and run.accepted_at is None:
+        return _end(run, RunState.INVALID, now, cause=event.cause, detail=event.detail)
+    state, cause = event.state, event.cause
+    if state is RunState.INVALID:
+        state = RunState.FAILED
+    elif run.cancelling and state not in (RunState.SUCCEEDED, RunState.TIMED_OUT):
+        overdue = run.cancel_reason == BY_DEADLINE
+        state, cause = (RunState.TIMED_OUT, "overdue") if overdue else (RunState.CANCEL_UNPROVEN, "cancelled")
+    late = replace(_late(event), state=state, cause=cause)
+    held = run if run.state is RunState.RUNNING else _heard(run, RunState.RUNNING, now)
+    return replace(
+        held,
+        late_report=late,
+        detail=event.detail,
+        accepted_at=run.accepted_at or event.at,
+        started_at=run.started_at or event.at,
+        updated_at=now,
+    )
+
+
+def _legacy_concluded(run: Run, now: float) -> Run:
+    late = run.late_report
+    if late is None:
+        return run
+    return _end(
+        replace(run, late_report=None),
+        late.state,
+        now,
+        cause=late.cause,
+        exit_code=late.exit_code,
+        signal=late.signal,
+        finished_at=late.reported_at,
+    )
+
+
+def _late(event: LegacyEnded) -> LateReport:
+    return LateReport(
+        state=event.state, cause=event.cause, exit_code=event.exit_code, signal=event.signal, reported_at=event.at
+    )
 
 
 def _truth(run: Run, report: RunReport) -> tuple[RunState, str, str]:

@@ -125,12 +125,10 @@ def parse_run_put(body: Mapping[str, object]) -> RunPut:
         known = RunStatus(status)
     except ValueError:
         raise InvalidRequest(f"invalid status: there is no {status[:40]!r}", field="status") from None
-    exit_status, error = body.get("exit_status", 0), body.get("error", "")
-    if not isinstance(exit_status, int | float) or isinstance(exit_status, bool) or exit_status != exit_status // 1:
-        raise InvalidRequest("invalid exit_status", field="exit_status")
+    error = body.get("error", "")
     if not isinstance(error, str):
         raise InvalidRequest("invalid error", field="error")
-    return RunPut(status=known, exit_status=int(exit_status), error=_clean(error))
+    return RunPut(status=known, exit_status=_exit_status(body.get("exit_status", 0)), error=_clean(error))
 
 
 def parse_stream_put(body: Mapping[str, object]) -> StreamPut:
@@ -229,6 +227,12 @@ def output_bytes(text: str) -> bytes:
 
 # U+DC80 to U+DCFF stand for the bytes 0x80 to 0xFF.
 _FOREIGN_SURROGATE: Final = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+
+
+def _exit_status(value: object) -> int:
+    if isinstance(value, int | float) and not isinstance(value, bool) and value % 1 == 0 and abs(value) < 2**31:
+        return int(value)
+    raise InvalidRequest("invalid exit_status", field="exit_status")
 
 
 def _clean(text: str) -> str:

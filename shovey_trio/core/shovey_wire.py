@@ -2,8 +2,8 @@
 
 The rules of this file (recorded in ``tests/golden/serf.jsonl``; the protocol is goiardi's and schob's, not ours):
 
-* A payload is one JSON object with text values only, keys sorted, in Go's escaping: ``<``, ``>`` and ``&`` as \\u003c …,
-  everything else that is not ASCII as it is. schob refuses a value of any other type.
+* A payload is one JSON object with text values only, keys sorted, in Go's escaping: ``<``, ``>`` and ``&`` as
+  \\u003c …, everything else that is not ASCII as it is. schob refuses a value of any other type.
 * Signed is every key but ``signature``, sorted, as ``key: value`` lines without a last line end, with the values as
   they are, not as JSON writes them. So a line end in a value looks like another key in the text; both sides read the
   JSON, and keys that are added or dropped change the text, so nothing comes of it.
@@ -170,9 +170,9 @@ def parse_time(text: str) -> float:
     Raises:
         PayloadMalformed: it is none.
     """
+    if _TIME.fullmatch(text) is None:
+        raise PayloadMalformed(f"not a time: {text[:40]!r}")
     try:
-        if _TIME.fullmatch(text) is None:
-            raise ValueError(text)
         return datetime.fromisoformat(text).timestamp()
     except (ValueError, OverflowError):
         raise PayloadMalformed(f"not a time: {text[:40]!r}") from None

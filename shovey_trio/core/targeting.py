@@ -39,27 +39,39 @@ class Tagged:
     tags: Mapping[str, str]
 
 
-Selection = Names | AllNodes | Match | Tagged
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Search:
+    """Nodes that a query in the subset of Lucene's syntax finds; see ``core.search``."""
+
+    query: str
 
 
-def resolve(selection: Selection, registered: Mapping[str, Node]) -> tuple[str, ...]:
+Selection = Names | AllNodes | Match | Tagged | Search
+
+
+def resolve(selection: Selection, registered: Mapping[str, Node], *, accept_unknown: bool = False) -> tuple[str, ...]:
     """The targeted names: sorted, each once.
 
     Args:
         selection: what the operator asked for.
         registered: the organization's nodes by name.
+        accept_unknown: whether a name that no node has is a target all the same.
 
     Raises:
         UnknownNodes: a name that no node has.
         NoTargets: nothing was named, or nothing matched.
+        InvalidRequest: the query of a search cannot be read.
     """
     match selection:
+        case Names(names=names) if accept_unknown:
+            chosen: Iterable[str] = names
+            nothing = "the list of nodes is empty"
         case Names(names=names):
             unknown = sorted({name for name in names if name not in registered})
             if unknown:
                 shown = ", ".join(unknown[:_NAMES_SHOWN]) + (" …" if len(unknown) > _NAMES_SHOWN else "")
                 raise UnknownNodes(f"no such node: {shown}", nodes=",".join(unknown[:1000]))
-            chosen: Iterable[str] = names
+            chosen = names
             nothing = "the list of nodes is empty"
         case AllNodes():
             chosen, nothing = registered, "no node is registered"
@@ -69,6 +81,13 @@ def resolve(selection: Selection, registered: Mapping[str, Node]) -> tuple[str, 
         case Tagged(tags=tags):
             chosen = (name for name, node in registered.items() if has_tags(node, tags))
             nothing = "no node carries " + ", ".join(f"{key}={value}" for key, value in sorted(tags.items()))
+        case Search(query=query):
+            # Imported here: agents and clients use this module, and have no parser.
+            from shovey_trio.core.search import parse_search
+
+            holds = parse_search(query)
+            chosen = (name for name, node in registered.items() if holds(node))
+            nothing = f"no node is found by {query!r}"
     targets = tuple(sorted(set(chosen)))
     if not targets:
         raise NoTargets(nothing)

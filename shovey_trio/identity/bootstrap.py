@@ -25,6 +25,7 @@ from shovey_trio.identity.files import (
     write_secret,
 )
 from shovey_trio.identity.layout import DataDirectory
+from shovey_trio.identity.legacy_keys import LegacyKeyFile
 from shovey_trio.identity.names import check_organization, user_identity
 from shovey_trio.identity.profile import ClientProfile, write_profile
 from shovey_trio.identity.requests import make_private_key, make_request, private_key_pem
@@ -135,6 +136,7 @@ def _build(directory: DataDirectory, options: SetupOptions, populate_store: Call
     SigningKeyFile(directory.signing_keys(options.organization)).save(
         SigningKeys(organization=options.organization, serial=1, active=make_signing_key(options.now))
     )
+    LegacyKeyFile(directory.legacy_keys(options.organization)).ensure(options.organization, now=options.now)
     populate_store(directory.store, _make_admin(directory, authority, options))
     write_public(directory.configuration, options.configuration.encode())
 

@@ -42,6 +42,10 @@ class DataDirectory:
     def signing_keys(self, organization: str) -> Path:
         return self.root / "signing" / f"{organization}.json"
 
+    def legacy_keys(self, organization: str) -> Path:
+        """The RSA keys for old nodes."""
+        return self.root / "signing" / f"{organization}.legacy.json"
+
     @property
     def admin(self) -> Path:
         """The first admin's client directory."""

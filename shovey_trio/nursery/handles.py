@@ -7,7 +7,8 @@ no event is dropped; a run that has ended refuses (``post`` returns False) and t
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import trio
@@ -62,6 +63,10 @@ class RunHandle:
         self._run = run
         self._moved = moved
         self.extent = extent
+        # Of a run on an old node: the id of the key its last start order was signed with, and whether the node has
+        # refused one already.
+        self.signed_with = ""
+        self.other_key_tried = False
         self._inbox_in, self.inbox = trio.open_memory_channel[Posted](_INBOX)
         self._output_in, self.output = trio.open_memory_channel[PushedChunk](_OUTPUT)
         self._closed = False
@@ -84,11 +89,16 @@ class RunHandle:
         """Whether the run's task is over, so that nothing can be posted."""
         return self._closed
 
-    def on_output(self, start: Callable[[], None]) -> None:
-        """Has ``start`` called once, with the first chunk; at once when that is here already."""
+    @contextmanager
+    def on_output(self, start: Callable[[], None]) -> Iterator[None]:
+        """Has ``start`` called once within the block, with the first chunk; at once when that is here already."""
         self._start_output = start
         if self._output_came:
             self._begin_output()
+        try:
+            yield
+        finally:
+            self._start_output = None
 
     async def post(self, event: RunEvent) -> bool:
         """Hands an event to the run's task, waiting for room; False when the run has ended."""
@@ -119,7 +129,6 @@ class RunHandle:
     def close(self) -> None:
         """Refuses everything from now on; what waits unhandled is told so."""
         self._closed = True
-        self._start_output = None
         self._inbox_in.close()
         self._output_in.close()
         while True:

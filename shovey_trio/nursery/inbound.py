@@ -56,9 +56,11 @@ class AgentInbox:
 
         ``knows`` holds every run in the node's spool that was not confirmed yet; a run not in it is unknown there.
         """
+        # A run that begins after this finds the link by itself.
+        waiting = self._supervisor.runs_of_node(link.organization, link.node)
         self._links.add(link)
         await self._presence.attached(link)
-        for live in self._supervisor.runs_of_node(link.organization, link.node):
+        for live in waiting:
             known = knows.get(live.run.id, NodeKnows.NOTHING)
             await live.post(NodeAttached(agent_instance=link.agent_instance, knows=known))
 

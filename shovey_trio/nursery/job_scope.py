@@ -35,7 +35,7 @@ async def supervise_job(handle: JobHandle, services: Services) -> None:
                 raise
             except* Exception as failures:  # noqa: BLE001 - a bug in one must not end its siblings
                 _log.exception("job.failed", error=failure_detail(failures))
-                await _crash(handle, services, failures)
+                await _crash(handle, services, failure_detail(failures))
     finally:
         handle.ended.set()
 
@@ -81,15 +81,18 @@ async def _live(handle: JobHandle, services: Services) -> None:
     await _write(handle, services)
 
 
-async def _crash(handle: JobHandle, services: Services, failure: BaseException) -> None:
-    if handle.job.is_terminal:
-        return
-    detail = failure_detail(failure)
-    for run in handle.runs.values():
-        if not run.run.is_terminal:
-            await crash_run(run, services, detail)
-    handle.job = crash(handle.job, detail, +handle.counts, services.clock.now())
-    await _write(handle, services)
+async def _crash(handle: JobHandle, services: Services, detail: str) -> None:
+    try:
+        for run in handle.runs.values():
+            if not run.run.is_terminal:
+                await crash_run(run, services, detail)
+        if not handle.job.is_terminal:
+            handle.job = crash(handle.job, detail, +handle.counts, services.clock.now())
+        await _write(handle, services)
+    except StoreCorrupt:
+        raise
+    except Exception as error:  # noqa: BLE001 - not even its end can be written; the next start takes it up as it is
+        _log.exception("job.abandoned", error=failure_detail(error))
 
 
 async def _write(handle: JobHandle, services: Services) -> None:

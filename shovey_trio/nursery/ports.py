@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.model import (
     Job,
     LinkMode,
@@ -227,6 +228,16 @@ class Store(Protocol):
 
     async def load_users(self) -> Sequence[User]: ...
 
+    async def write_chef_principals(self, principals: Sequence[ChefPrincipal]) -> None:
+        """Stores principals in one commit, each in place of the one of the same kind and name."""
+        ...
+
+    async def remove_chef_principal(self, organization: str, kind: ChefPrincipalKind, name: str) -> bool: ...
+
+    async def load_chef_principals(self) -> Sequence[ChefPrincipal]:
+        """By organization, kind and name."""
+        ...
+
     async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:
         """Records an issued certificate; ``subject`` is a principal's label such as ``node/web-1``."""
         ...
@@ -248,6 +259,10 @@ class Store(Protocol):
     # -- the store itself
     async def next_epoch(self, now: float) -> int:
         """``max(stored + 1, int(now))``, stored before it is returned."""
+        ...
+
+    async def probe(self, now: float) -> None:
+        """Writes something that means nothing, durably: finds out whether a store that failed can write again."""
         ...
 
     async def delete_history(self, *, jobs_before: float, statuses_before: float, limit: int) -> int:

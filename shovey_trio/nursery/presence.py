@@ -57,6 +57,8 @@ class NodePresence:
         """Gives every node the usual time to come back, whatever it was at the last stop: runs may depend on it."""
         self._began = self._clock.now()
         for node in self._registry.all():
+            if node.link is LinkMode.LEGACY:
+                continue  # it has no stream to come back on
             self._look_at(_key(node), self._began + self._timing.stream_lost_after, since=self._began)
 
     async def attached(self, link: AgentLink) -> None:

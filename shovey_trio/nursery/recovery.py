@@ -12,7 +12,7 @@ from dataclasses import replace
 import structlog
 
 from shovey_trio.core.events import CancelAsked
-from shovey_trio.core.model import Run
+from shovey_trio.core.model import Route, Run
 from shovey_trio.core.states import RunState
 from shovey_trio.nursery.ports import Store
 from shovey_trio.nursery.supervisor import Supervisor
@@ -40,6 +40,7 @@ async def take_up_jobs(store: Store, supervisor: Supervisor) -> int:
 
 
 def _maybe_sent(run: Run, expires_at: float) -> Run:
-    if run.state is RunState.PENDING and run.attempts == 0:
+    # An order in a query is noted durably before it goes out, and must never go out twice.
+    if run.state is RunState.PENDING and run.attempts == 0 and run.route is not Route.LEGACY:
         return replace(run, attempts=1, order_expires_at=expires_at)
     return run

@@ -29,6 +29,11 @@ class NodeRegistry:
         for node in await self._store.load_nodes():
             self._nodes.setdefault(node.organization, {})[node.name] = node
 
+    async def load_new(self) -> None:
+        """Takes in the nodes that the command line has registered since; those that are known stay as they are."""
+        for node in await self._store.load_nodes():
+            self._nodes.setdefault(node.organization, {}).setdefault(node.name, node)
+
     def of(self, organization: str) -> Mapping[str, Node]:
         """The organization's nodes by name; a live view."""
         return self._nodes.get(organization, _NONE)

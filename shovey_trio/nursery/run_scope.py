@@ -4,7 +4,7 @@ The run's task receives events (from the node, the operator, presence, its own d
 what they mean, writes the answer and carries out the effects – in this order, so that nothing is acknowledged that
 is not durable. What takes time runs beside it in the run's nursery, and only while it is needed:
 
-* dispatch – reaches the node (stream, or doorbell and then stream) and hands it the start order;
+* dispatch – brings the node here (its stream, or doorbell and then stream) until it has answered the start order;
 * output   – stores what the node pushes, from the first chunk on (``output_pump``);
 * cancel   – hands the node the cancel order, again and again, until the node has proven the end.
 
@@ -26,6 +26,7 @@ from shovey_trio.core.events import (
     Effect,
     ForgetRun,
     InternalFailure,
+    LegacyOutputOver,
     NodeReported,
     NodeSilent,
     OrderSent,
@@ -34,12 +35,12 @@ from shovey_trio.core.events import (
     SendCancel,
     SendStart,
 )
-from shovey_trio.core.model import Job
+from shovey_trio.core.model import Job, Route
 from shovey_trio.core.orders import NONCE_BYTES, Order, OrderKind
 from shovey_trio.core.run_machine import handle
 from shovey_trio.core.states import ACTIVE_RUN_STATES, RunState
-from shovey_trio.nursery.dispatch import Reached
 from shovey_trio.nursery.handles import JobHandle, Posted, RunHandle
+from shovey_trio.nursery.legacy_run import send_legacy_cancel, send_legacy_start
 from shovey_trio.nursery.output_pump import pump_output
 from shovey_trio.nursery.persist import until_stored
 from shovey_trio.nursery.ports import SendFollow, SendForget, SendOrder, SendReportDurable
@@ -81,7 +82,11 @@ def next_deadline(handle_: RunHandle, job: JobHandle, timing: Timing) -> tuple[f
     have come before), at the second it no longer believes what it last heard, whoever asked for the end.
     """
     run = handle_.run
+    if run.late_report is not None:
+        return run.late_report.reported_at + timing.legacy_output, LegacyOutputOver()
     if run.state in (RunState.PENDING, RunState.DISPATCHED):
+        if run.route is Route.LEGACY:
+            return timing.legacy_acceptance_until(job.job, run), AcceptanceOver()
         return timing.acceptance_until(job.job), AcceptanceOver()
     if run.state is RunState.UNKNOWN:
         silent_since = max(run.unknown_since or run.updated_at, job.supervised_since)
@@ -128,14 +133,23 @@ class _RunScope:
         self._services = services
         self._nursery = nursery
         self._dispatching: trio.CancelScope | None = None
+        # How the node came to its present stream, as far as this run had a part in it.
+        self._route = Route.STREAM
         self._cancelling = False
         self._held_report: NodeReported | None = None
 
     async def live(self) -> None:
         """Handles events until the run is terminal."""
+        with self._handle.on_output(self._start_output):
+            await self._handle_events()
+
+    async def _handle_events(self) -> None:
         run = self._handle.run
-        self._handle.on_output(self._start_output)
-        if run.state in (RunState.PENDING, RunState.DISPATCHED):
+        if run.route is Route.LEGACY:
+            if run.attempts == 0 and run.state is RunState.PENDING:
+                self._start_dispatch()
+        elif run.state in (RunState.PENDING, RunState.DISPATCHED):
+            self._send_start()
             self._start_dispatch()
         if run.cancelling:
             self._start_cancel()
@@ -172,11 +186,14 @@ class _RunScope:
         outcome = handle(before, event, self._services.clock.now())
         if outcome.run is not before:
             self._handle.run = outcome.run
-            await until_stored(self._write, longest_pause=self._services.timing.store_retry)
+            await self._write_until_stored()
         if outcome.run.state not in (RunState.PENDING, RunState.DISPATCHED) and self._dispatching is not None:
             self._dispatching.cancel(reason="the node has answered")
         for effect in outcome.effects:
             self._carry_out(effect)
+
+    async def _write_until_stored(self) -> None:
+        await until_stored(self._write, longest_pause=self._services.timing.store_retry)
 
     async def _write(self) -> None:
         await self._services.store.write_run(self._handle.run)
@@ -185,7 +202,12 @@ class _RunScope:
         run = self._handle.run
         link = self._services.links.get(run.organization, run.node)
         match effect:
+            case SendStart() if run.route is Route.LEGACY:
+                if self._dispatching is not None:
+                    self._dispatching.cancel(reason="the node holds another key")
+                self._start_dispatch()
             case SendStart():
+                self._send_start()
                 self._start_dispatch()
             case SendCancel():
                 self._start_cancel()
@@ -204,44 +226,58 @@ class _RunScope:
             self._nursery.start_soon(self._dispatch, self._dispatching)
 
     async def _dispatch(self, scope: trio.CancelScope) -> None:
+        """Brings the node here, as often as its stream breaks, until it has answered.
+
+        The order goes out when the node has said what it knows (``NodeAttached``), so none is sent that it has.
+        """
+        run = self._handle.run
         try:
             with scope:
-                run = self._handle.run
-                reached = await self._services.dispatcher.reach(
-                    organization=run.organization, job_id=run.job_id, node=run.node
-                )
-                self._send_start(reached)
+                if run.route is Route.LEGACY:
+                    await send_legacy_start(self._handle, self._job.job, self._services, self._write_until_stored)
+                    return
+                while True:
+                    reached = await self._services.dispatcher.reach(
+                        organization=run.organization, job_id=run.job_id, node=run.node
+                    )
+                    self._route = reached.route
+                    await self._services.links.wait_gone(reached.link)
         finally:
             if self._dispatching is scope:
                 self._dispatching = None
 
-    def _send_start(self, reached: Reached) -> None:
+    def _send_start(self) -> None:
         """Notes that the order goes out, then lets it go out: without a pause between the two.
 
-        A cancel that comes between them would otherwise take the run for never sent.
+        A cancel that comes between them would otherwise take the run for never sent. A node without a stream gets it
+        when it attaches.
         """
         run = self._handle.run
-        if run.state not in (RunState.PENDING, RunState.DISPATCHED) or run.cancelling:
+        link = self._services.links.get(run.organization, run.node)
+        if link is None or run.state not in (RunState.PENDING, RunState.DISPATCHED) or run.cancelling:
             return
         until = self._services.timing.acceptance_until(self._job.job)
-        instance = reached.link.agent_instance
+        instance = link.agent_instance
         order = make_order(
             self._handle, self._job.job, OrderKind.START, agent_instance=instance, until=until, services=self._services
         )
-        sent = OrderSent(route=reached.route, agent_instance=instance, expires_at=until)
+        sent = OrderSent(route=self._route, agent_instance=instance, expires_at=until)
         outcome = handle(run, sent, self._services.clock.now())
         self._handle.run = outcome.run
         self._services.store.write_run_soon(outcome.run)
-        reached.link.send_nowait(SendOrder(order=self._services.signer.sign(order)))
+        link.send_nowait(SendOrder(order=self._services.signer.sign(order)))
         if self._services.hub.is_followed(run.job_id, run.node):
-            reached.link.send_nowait(SendFollow(run_id=run.id, followed=True))
+            link.send_nowait(SendFollow(run_id=run.id, followed=True))
 
     # -- cancel
 
     def _start_cancel(self) -> None:
         if not self._cancelling:
             self._cancelling = True
-            self._nursery.start_soon(self._cancel)
+            if self._handle.run.route is Route.LEGACY:
+                self._nursery.start_soon(send_legacy_cancel, self._handle, self._job.job, self._services)
+            else:
+                self._nursery.start_soon(self._cancel)
 
     async def _cancel(self) -> None:
         """Hands the node a cancel order until this nursery ends with the run."""

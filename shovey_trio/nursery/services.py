@@ -11,6 +11,7 @@ from shovey_trio.nursery.settings import Bounds, Timing
 
 if TYPE_CHECKING:
     from shovey_trio.nursery.dispatch import Dispatcher
+    from shovey_trio.nursery.legacy_dispatch import LegacyDispatcher
     from shovey_trio.nursery.links import Links
     from shovey_trio.nursery.ports import Clock, OrderSigner, Store
     from shovey_trio.nursery.watch import CommitHub
@@ -29,4 +30,5 @@ class Services:
     epoch: int
     timing: Timing = field(default_factory=Timing)
     bounds: Bounds = field(default_factory=Bounds)
+    legacy: LegacyDispatcher | None = None
     random_bytes: Callable[[int], bytes] = os.urandom

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from shovey_trio.core.model import Job
+from shovey_trio.core.model import Job, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,6 +27,13 @@ class Timing:
         stream_lost_after: how long an attached agent's stream may be gone before the node is down.
         on_demand_fresh: how long an on-demand agent counts as up after it was last heard.
         store_retry: longest pause between attempts to write while the store is unavailable.
+        legacy_per_target: how much longer per target an order for an old node may wait for its query: about one a
+            second goes out, in the worst case with one name in it.
+        legacy_cancel: how long, beside the kill grace, a cancelled old node is waited for.
+        legacy_output: how long after its end was told a run's last output is waited for.
+        legacy_reorder: how long a piece of output waits for the one before it.
+        legacy_fresh: how long an old node counts as up after it was last heard.
+        legacy_check: how often that is looked at.
     """
 
     acceptance: float = 60.0
@@ -40,10 +47,22 @@ class Timing:
     stream_lost_after: float = 15.0
     on_demand_fresh: float = 900.0
     store_retry: float = 5.0
+    legacy_per_target: float = 1.0
+    legacy_cancel: float = 10.0
+    legacy_output: float = 5.0
+    legacy_reorder: float = 1.0
+    legacy_fresh: float = 600.0
+    legacy_check: float = 60.0
 
     def acceptance_until(self, job: Job) -> float:
         """Until when a start order of a job may be accepted, in unix seconds; derived, so the same after a restart."""
         return job.created_at + self.acceptance + math.ceil(self.spread_per_target * job.run_total)
+
+    def legacy_acceptance_until(self, job: Job, run: Run) -> float:
+        """As ``acceptance_until``, for an old node: counted from when its order went out, if it did."""
+        if run.dispatched_at is not None:
+            return run.dispatched_at + self.acceptance
+        return job.created_at + self.acceptance + self.legacy_per_target * job.run_total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,7 +74,8 @@ class Bounds:
         live_runs: runs of all those jobs, about 8 KiB each while they wait.
         watchers: open WatchJob and following ReadOutput calls.
         attached: open control streams, about 90 KiB each with TLS.
-        slice: runs started or cancelled before other tasks get a turn (28 µs each: 7 ms).
+        slice: runs started or cancelled before other tasks get a turn. A run is about 15 steps of 60 µs until it ends,
+            and slices overlap by as many: 25 × 15 × 60 µs = 22 ms is one round of the loop (bench/fanout_fake.py).
         output_buffer: bytes of output that are received and not yet durable, over all agents.
     """
 
@@ -63,5 +83,5 @@ class Bounds:
     live_runs: int = 50_000
     watchers: int = 2_000
     attached: int = 20_000
-    slice: int = 250
+    slice: int = 25
     output_buffer: int = 64 * 1024 * 1024

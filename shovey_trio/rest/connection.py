@@ -14,9 +14,10 @@ The rules of this file:
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
+from email.utils import formatdate
+from http import HTTPStatus
 from typing import Final
 
 import h11
@@ -35,6 +36,8 @@ _READ: Final = 65_536
 _LINGER_BYTES: Final = 4 * 2**20
 _LINGER: Final = 2.0
 _CLOSE: Final = 1.0
+_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
+_HEAD_TOO_LARGE: Final = "the request's head is too large"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +47,6 @@ class HttpLimits:
     Attributes:
         head_bytes: request line and headers together, about one more read on top.
         headers: how many.
-        body_bytes: a body that is read whole; a body that is passed on piece by piece has no limit.
         head_time: from a request's first byte to the end of its head.
         idle_time: between requests, and before the first.
         read_time: without a byte of a body that is expected.
@@ -54,7 +56,6 @@ class HttpLimits:
 
     head_bytes: int = 32 * 1024
     headers: int = 100
-    body_bytes: int = 1_000_000
     head_time: float = 10.0
     idle_time: float = 30.0
     read_time: float = 20.0
@@ -88,9 +89,10 @@ class HttpConnection:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=limits.head_bytes)
         self._waiting: trio.CancelScope | None = None
         self._linger = False
+        self._hung_up = False
 
     def release_idle(self) -> None:
-        """Ends the connection if it is between requests."""
+        """Ends the connection if it is between requests; a handler that holds its answer back gives it now."""
         if self._waiting is not None:
             self._waiting.cancel(reason="the server stops")
 
@@ -119,19 +121,19 @@ class HttpConnection:
         for name, value in head.headers:
             key, text = name.decode("latin-1"), value.decode("latin-1")
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
-        body = _RequestBody(self)
+        method = head.method.decode("ascii")
+        body = _RequestBody(self, declared=int(headers.get("content-length", "0")))
         request = Request(
-            method=head.method.decode("ascii"),
+            method=method,
             target=head.target.decode("ascii"),
             headers=headers,
             scheme=self._scheme,
             peer=self._peer,
             body=body,
         )
+        reply.bodiless = method == "HEAD"
         reply.close_after = self.stopping()
         try:
-            if len(head.headers) > self.limits.headers:
-                raise HttpRefused(HttpRefused.HEADERS_TOO_LARGE, f"more than {self.limits.headers} headers")
             await self._handler(request, reply)
         except HttpRefused as error:
             await self._refuse(reply, error)
@@ -139,8 +141,14 @@ class HttpConnection:
         except h11.RemoteProtocolError as error:
             await self._refuse(reply, HttpRefused(error.error_status_hint, str(error)))
             return False
+        except _Cut:
+            raise
+        except Exception:  # noqa: BLE001 - a bug in one request is that request's
+            _log.exception("http.handler_failed", peer=self._peer, method=method, path=request.path)
+            await self._refuse(reply, HttpRefused(500, "internal error"))
+            return False
         await reply.finish()
-        if not body.ended:
+        if not body.ended and not isinstance(self._http.next_event(), h11.EndOfMessage):
             # The handler answered without the body; what is left of it is not worth reading.
             self._linger = True
             return False
@@ -162,9 +170,16 @@ class HttpConnection:
         except trio.TooSlowError:
             raise HttpRefused(HttpRefused.TIMED_OUT, "the request's head took too long") from None
         except h11.RemoteProtocolError as error:
-            message = "the request's head is too large" if error.error_status_hint == 431 else str(error)  # noqa: PLR2004
-            raise HttpRefused(error.error_status_hint, message) from None
-        return event if isinstance(event, h11.Request) else None
+            too_large = error.error_status_hint == HttpRefused.HEADERS_TOO_LARGE
+            raise HttpRefused(error.error_status_hint, _HEAD_TOO_LARGE if too_large else str(error)) from None
+        if not isinstance(event, h11.Request):
+            return None
+        size = len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
+        if size > self.limits.head_bytes:
+            raise HttpRefused(HttpRefused.HEADERS_TOO_LARGE, _HEAD_TOO_LARGE)
+        if len(event.headers) > self.limits.headers:
+            raise HttpRefused(HttpRefused.HEADERS_TOO_LARGE, f"the request has more than {self.limits.headers} headers")
+        return event
 
     async def next_body_event(self) -> h11.Data | h11.EndOfMessage:
         """The next piece of the body.
@@ -183,13 +198,13 @@ class HttpConnection:
             return event
         raise _Cut
 
-    async def send(self, event: h11.Event) -> None:
-        """Sends an event.
+    async def send(self, *events: h11.Event) -> None:
+        """Sends events, as one piece.
 
         Raises:
             _Cut: the client is gone or does not read.
         """
-        data = self._http.send(event)
+        data = b"".join(self._http.send(event) or b"" for event in events)
         if not data:
             return
         try:
@@ -198,13 +213,31 @@ class HttpConnection:
         except (trio.TooSlowError, trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise _Cut from error
 
-    @asynccontextmanager
-    async def watched(self) -> AsyncIterator[None]:
-        """Cancels its block when the client hangs up; what the client sends meanwhile is kept for the next request."""
+    async def wait_while_connected(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Waits, but not for a client that has hung up, and not when the server stops.
+
+        What the client sends meanwhile is kept for the next request.
+
+        Raises:
+            _Cut: it hung up first.
+            And whatever ``wait`` raises, not in a group.
+        """
+        if self.stopping():
+            return
+        failure: Exception | None = None
         async with trio.open_nursery() as nursery:
+            self._waiting = nursery.cancel_scope
             nursery.start_soon(self._watch, nursery.cancel_scope)
-            yield
+            try:
+                await wait()
+            except Exception as error:  # noqa: BLE001 - raised again below, outside the group
+                failure = error
             nursery.cancel_scope.cancel(reason="the wait is over")
+        self._waiting = None
+        if failure is not None:
+            raise failure
+        if self._hung_up:
+            raise _Cut
 
     async def _watch(self, block: trio.CancelScope) -> None:
         received = 0
@@ -213,8 +246,9 @@ class HttpConnection:
                 data = await self._stream.receive_some(_READ)
             except (trio.BrokenResourceError, trio.ClosedResourceError):
                 data = b""
-            self._http.receive_data(data)
+            self._http.receive_data(bytes(data))
             if not data:
+                self._hung_up = True
                 block.cancel(reason="the client hung up")
                 return
             received += len(data)
@@ -229,7 +263,7 @@ class HttpConnection:
             data = await self._stream.receive_some(_READ)
         except (trio.BrokenResourceError, trio.ClosedResourceError) as error:
             raise _Cut from error
-        self._http.receive_data(data)
+        self._http.receive_data(bytes(data))
 
     async def _refuse(self, reply: _Reply, error: HttpRefused) -> None:
         self._linger = True
@@ -260,15 +294,18 @@ class HttpConnection:
 class _RequestBody:
     """``messages.Body`` of the request that a connection is at."""
 
-    def __init__(self, connection: HttpConnection) -> None:
+    def __init__(self, connection: HttpConnection, *, declared: int) -> None:
         self._connection = connection
+        self._declared = declared
         self.ended = False
 
     async def read(self, limit: int) -> bytes:
+        if self._declared > limit:
+            raise HttpRefused(HttpRefused.TOO_LARGE, "Content-length too long!")
         collected = bytearray()
         try:
             with trio.fail_after(self._connection.limits.body_time):
-                async for piece in self.chunks():
+                while piece := await self.receive():
                     collected += piece
                     if len(collected) > limit:
                         raise HttpRefused(HttpRefused.TOO_LARGE, f"the body is larger than {limit} bytes")
@@ -276,13 +313,14 @@ class _RequestBody:
             raise HttpRefused(HttpRefused.TIMED_OUT, "the request's body took too long") from None
         return bytes(collected)
 
-    async def chunks(self) -> AsyncIterator[bytes]:
+    async def receive(self) -> bytes:
         while not self.ended:
             match await self._connection.next_body_event():
-                case h11.Data(data=data):
-                    yield bytes(data)
-                case _:
+                case h11.Data(data=data) if data:
+                    return bytes(data)
+                case h11.EndOfMessage():
                     self.ended = True
+        return b""
 
 
 class _Reply:
@@ -291,27 +329,19 @@ class _Reply:
     def __init__(self, connection: HttpConnection) -> None:
         self._connection = connection
         self.begun = False
+        self.bodiless = False
         self.close_after = False
-
-    @property
-    def draining(self) -> bool:
-        return self._connection.stopping()
 
     async def send(self, response: Response) -> None:
         headers = {"Content-Type": response.content_type} if response.body else {}
-        length = {"Content-Length": str(len(response.body))}
-        await self.begin(response.status, headers | dict(response.headers) | length)
-        await self.write(response.body)
+        head = self._head(response.status, {**headers, **response.headers, "Content-Length": str(len(response.body))})
+        await self._connection.send(head, *([h11.Data(data=response.body)] if self._has_body(response.body) else []))
 
     async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        if self.begun:
-            raise RuntimeError("a handler sends one response")
-        self.begun = True
-        fields = [*headers.items(), *([("Connection", "close")] if self.close_after else [])]
-        await self._connection.send(h11.Response(status_code=status, headers=fields))
+        await self._connection.send(self._head(status, headers))
 
     async def write(self, data: bytes) -> None:
-        if data:
+        if self._has_body(data):
             await self._connection.send(h11.Data(data=data))
 
     async def finish(self) -> None:
@@ -320,10 +350,20 @@ class _Reply:
             await self.send(error_response(500, "nothing was answered"))
         await self._connection.send(h11.EndOfMessage())
 
-    @asynccontextmanager
-    async def gone(self) -> AsyncIterator[None]:
-        async with self._connection.watched():
-            yield
+    async def hold(self, wait: Callable[[], Awaitable[None]]) -> None:
+        await self._connection.wait_while_connected(wait)
+
+    def _head(self, status: int, headers: Mapping[str, str]) -> h11.Response:
+        if self.begun:
+            raise RuntimeError("a handler sends one response")
+        self.begun = True
+        fields = [("Date", formatdate(usegmt=True)), *headers.items()]
+        if self.close_after:
+            fields.append(("Connection", "close"))
+        return h11.Response(status_code=status, headers=fields, reason=_REASONS.get(status, b""))
+
+    def _has_body(self, data: bytes) -> bool:
+        return bool(data) and not self.bodiless
 
 
 async def answer_error(reply: Reply, error: ShoveyError, headers: Mapping[str, str]) -> None:

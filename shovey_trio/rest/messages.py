@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 from urllib.parse import parse_qsl
@@ -40,8 +39,12 @@ class Body(Protocol):
         """
         ...
 
-    def chunks(self) -> AsyncIterator[bytes]:
-        """Piece by piece, as it comes; at most 64 KiB each."""
+    async def receive(self) -> bytes:
+        """The next piece, at most 64 KiB; empty at the end.
+
+        Raises:
+            HttpRefused: it does not come in time (408).
+        """
         ...
 
 
@@ -99,13 +102,12 @@ class Reply(Protocol):
         """Sends a piece of the body; waits while the client is slow, within the server's limit for that."""
         ...
 
-    def gone(self) -> AbstractAsyncContextManager[None]:
-        """A block that is cancelled when the client hangs up: for handlers that wait."""
-        ...
+    async def hold(self, wait: Callable[[], Awaitable[None]]) -> None:
+        """Waits before the answer, at most until the server stops; a client that hangs up ends the handler.
 
-    @property
-    def draining(self) -> bool:
-        """Whether the server is stopping, so that nobody should be kept waiting."""
+        Raises:
+            Whatever ``wait`` raises.
+        """
         ...
 
 

@@ -47,8 +47,12 @@ class RetryPolicy:
 
 
 def is_lost_contact(error: RpcError) -> bool:
-    """Whether trying the same again may help: the server was not there, was leaving, or did not answer in time."""
-    return error.code in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED}
+    """Whether trying the same again may help: the server was not there, was leaving, or did not answer in time.
+
+    CANCELLED is what a server that stops makes of the calls that are still open when its grace is over; our own cancel
+    of a call is never an ``RpcError``.
+    """
+    return error.code in {Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED, Code.CANCELLED}
 
 
 def unreachable(error: RpcError, target: str) -> RpcError | Unreachable:

@@ -6,6 +6,7 @@ other; absent messages are None.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from enum import Enum
 from typing import Any, Generic, TypeVar
@@ -13,6 +14,7 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from shovey_trio.core.command_input import Secrets
 from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.core.events import ReportOutcome, RunReport
 from shovey_trio.core.model import (
@@ -34,7 +36,7 @@ from shovey_trio.core.model import (
 from shovey_trio.core.order_signing import KeySet, PublicKey
 from shovey_trio.core.orders import Order, OrderKind, SignedOrder
 from shovey_trio.core.states import JobState, RunState
-from shovey_trio.core.targeting import AllNodes, Match, Names, Selection, Tagged
+from shovey_trio.core.targeting import AllNodes, Match, Names, Search, Selection, Tagged
 from shovey_trio.v1 import admin_service_pb2, agent_service_pb2, job_pb2, job_service_pb2, key_pb2, node_pb2, order_pb2
 
 _E = TypeVar("_E", bound=Enum)
@@ -61,8 +63,9 @@ def seconds(at: Timestamp) -> float:
 
 def duration(value: float) -> Duration:
     """Seconds as a Duration, to the microsecond."""
-    micros = round(value * 1e6)
-    return Duration(seconds=micros // 1_000_000, nanos=micros % 1_000_000 * 1000)
+    result = Duration()
+    result.FromMicroseconds(round(value * 1e6))  # gives a negative one the same sign in both fields
+    return result
 
 
 def duration_seconds(value: Duration, *, field: str) -> float:
@@ -217,8 +220,10 @@ def selection_value(target: job_service_pb2.Target) -> Selection:
             return Match(pattern=target.match)
         case "tags" if target.tags.tags:
             return Tagged(tags=dict(target.tags.tags))
+        case "search" if target.search:
+            return Search(query=target.search)
         case _:
-            raise InvalidRequest("name the nodes, or select all, a pattern or tags", field="target")
+            raise InvalidRequest("name the nodes, or select all, a pattern, tags or a search", field="target")
 
 
 # --- nodes and users ------------------------------------------------------------------------------------------
@@ -241,6 +246,7 @@ def node_message(node: Node, *, attached: bool, serf_status: str) -> node_pb2.No
         last_seen_at=timestamp(node.last_seen_at),
         attached=attached,
         serf_status=serf_status,
+        clock_skew=None if node.clock_skew is None else duration(node.clock_skew),
     )
 
 
@@ -308,8 +314,13 @@ def key_set_value(message: key_pb2.KeySet) -> KeySet:
     )
 
 
-def order_bytes(order: Order) -> bytes:
-    """The order's bytes, the ones that are signed. Deterministic, though only the signer relies on that."""
+def order_bytes(order: Order, sealed: bytes = b"") -> bytes:
+    """The order's bytes, the ones that are signed. Deterministic, though only the signer relies on that.
+
+    Args:
+        order: all of it but its secrets, of which only the digest is taken.
+        sealed: see ``seal_secrets``.
+    """
     return order_pb2.Order(
         organization=order.organization,
         node=order.node,
@@ -324,15 +335,27 @@ def order_bytes(order: Order) -> bytes:
         expires_at=timestamp(order.expires_at),
         nonce=order.nonce,
         epoch=order.epoch,
+        args=order.input.args,
+        env=order.input.env,
+        stdin=order.input.stdin,
+        user=order.input.user,
+        sealed_digest=hashlib.sha256(sealed).digest() if sealed else b"",
     ).SerializeToString(deterministic=True)
 
 
+def seal_secrets(secrets: Secrets, salt: bytes) -> bytes:
+    """What travels beside an order, whose signed bytes hold its digest; empty without secrets."""
+    if not secrets:
+        return b""
+    return order_pb2.OrderSecrets(salt=salt, env=secrets.env, stdin=secrets.stdin).SerializeToString()
+
+
 def signed_order_message(order: SignedOrder) -> order_pb2.SignedOrder:
-    return order_pb2.SignedOrder(order=order.order, signature=order.signature, key_id=order.key_id)
+    return order_pb2.SignedOrder(order=order.order, signature=order.signature, key_id=order.key_id, sealed=order.sealed)
 
 
 def signed_order_value(message: order_pb2.SignedOrder) -> SignedOrder:
-    return SignedOrder(order=message.order, signature=message.signature, key_id=message.key_id)
+    return SignedOrder(order=message.order, signature=message.signature, key_id=message.key_id, sealed=message.sealed)
 
 
 def report_message(report: RunReport) -> agent_service_pb2.RunReport:

@@ -10,6 +10,8 @@ from shovey_trio.nursery.watch import WatchPosition
 
 _DEFAULT = 100
 _LARGEST = 1000
+# Commit sequences are 64-bit signed integers in the store.
+_LARGEST_SEQUENCE = 2**63 - 1
 _RESUME = re.compile(r"(?P<job>[0-9a-f-]{36}):(?P<changes>[0-9a-f]{1,16}):(?P<output>[0-9a-f]{1,16})")
 
 
@@ -57,4 +59,7 @@ def decode_resume(token: str, job_id: str) -> WatchPosition | None:
     match = _RESUME.fullmatch(token)
     if match is None or match["job"] != job_id:
         raise InvalidToken("this resume token is not of this job")
-    return WatchPosition(changes=int(match["changes"], 16), output=int(match["output"], 16))
+    position = WatchPosition(changes=int(match["changes"], 16), output=int(match["output"], 16))
+    if max(position.changes, position.output) > _LARGEST_SEQUENCE:
+        raise InvalidToken("this resume token is not from this server")
+    return position

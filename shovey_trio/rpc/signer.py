@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from dataclasses import replace
+from typing import Final
 
 from shovey_trio.core.order_signing import SigningKey, sign_order
 from shovey_trio.core.orders import Order, SignedOrder
-from shovey_trio.rpc.convert import order_bytes
+from shovey_trio.rpc.convert import order_bytes, seal_secrets
+
+# As long as the digest that hides what is salted.
+_SALT: Final = 32
 
 
 class Signer:
@@ -17,7 +23,9 @@ class Signer:
 
     def sign(self, order: Order) -> SignedOrder:
         """Raises KeyError for an organization without a key, which is our own bug."""
-        return sign_order(order_bytes(order), self._active[order.organization])
+        sealed = seal_secrets(order.input.secrets, os.urandom(_SALT))
+        signed = sign_order(order_bytes(order, sealed), self._active[order.organization])
+        return replace(signed, sealed=sealed)
 
     def replace(self, active: Mapping[str, SigningKey]) -> None:
         """Signs with other keys from now on."""

@@ -185,8 +185,15 @@ class SerfLink:
         """Sends a query in its turn; see ``QueryIssuer.issue``. While serf is away it waits."""
         return await self._issuer.issue(query)
 
-    async def announce(self, name: str, payload: bytes) -> None:
+    async def ring_at_turn(self, prepare: Callable[[], Awaitable[PlannedQuery | None]]) -> QueryProgress | None:
+        """Sends a query that is made when its turn has come; see ``QueryIssuer.issue_at_turn``."""
+        return await self._issuer.issue_at_turn(prepare)
+
+    async def announce(self, name: str, payload: bytes, *, coalesce: bool = False) -> None:
         """Sends a user event as soon as there is a connection.
+
+        Args:
+            coalesce: of several events of this name, agents may deliver the last one alone.
 
         Raises:
             SerfRefused: larger than 512 bytes encoded.
@@ -196,7 +203,7 @@ class SerfLink:
         connection = self._connection
         if connection is None:
             raise SerfConnectionLost("the connection to serf was lost")
-        await connection.send_user_event(name, payload, coalesce=False)
+        await connection.send_user_event(name, payload, coalesce=coalesce)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> NoReturn:
         """Keeps the link up until cancelled. It is started at once: an absent serf is a state, not an error."""

@@ -26,6 +26,7 @@ class QueryProgress:
         self._acked: set[str] = set()
         self._answers: dict[str, bytes] = {}
         self._settled = trio.Event()
+        self._done = False
         self._on_settled = on_settled
         self._changed = trio.Event()
 
@@ -48,6 +49,11 @@ class QueryProgress:
     def settled(self) -> bool:
         """Whether waiting longer can teach anything."""
         return self._settled.is_set()
+
+    @property
+    def done(self) -> bool:
+        """Whether serf has said that the query's time is over: who has not acknowledged by now never will."""
+        return self._done
 
     async def wait_settled(self) -> None:
         """Returns when it is settled; cancelling has no effect on the query."""
@@ -83,6 +89,7 @@ class QueryProgress:
                 self._answers.setdefault(node, payload)
                 self.mark_heard(node)
             case QueryDone():
+                self._done = True
                 self.settle()
         if not self._settled.is_set():
             self._changed.set()

@@ -7,6 +7,7 @@ faster than gossip carries them. While serf is away they wait here, up to a boun
 
 from __future__ import annotations
 
+from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
@@ -71,6 +72,23 @@ class QueryIssuer:
             SerfConnectionLost: the connection broke meanwhile; the query may have been sent.
             RemoteProtocolError, SerfAuthFailed: as ``SerfConnection.command``.
         """
+
+        async def ready() -> PlannedQuery:
+            return query
+
+        progress = await self.issue_at_turn(ready)
+        assert progress is not None
+        return progress
+
+    async def issue_at_turn(self, prepare: Callable[[], Awaitable[PlannedQuery | None]]) -> QueryProgress | None:
+        """As ``issue``, for a query that is made when its turn has come and not before.
+
+        ``prepare`` is called when nothing but its own answer keeps the query from being sent; other queries wait for it
+        meanwhile. When it returns None nothing is sent, and None is returned.
+
+        Raises:
+            As ``issue``.
+        """
         if self._waiting >= self._max_waiting:
             await trio.lowlevel.checkpoint()
             retry_after = str(round(self._waiting / self._limits.rate))
@@ -79,7 +97,8 @@ class QueryIssuer:
         try:
             async with self._turn:
                 connection = await self._wait_allowed()
-                return await self._send(connection, query)
+                query = await prepare()
+                return None if query is None else await self._send(connection, query)
         finally:
             self._waiting -= 1
 

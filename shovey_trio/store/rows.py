@@ -246,6 +246,7 @@ def node_values(node: Node) -> Values:
         "presence": node.presence.value,
         "presence_since": node.presence_since,
         "presence_reason": node.presence_reason,
+        "clock_skew": node.clock_skew,
     }
 
 
@@ -264,6 +265,7 @@ def decode_node(row: Row) -> Node:
             presence=Presence(row[8]),
             presence_since=row[9],
             presence_reason=row[10],
+            clock_skew=row[11],
         )
     except ValueError as error:
         raise UndecodableRow(f"node {row[1]!r}: {error}") from error

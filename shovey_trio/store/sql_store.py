@@ -6,10 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from shovey_trio import failpoints
+from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.model import Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
 from shovey_trio.core.states import RunState
 from shovey_trio.nursery.ports import Committed, CreatedJob, JobFilter, JobSnapshot, RequestKey, StoredEvent
-from shovey_trio.store import job_reads, job_writes, output_reads, registry, retention
+from shovey_trio.store import chef_principals, job_reads, job_writes, output_reads, registry, retention
 from shovey_trio.store.health import StoreHealth
 from shovey_trio.store.reader import ReadPool
 from shovey_trio.store.transaction import WriteTransaction
@@ -116,6 +117,16 @@ class SqlStore:
     async def load_users(self) -> Sequence[User]:
         return await self._reader.read(registry.load_users)
 
+    async def write_chef_principals(self, principals: Sequence[ChefPrincipal]) -> None:
+        payload = sum(len(principal.public_key) for principal in principals)
+        await self._write(chef_principals.write_chef_principals, payload, tuple(principals))
+
+    async def remove_chef_principal(self, organization: str, kind: ChefPrincipalKind, name: str) -> bool:
+        return await self._write(chef_principals.remove_chef_principal, 0, organization, kind, name)
+
+    async def load_chef_principals(self) -> Sequence[ChefPrincipal]:
+        return await self._reader.read(chef_principals.load_chef_principals)
+
     async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:
         await self._write(
             registry.write_certificate,
@@ -149,6 +160,9 @@ class SqlStore:
 
     async def next_epoch(self, now: float) -> int:
         return await self._write(registry.next_epoch, 0, now)
+
+    async def probe(self, now: float) -> None:
+        await self._write(registry.probe, 0, now)
 
     async def delete_history(self, *, jobs_before: float, statuses_before: float, limit: int) -> int:
         """See the contract. Cancellation: jobs that disappeared stay so; the next call sweeps the rest of them."""

@@ -153,6 +153,7 @@ nodes: Final = Table(
     Column("presence", Text, nullable=False),
     Column("presence_since", Double, nullable=False),
     Column("presence_reason", Text, nullable=False),
+    Column("clock_skew", Double),
     PrimaryKeyConstraint("organization", "name"),
 )
 
@@ -179,6 +180,18 @@ users: Final = Table(
     Column("role", Text, nullable=False),
     Column("created_at", Double, nullable=False),
     PrimaryKeyConstraint("organization", "name"),
+)
+
+chef_principals: Final = Table(
+    "chef_principals",
+    metadata,
+    Column("organization", Text, nullable=False),
+    Column("kind", Text, nullable=False),
+    Column("name", Text, nullable=False),
+    Column("role", Text, nullable=False),
+    Column("public_key", Text, nullable=False),
+    Column("created_at", Double, nullable=False),
+    PrimaryKeyConstraint("organization", "kind", "name"),
 )
 
 certificates: Final = Table(

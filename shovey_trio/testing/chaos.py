@@ -19,6 +19,9 @@ from pathlib import Path
 
 import trio
 
+from shovey_trio.core.errors import Unreachable
+from shovey_trio.rpc.bridge import RpcError
+from shovey_trio.testing.big_output import BIG_OUTPUT_SETTINGS, Measured, big_output_commands, measure_big_output
 from shovey_trio.testing.faults import FaultBench, open_bench
 from shovey_trio.testing.history import JobRecord, Rule, Violation
 from shovey_trio.testing.relay import Weather
@@ -30,6 +33,9 @@ ON_DEMAND = ("db-1",)
 # No round takes this long unless something hangs, and then that is the finding.
 _ROUND_LIMIT = 120.0
 _LOAD_BEFORE = 0.6
+# What a run with much output may cost: agent, zygote and supervisor together, and the daemon.
+_AGENT_MEMORY = 64 * 2**20
+_DAEMON_MEMORY = 256 * 2**20
 
 # Where the daemon can die or fail: between any two steps of any write.
 DAEMON_POINTS: Sequence[str] = (
@@ -83,7 +89,8 @@ SUPERVISOR_POINTS: Sequence[str] = (
     "spool.exit.after",
 )
 # The agent died after it had used the nonce up and before it had made the run durable: the run never started.
-_NONCE_USED = frozenset({"replayed"})
+_NONCE_USED = frozenset({"replayed", "supervisor_lost/never_started"})
+_NODE_DOWN = frozenset({"node_down"})
 _SUPERVISOR_LOST = frozenset({"supervisor_lost"})
 
 
@@ -116,7 +123,8 @@ class Round:
         task_status.started()
         async with self.bench.open_client() as client, trio.open_nursery() as nursery:
             for command in self.choice.sample(sorted(COMMANDS), k=len(COMMANDS)):
-                record = await self.bench.start_job(client, command, excused=excused)
+                # A job that is started while a node is down has no run there, and says so.
+                record = await self.bench.start_job(client, command, excused=excused | _NODE_DOWN)
                 self.jobs += 1
                 if COMMANDS[command].exit_code is None:
                     delay = self.choice.uniform(0, 2 * _LOAD_BEFORE)
@@ -271,12 +279,16 @@ async def run_round(bench: FaultBench, fault: Fault, choice: random.Random) -> t
     """One round of a fault; the number of its jobs and the rules it broke."""
     round_ = Round(bench, choice)
     with trio.move_on_after(_ROUND_LIMIT):
-        async with trio.open_nursery() as nursery:
-            await nursery.start(round_.load, fault.excused)
-            await fault.harm(round_)
-            # The load itself may wait for what the fault has taken away.
-            await bench.restore()
-        return round_.jobs, await bench.settle()
+        try:
+            async with trio.open_nursery() as nursery:
+                await nursery.start(round_.load, fault.excused)
+                await fault.harm(round_)
+                # The load itself may wait for what the fault has taken away.
+                await bench.restore()
+            return round_.jobs, await bench.settle()
+        except* (RpcError, Unreachable) as errors:
+            failure = Violation(rule=Rule.NO_END, subject=fault.name, detail=repr(errors.exceptions))
+        return round_.jobs, [failure]
     unfinished = ", ".join(f"{record.command} {record.job_id or 'not acknowledged'}" for record in bench.history)
     hung = Violation(rule=Rule.NO_END, subject=fault.name, detail=f"nothing after {_ROUND_LIMIT:g} s: {unfinished}")
     return round_.jobs, [hung]
@@ -341,10 +353,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1_000_000, help="at most so many rounds")
     parser.add_argument("--seed", type=int, default=None, help="repeats the choices of an earlier run")
     parser.add_argument("--only", default="", help="only faults with this in their name")
+    parser.add_argument("--output-mib", type=int, default=0, help="instead: one run with so much output (16, 128, 1024)")
     parser.add_argument("--keep", action="store_true", help="keep the directory with all logs, whatever happens")
     options = parser.parse_args()
     seed = int(time.time()) if options.seed is None else options.seed
     directory = Path(tempfile.mkdtemp(prefix="shovey-chaos-"))
+    if options.output_mib:
+        return _measure_output(directory, options.output_mib)
     print(f"seed {seed}, {options.minutes:g} minutes", flush=True)
     tallies: Mapping[str, Tally] = {}
 
@@ -367,6 +382,21 @@ def main() -> int:
     else:
         shutil.rmtree(directory, ignore_errors=True)
     return 1 if broken else 0
+
+
+def _measure_output(directory: Path, mebibytes: int) -> int:
+    async def run() -> Measured:
+        commands, settings = big_output_commands(), BIG_OUTPUT_SETTINGS
+        async with open_bench(directory, nodes=NODES[:1], agent_settings=settings, commands=commands) as bench:
+            return await measure_big_output(bench, mebibytes=mebibytes)
+
+    try:
+        measured = trio.run(run)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    print(f"{mebibytes} MiB: {measured}")
+    within = measured.agent_peak <= _AGENT_MEMORY and measured.daemon_peak <= _DAEMON_MEMORY
+    return 0 if within and measured.got == measured.written else 1
 
 
 if __name__ == "__main__":

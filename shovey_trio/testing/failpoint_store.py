@@ -8,11 +8,11 @@ from shovey_trio.core.model import Job, Node, NodeStatus, OutputChunk, Run
 from shovey_trio.nursery.ports import CreatedJob, RequestKey
 from shovey_trio.testing.memory_store import MemoryStore
 
-Failpoint = Callable[[str], Awaitable[None]]
-"""Awaited with the name of the write it stands at; what it raises, the write raises."""
+Failpoint = Callable[[str, str], Awaitable[None]]
+"""Awaited with the name of a write and what is written (a job's id, or a node); what it raises, the write raises."""
 
 
-async def _pass(write: str) -> None:
+async def _pass(write: str, subject: str) -> None:
     pass
 
 
@@ -22,41 +22,41 @@ class FailpointStore(MemoryStore):
     Attributes:
         before: awaited before a write is applied: raising here leaves the store as it was.
         after: awaited after it: cancelling here is a caller that does not hear of its write.
-        written: the names of the writes that were applied, in order.
+        written: the writes that were applied, in order.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.before: Failpoint = _pass
         self.after: Failpoint = _pass
-        self.written: list[str] = []
+        self.written: list[tuple[str, str]] = []
 
     async def create_job(self, job: Job, runs: Sequence[Run], request: RequestKey | None) -> CreatedJob:
-        await self.before("create_job")
+        await self.before("create_job", job.id)
         created = await super().create_job(job, runs, request)
-        await self._applied("create_job")
+        await self._applied("create_job", job.id)
         return created
 
     async def write_job(self, job: Job) -> None:
-        await self.before("write_job")
+        await self.before("write_job", job.id)
         await super().write_job(job)
-        await self._applied("write_job")
+        await self._applied("write_job", job.id)
 
     async def write_run(self, run: Run) -> None:
-        await self.before("write_run")
+        await self.before("write_run", run.node)
         await super().write_run(run)
-        await self._applied("write_run")
+        await self._applied("write_run", run.node)
 
     async def append_output(self, run: Run, chunks: Sequence[OutputChunk]) -> None:
-        await self.before("append_output")
+        await self.before("append_output", run.node)
         await super().append_output(run, chunks)
-        await self._applied("append_output")
+        await self._applied("append_output", run.node)
 
     async def write_node(self, node: Node, *, status: NodeStatus | None = None) -> None:
-        await self.before("write_node")
+        await self.before("write_node", node.name)
         await super().write_node(node, status=status)
-        await self._applied("write_node")
+        await self._applied("write_node", node.name)
 
-    async def _applied(self, write: str) -> None:
-        self.written.append(write)
-        await self.after(write)
+    async def _applied(self, write: str, subject: str) -> None:
+        self.written.append((write, subject))
+        await self.after(write, subject)

@@ -65,7 +65,7 @@ class Script:
         run_for: how long the command runs; None: until it is cancelled.
         output: what the command writes, all at its start.
         outcome, exit_code, signal, proof: how it ends by itself.
-        on_cancel: how it ends otherwise.
+        on_cancel: how it ends otherwise; here the agent's present script counts, not the one it started with.
     """
 
     silent: bool = False
@@ -142,6 +142,7 @@ class FakeAgent:
         self._clock = clock
         self._nonces: set[bytes] = set()
         self._void: set[str] = set()
+        self._accepting: set[str] = set()
         self._wish = trio.Event()
         self._told: dict[str, NodeKnows] = {}
         self._shipped: dict[str, int] = {}
@@ -233,6 +234,8 @@ class FakeAgent:
 
     async def _take(self, link: FakeLink, order: Order, commands: trio.Nursery) -> None:
         run = self.spool.get(order.run_id)
+        if order.run_id in self._accepting and order.kind is OrderKind.START:
+            return
         if order.kind is OrderKind.CANCEL:
             await self._cancel(link, order, run)
         elif run is not None:
@@ -242,6 +245,7 @@ class FakeAgent:
             await self._say(link, order.run_id, NodeRefused(kind=OrderKind.START, reason=reason))
         else:
             self._nonces.add(order.nonce)
+            self._accepting.add(order.run_id)
             commands.start_soon(self._command, order, self.script)
 
     def _refusal(self, order: Order) -> RefusalReason | None:
@@ -322,6 +326,7 @@ class FakeAgent:
 
     async def _command(self, order: Order, script: Script) -> None:
         await trio.sleep(script.accept_after)
+        self._accepting.discard(order.run_id)
         if order.run_id in self._void:
             return
         run = self.spool[order.run_id] = SpooledRun(order=order, accepted_at=self._clock.now())
@@ -341,7 +346,7 @@ class FakeAgent:
 
     def _report(self, run_id: str, run: SpooledRun, script: Script) -> RunReport:
         if run.cancelled.is_set():
-            proof = ProofKind.EMPTY_SUBREAPER if script.on_cancel is OnCancel.PROVE else None
+            proof = ProofKind.EMPTY_SUBREAPER if self.script.on_cancel is OnCancel.PROVE else None
             return RunReport(
                 run_id=run_id,
                 outcome=ReportOutcome.CANCELLED,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -62,6 +62,7 @@ class FaultBench:
         self.history: list[JobRecord] = []
         self._plan = plan
         self._nursery = nursery
+        self._requests = 0
         self._watching = 0
         self._watched = trio.Event()
 
@@ -85,8 +86,9 @@ class FaultBench:
     ) -> JobRecord:
         """Starts a job until that is acknowledged, and has it watched until its end."""
         targets = tuple(nodes or self.fleet.nodes)
+        self._requests += 1
         record = JobRecord(
-            request_id=f"bench-{len(self.history)}", command=command, nodes=targets, excused=excused
+            request_id=f"bench-{self._requests}", command=command, nodes=targets, excused=excused
         )
         self.history.append(record)
         grace = Duration()
@@ -147,7 +149,7 @@ class FaultBench:
     def kill_supervisors(self, node: str) -> int:
         """kill -9 of every supervisor of a node; how many there were."""
         killed = 0
-        for pidfd in supervisors(self.fleet.nodes[node]):
+        for pidfd in open_supervisors(self.fleet.nodes[node]):
             try:
                 signal.pidfd_send_signal(pidfd, signal.SIGKILL)
                 killed += 1
@@ -175,23 +177,36 @@ class FaultBench:
     # -- the end
 
     async def restore(self) -> None:
-        """Ends every fault and starts what is not running."""
+        """Ends every fault and starts what is not running; what dies after that is started by ``settle``."""
         self.set_failpoints()
         self.relay.delay = 0.0
         self.relay.set_weather(Weather.FAIR)
-        await self.start_daemon()
-        for node in self.fleet.nodes:
-            await self.start_agent(node)
+        await self._start_what_is_down()
+
+    @asynccontextmanager
+    async def kept_running(self) -> AsyncIterator[None]:
+        """Starts what dies again while the block runs, as systemd's Restart=always does."""
+
+        async def keep() -> None:
+            while True:
+                await self._start_what_is_down()
+                await trio.sleep(_POLL)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep)
+            yield
+            nursery.cancel_scope.cancel(reason="what may die now stays dead")
 
     async def settle(self) -> list[Violation]:
         """Restores, waits for every job to end, and judges the history so far, which begins anew."""
         await self.restore()
-        async with self.open_client() as client:
-            records, self.history = self.history, []
-            acknowledged = [record for record in records if record.job_id]
-            results = [await self._results(client, record) for record in acknowledged]
-        while self._watching:
-            await self._watched.wait()
+        async with self.kept_running():
+            async with self.open_client() as client:
+                records, self.history = self.history, []
+                acknowledged = [record for record in records if record.job_id]
+                results = [await self._results(client, record) for record in acknowledged]
+            while self._watching:
+                await self._watched.wait()
         run_ids = {result.run.id for by_node in results for result in by_node.values()}
         counted = starts(self.ledger)
         alive = await trio.to_thread.run_sync(survivors, run_ids)
@@ -210,6 +225,11 @@ class FaultBench:
         ]
         self.ledger.unlink(missing_ok=True)
         return found
+
+    async def _start_what_is_down(self) -> None:
+        await self.start_daemon()
+        for node in self.fleet.nodes:
+            await self.start_agent(node)
 
     async def _results(self, client: ShoveyClient, record: JobRecord) -> Mapping[str, RunResult]:
         try:
@@ -263,6 +283,7 @@ async def open_bench(
     serf: bool = False,
     settings: Mapping[str, str] | None = None,
     agent_settings: Mapping[str, object] | None = None,
+    commands: Mapping[str, object] | None = None,
 ) -> AsyncIterator[FaultBench]:
     """A bench whose nodes are up; at the end every process of it is ended, commands too.
 
@@ -272,6 +293,7 @@ async def open_bench(
         on_demand: names of nodes without a stream while idle; they need serf.
         serf: whether there are real serf agents.
         settings, agent_settings: beside those that compress time.
+        commands: entries of the whitelist beside those of ``workload``.
     """
     plan, ledger = directory / "failpoints", directory / "ledger"
     environ = {failpoints.VARIABLE: str(plan)}
@@ -280,7 +302,7 @@ async def open_bench(
             NodeSpec(
                 name=name,
                 link="on-demand" if name in on_demand else "attached",
-                whitelist=whitelist(ledger),
+                whitelist={**whitelist(ledger), **(commands or {})},
                 settings={
                     **AGENT_SETTINGS,
                     **(agent_settings or {}),
@@ -302,18 +324,23 @@ async def open_bench(
             nursery.cancel_scope.cancel(reason="the bench closes")
 
 
-def supervisors(node: FleetNode) -> list[int]:
+def supervisor_pids(node: FleetNode) -> list[int]:
+    """The pids of a node's supervisors whose run has not ended; some may be gone by now."""
+    return [pid for pid, _ in _supervisors(node)]
+
+
+def open_supervisors(node: FleetNode) -> list[int]:
     """Pidfds of a node's living supervisors; the caller closes them."""
     from shovey_agent.proc_posix import open_process
 
-    found = []
+    return [pidfd for pid, started in _supervisors(node) if (pidfd := open_process(pid, started)) is not None]
+
+
+def _supervisors(node: FleetNode) -> Iterator[tuple[int, int]]:
     for record in (node.state_dir / "runs").glob("*/supervisor.json"):
         try:
             claim = json.loads(record.read_bytes())
         except (OSError, ValueError):
             continue
         if isinstance(claim.get("pid"), int) and not (record.parent / "exit.json").exists():
-            pidfd = open_process(claim["pid"], claim["start_time"])
-            if pidfd is not None:
-                found.append(pidfd)
-    return found
+            yield claim["pid"], claim["start_time"]

@@ -63,7 +63,16 @@ class FleetNode:
 
 
 class Fleet:
-    """A running fleet; made by ``open_fleet``."""
+    """A running fleet; made by ``open_fleet``.
+
+    Attributes:
+        directory: where all of it lives.
+        data: the controller's data directory.
+        listeners: ``control`` and ``enroll`` → their address.
+        nodes: by name.
+        serf: the controller's serf agent.
+        controller: the daemon.
+    """
 
     def __init__(
         self,
@@ -79,8 +88,7 @@ class Fleet:
         self.data = DataDirectory(directory / "controller")
         self.nodes: dict[str, FleetNode] = {}
         self.serf = serf
-        control, enroll = free_port(), free_port()
-        self._listen = ["--control-listen", f"127.0.0.1:{control}", "--enroll-listen", f"127.0.0.1:{enroll}"]
+        self.listeners = {name: f"127.0.0.1:{free_port()}" for name in ("control", "enroll")}
         fixed = {
             "server.drain_timeout": "1s",
             "serf.enabled": "true" if serf else "false",
@@ -118,7 +126,8 @@ class Fleet:
 
     async def initialize(self) -> None:
         """Makes the controller's data directory."""
-        await run_program("shovey-trio", "init", "--data-dir", str(self.data.root), *self._listen)
+        listen = [word for name, address in self.listeners.items() for word in (f"--{name}-listen", address)]
+        await run_program("shovey-trio", "init", "--data-dir", str(self.data.root), *listen)
 
     async def wait_ready(self) -> None:
         """Waits until the controller answers.
@@ -193,14 +202,14 @@ class Fleet:
                 await trio.sleep(_POLL)
 
     def noise(self) -> list[str]:
-        """Lines in the logs of controller and agents that say that something was not thought of."""
-        return [
-            f"{process.log.name}: {line}"
-            for process in (self.controller, *(node.agent for node in self.nodes.values()))
-            if process.log.exists()
-            for line in process.log.read_text("utf-8", "replace").splitlines()
-            if any(word in line for word in _NOISE)
-        ]
+        """What the logs of controller and agents say that was not thought of: each find with the lines after it."""
+        found = []
+        for process in (self.controller, *(node.agent for node in self.nodes.values())):
+            lines = process.log.read_text("utf-8", "replace").splitlines() if process.log.exists() else []
+            first = next((number for number, line in enumerate(lines) if any(word in line for word in _NOISE)), None)
+            if first is not None:
+                found.append("\n".join([process.log.name, *lines[max(0, first - 5) : first + 60]]))
+        return found
 
     async def end(self) -> None:
         """Ends everything that was started, commands that still run included. Shielded, with a deadline."""
@@ -254,6 +263,7 @@ async def open_fleet(
     settings: Mapping[str, str] | None = None,
     encrypt_key: bytes | None = None,
     auth_key: str | None = None,
+    controller_name: str = "controller",
     environ: Mapping[str, str] | None = None,
     before_agents: Callable[[Fleet], None] = lambda _: None,
 ) -> AsyncIterator[Fleet]:
@@ -266,6 +276,7 @@ async def open_fleet(
         settings: ``section.key`` → value of the controller's configuration.
         encrypt_key: encrypts the gossip ring.
         auth_key: the RPC key of every serf agent.
+        controller_name: what the controller's serf agent is called, after the organization.
         environ: added to the environment of the controller.
         before_agents: called once the controller's addresses are known and before any agent starts.
 
@@ -276,7 +287,7 @@ async def open_fleet(
     async with AsyncExitStack() as stack:
         agents: Sequence[SerfAgentProcess | None] = [None] * (len(nodes) + 1)
         if serf:
-            names = [f"{ORGANIZATION}:controller", *(f"{ORGANIZATION}:{node.name}" for node in nodes)]
+            names = [f"{ORGANIZATION}:{controller_name}", *(f"{ORGANIZATION}:{node.name}" for node in nodes)]
             agents = await stack.enter_async_context(
                 open_serf_agents(names, directory=directory, encrypt_key=encrypt_key, auth_key=auth_key)
             )
@@ -284,9 +295,7 @@ async def open_fleet(
         if auth_key is not None:
             serf_key_file = directory / "serf.key"
             write_secret(serf_key_file, auth_key.encode())
-        fleet = Fleet(
-            directory, settings=settings or {}, serf=agents[0], serf_key_file=serf_key_file, environ=environ
-        )
+        fleet = Fleet(directory, settings=settings or {}, serf=agents[0], serf_key_file=serf_key_file, environ=environ)
         try:
             await fleet.initialize()
             before_agents(fleet)

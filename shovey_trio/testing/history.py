@@ -51,7 +51,8 @@ class JobRecord:
     """What is known of one job from the outside.
 
     Attributes:
-        excused: run causes that the injected faults may truthfully lead to, beside the command's own end.
+        excused: run causes that the injected faults may truthfully lead to, beside the command's own end;
+            ``CAUSE/never_started`` allows it only with the proof, and the ledger's word, that nothing was started.
         watched: commit sequences of the events that its watcher was given, in the order it got them.
         watched_from: the commit sequence of the watcher's snapshot.
     """
@@ -138,6 +139,12 @@ def _up_to_end(events: Sequence[StoredEvent], expected: Sequence[int]) -> int:
     return sum(seq <= end for seq in expected)
 
 
+def _causes(run: pb.Run, started: int) -> set[str]:
+    """A run's cause, and the narrower one of a run that is proven never to have started."""
+    never = run.proof == pb.PROOF_KIND_NEVER_STARTED and not started
+    return {run.cause, f"{run.cause}/never_started"} if never else {run.cause}
+
+
 def _judge_run(record: JobRecord, result: RunResult, started: int, alive: Sequence[int]) -> list[Violation]:
     run = result.run
     command = COMMANDS[record.command]
@@ -166,7 +173,7 @@ def _judge_run(record: JobRecord, result: RunResult, started: int, alive: Sequen
             broken(Rule.UNPROVEN, "it was started")
         if alive:
             broken(Rule.SURVIVOR, f"alive: {list(alive)}")
-    elif not by_itself and run.cause not in record.excused:
+    elif not by_itself and not record.excused & _causes(run, started):
         broken(Rule.UNTRUE_END, f"nothing that was done to it explains this; {run.detail}")
     complete = by_itself and not run.dropped_bytes
     expected = (command.expected_stdout(run.id), command.expected_stderr(run.id))

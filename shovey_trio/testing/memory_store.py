@@ -16,6 +16,7 @@ from typing import TypeVar
 import structlog
 import trio
 
+from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.errors import HistoryGone, NotFound, RequestIdReused, StoreUnavailable
 from shovey_trio.core.model import Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
 from shovey_trio.core.states import RunState
@@ -85,6 +86,7 @@ class MemoryStore:
         self._nodes: dict[tuple[str, str], Node] = {}
         self._statuses: list[tuple[int, NodeStatus]] = []
         self._users: dict[tuple[str, str], User] = {}
+        self._chef_principals: dict[tuple[str, ChefPrincipalKind, str], ChefPrincipal] = {}
         self._certificates: dict[str, _Certificate] = {}
         self._tokens: dict[bytes, _Token] = {}
 
@@ -293,6 +295,19 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return tuple(user for _, user in sorted(self._users.items(), key=lambda item: item[0]))
 
+    async def write_chef_principals(self, principals: Sequence[ChefPrincipal]) -> None:
+        async with _write(self):
+            for principal in principals:
+                self._chef_principals[principal.organization, principal.kind, principal.name] = principal
+
+    async def remove_chef_principal(self, organization: str, kind: ChefPrincipalKind, name: str) -> bool:
+        async with _write(self):
+            return self._chef_principals.pop((organization, kind, name), None) is not None
+
+    async def load_chef_principals(self) -> Sequence[ChefPrincipal]:
+        await trio.lowlevel.checkpoint()
+        return tuple(principal for _, principal in sorted(self._chef_principals.items(), key=lambda item: item[0]))
+
     async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:
         async with _write(self):
             if serial in self._certificates:
@@ -332,6 +347,10 @@ class MemoryStore:
         async with _write(self):
             self._epoch = max(self._epoch + 1, int(now))
             return self._epoch
+
+    async def probe(self, now: float) -> None:
+        async with _write(self):
+            pass
 
     async def delete_history(self, *, jobs_before: float, statuses_before: float, limit: int) -> int:
         async with _write(self):

@@ -160,9 +160,10 @@ async def open_rig(
             runs_of_node=supervisor.runs_of_node,
         )
         presence.begin()
-        nursery.start_soon(services.dispatcher.serve)
-        nursery.start_soon(presence.serve)
-        nursery.start_soon(presence.serve_members)
+        # They need not have begun: what is noted for them before waits for them.
+        nursery.start_soon(services.dispatcher.serve)  # noqa: ASYNC113
+        nursery.start_soon(presence.serve)  # noqa: ASYNC113
+        nursery.start_soon(presence.serve_members)  # noqa: ASYNC113
         await take_up_jobs(store, supervisor)
         yield NurseryRig(
             services=services,

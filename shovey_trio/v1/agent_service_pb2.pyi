@@ -198,6 +198,7 @@ class AttachRequest(_message.Message):
     STARTED_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     DETACH_FIELD_NUMBER: _builtins.int
+    WHITELIST_ANSWER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___AttachHello: ...
     @_builtins.property
@@ -210,6 +211,8 @@ class AttachRequest(_message.Message):
     def report(self) -> Global___RunReport: ...
     @_builtins.property
     def detach(self) -> Global___Detach: ...
+    @_builtins.property
+    def whitelist_answer(self) -> Global___WhitelistAnswer: ...
     def __init__(
         self,
         *,
@@ -219,12 +222,13 @@ class AttachRequest(_message.Message):
         started: Global___RunStarted | None = ...,
         report: Global___RunReport | None = ...,
         detach: Global___Detach | None = ...,
+        whitelist_answer: Global___WhitelistAnswer | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started", "whitelist_answer", b"whitelist_answer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started", "whitelist_answer", b"whitelist_answer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "accepted", "refused", "started", "report", "detach"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "accepted", "refused", "started", "report", "detach", "whitelist_answer"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -241,6 +245,7 @@ class AttachResponse(_message.Message):
     DETACH_OK_FIELD_NUMBER: _builtins.int
     SIGNING_KEYS_FIELD_NUMBER: _builtins.int
     FORGET_FIELD_NUMBER: _builtins.int
+    ASK_WHITELIST_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___AttachWelcome: ...
     @_builtins.property
@@ -259,6 +264,8 @@ class AttachResponse(_message.Message):
     def forget(self) -> Global___ForgetRun:
         """The order for this run is void: the run ended on the controller without the node."""
 
+    @_builtins.property
+    def ask_whitelist(self) -> Global___AskWhitelist: ...
     def __init__(
         self,
         *,
@@ -269,12 +276,13 @@ class AttachResponse(_message.Message):
         detach_ok: Global___DetachOk | None = ...,
         signing_keys: _key_pb2.KeySet | None = ...,
         forget: Global___ForgetRun | None = ...,
+        ask_whitelist: Global___AskWhitelist | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_whitelist", b"ask_whitelist", "detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_whitelist", b"ask_whitelist", "detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "order", "report_durable", "follow", "detach_ok", "signing_keys", "forget"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "order", "report_durable", "follow", "detach_ok", "signing_keys", "forget", "ask_whitelist"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -666,6 +674,113 @@ class ForgetRun(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ForgetRun: _TypeAlias = ForgetRun  # noqa: Y015
+
+@_typing.final
+class AskWhitelist(_message.Message):
+    """Whether the node's whitelist would permit a command. Answered by WhitelistAnswer; nothing is started."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ArgsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ASK_ID_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    ARGS_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    STDIN_BYTES_FIELD_NUMBER: _builtins.int
+    ask_id: _builtins.str
+    command: _builtins.str
+    user: _builtins.str
+    stdin_bytes: _builtins.int
+    @_builtins.property
+    def args(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        ask_id: _builtins.str = ...,
+        command: _builtins.str = ...,
+        args: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        user: _builtins.str = ...,
+        stdin_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "ask_id", b"ask_id", "command", b"command", "env", b"env", "stdin_bytes", b"stdin_bytes", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AskWhitelist: _TypeAlias = AskWhitelist  # noqa: Y015
+
+@_typing.final
+class WhitelistAnswer(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ASK_ID_FIELD_NUMBER: _builtins.int
+    PERMITTED_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    ask_id: _builtins.str
+    permitted: _builtins.bool
+    reason: _builtins.str
+    """The word an order would be refused with; empty when it is permitted."""
+    detail: _builtins.str
+    def __init__(
+        self,
+        *,
+        ask_id: _builtins.str = ...,
+        permitted: _builtins.bool = ...,
+        reason: _builtins.str = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_id", b"ask_id", "detail", b"detail", "permitted", b"permitted", "reason", b"reason"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WhitelistAnswer: _TypeAlias = WhitelistAnswer  # noqa: Y015
 
 @_typing.final
 class PushOutputRequest(_message.Message):

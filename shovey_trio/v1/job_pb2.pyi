@@ -190,6 +190,7 @@ class Job(_message.Message):
     CANCEL_REQUESTED_FIELD_NUMBER: _builtins.int
     RUN_COUNTS_FIELD_NUMBER: _builtins.int
     RUN_TOTAL_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUID in its 36-character form."""
     organization: _builtins.str
@@ -221,6 +222,10 @@ class Job(_message.Message):
     def run_counts(self) -> _containers.RepeatedCompositeFieldContainer[Global___RunStateCount]:
         """How many runs are in which state; states without runs are left out."""
 
+    @_builtins.property
+    def input(self) -> Global___CommandInput:
+        """What the command was given; absent for nothing. Sensitive values and standard input are never in it."""
+
     def __init__(
         self,
         *,
@@ -240,14 +245,98 @@ class Job(_message.Message):
         cancel_requested: _builtins.bool = ...,
         run_counts: _abc.Iterable[Global___RunStateCount] | None = ...,
         run_total: _builtins.int = ...,
+        input: Global___CommandInput | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "finished_at", b"finished_at", "kill_grace", b"kill_grace", "run_timeout", b"run_timeout", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "finished_at", b"finished_at", "input", b"input", "kill_grace", b"kill_grace", "run_timeout", b"run_timeout", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "cause", b"cause", "command", b"command", "created_at", b"created_at", "created_by", b"created_by", "detail", b"detail", "finished_at", b"finished_at", "id", b"id", "kill_grace", b"kill_grace", "organization", b"organization", "quorum", b"quorum", "run_counts", b"run_counts", "run_timeout", b"run_timeout", "run_total", b"run_total", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cancel_requested", b"cancel_requested", "cause", b"cause", "command", b"command", "created_at", b"created_at", "created_by", b"created_by", "detail", b"detail", "finished_at", b"finished_at", "id", b"id", "input", b"input", "kill_grace", b"kill_grace", "organization", b"organization", "quorum", b"quorum", "run_counts", b"run_counts", "run_timeout", b"run_timeout", "run_total", b"run_total", "state", b"state", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class CommandInput(_message.Message):
+    """What a job gives its command, as it is shown."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class ArgsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ARGS_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    STDIN_BYTES_FIELD_NUMBER: _builtins.int
+    SECRET_ENV_FIELD_NUMBER: _builtins.int
+    SECRET_STDIN_FIELD_NUMBER: _builtins.int
+    user: _builtins.str
+    """The account that was asked for; empty for the whitelist entry's own."""
+    stdin_bytes: _builtins.int
+    """Length of the standard input; 0 when there is none or it is sensitive."""
+    secret_stdin: _builtins.bool
+    @_builtins.property
+    def args(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def secret_env(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the sensitive variables."""
+
+    def __init__(
+        self,
+        *,
+        args: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        user: _builtins.str = ...,
+        stdin_bytes: _builtins.int = ...,
+        secret_env: _abc.Iterable[_builtins.str] | None = ...,
+        secret_stdin: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "env", b"env", "secret_env", b"secret_env", "secret_stdin", b"secret_stdin", "stdin_bytes", b"stdin_bytes", "user", b"user"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CommandInput: _TypeAlias = CommandInput  # noqa: Y015
 
 @_typing.final
 class RunStateCount(_message.Message):

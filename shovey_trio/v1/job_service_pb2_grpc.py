@@ -75,6 +75,11 @@ class JobServiceStub:
                 request_serializer=shovey__trio_dot_v1_dot_job__service__pb2.ReadOutputRequest.SerializeToString,
                 response_deserializer=shovey__trio_dot_v1_dot_job__service__pb2.ReadOutputResponse.FromString,
                 _registered_method=True)
+        self.ExplainRun = channel.unary_unary(
+                '/shovey_trio.v1.JobService/ExplainRun',
+                request_serializer=shovey__trio_dot_v1_dot_job__service__pb2.ExplainRunRequest.SerializeToString,
+                response_deserializer=shovey__trio_dot_v1_dot_job__service__pb2.ExplainRunResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -137,6 +142,14 @@ class JobServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ExplainRun(self, request, context):
+        """Whether a command would run on a node, and which rule decides. Nothing is started. Asking for another user is for
+        admins.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -179,6 +192,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.ReadOutput,
                     request_deserializer=shovey__trio_dot_v1_dot_job__service__pb2.ReadOutputRequest.FromString,
                     response_serializer=shovey__trio_dot_v1_dot_job__service__pb2.ReadOutputResponse.SerializeToString,
+            ),
+            'ExplainRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ExplainRun,
+                    request_deserializer=shovey__trio_dot_v1_dot_job__service__pb2.ExplainRunRequest.FromString,
+                    response_serializer=shovey__trio_dot_v1_dot_job__service__pb2.ExplainRunResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -398,6 +416,33 @@ class JobService:
             '/shovey_trio.v1.JobService/ReadOutput',
             shovey__trio_dot_v1_dot_job__service__pb2.ReadOutputRequest.SerializeToString,
             shovey__trio_dot_v1_dot_job__service__pb2.ReadOutputResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExplainRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/shovey_trio.v1.JobService/ExplainRun',
+            shovey__trio_dot_v1_dot_job__service__pb2.ExplainRunRequest.SerializeToString,
+            shovey__trio_dot_v1_dot_job__service__pb2.ExplainRunResponse.FromString,
             options,
             channel_credentials,
             insecure,

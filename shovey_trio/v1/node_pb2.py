@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shovey_trio/v1/node.proto\x12\x0eshovey_trio.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x92\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0corganization\x18\x02 \x01(\t\x12*\n\x06status\x18\x03 \x01(\x0b\x32\x1a.shovey_trio.v1.NodeStatus\x12,\n\x04tags\x18\x04 \x03(\x0b\x32\x1e.shovey_trio.v1.Node.TagsEntry\x12&\n\x04link\x18\x05 \x01(\x0e\x32\x18.shovey_trio.v1.LinkMode\x12\x16\n\x0e\x61gent_instance\x18\x06 \x01(\t\x12\x15\n\ragent_version\x18\x07 \x01(\t\x12/\n\x0b\x65nrolled_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_seen_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttached\x18\n \x01(\x08\x12\x13\n\x0bserf_status\x18\x0b \x01(\t\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"w\n\nNodeStatus\x12.\n\x08presence\x18\x01 \x01(\x0e\x32\x1c.shovey_trio.v1.NodePresence\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x03 \x01(\t*r\n\x0cNodePresence\x12\x1d\n\x19NODE_PRESENCE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_PRESENCE_NEW\x10\x01\x12\x14\n\x10NODE_PRESENCE_UP\x10\x02\x12\x16\n\x12NODE_PRESENCE_DOWN\x10\x03*V\n\x08LinkMode\x12\x19\n\x15LINK_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12LINK_MODE_ATTACHED\x10\x01\x12\x17\n\x13LINK_MODE_ON_DEMAND\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19shovey_trio/v1/node.proto\x12\x0eshovey_trio.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc1\x03\n\x04Node\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0corganization\x18\x02 \x01(\t\x12*\n\x06status\x18\x03 \x01(\x0b\x32\x1a.shovey_trio.v1.NodeStatus\x12,\n\x04tags\x18\x04 \x03(\x0b\x32\x1e.shovey_trio.v1.Node.TagsEntry\x12&\n\x04link\x18\x05 \x01(\x0e\x32\x18.shovey_trio.v1.LinkMode\x12\x16\n\x0e\x61gent_instance\x18\x06 \x01(\t\x12\x15\n\ragent_version\x18\x07 \x01(\t\x12/\n\x0b\x65nrolled_at\x18\x08 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x30\n\x0clast_seen_at\x18\t \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08\x61ttached\x18\n \x01(\x08\x12\x13\n\x0bserf_status\x18\x0b \x01(\t\x12-\n\nclock_skew\x18\x0c \x01(\x0b\x32\x19.google.protobuf.Duration\x1a+\n\tTagsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"w\n\nNodeStatus\x12.\n\x08presence\x18\x01 \x01(\x0e\x32\x1c.shovey_trio.v1.NodePresence\x12)\n\x05since\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06reason\x18\x03 \x01(\t*r\n\x0cNodePresence\x12\x1d\n\x19NODE_PRESENCE_UNSPECIFIED\x10\x00\x12\x15\n\x11NODE_PRESENCE_NEW\x10\x01\x12\x14\n\x10NODE_PRESENCE_UP\x10\x02\x12\x16\n\x12NODE_PRESENCE_DOWN\x10\x03*l\n\x08LinkMode\x12\x19\n\x15LINK_MODE_UNSPECIFIED\x10\x00\x12\x16\n\x12LINK_MODE_ATTACHED\x10\x01\x12\x17\n\x13LINK_MODE_ON_DEMAND\x10\x02\x12\x14\n\x10LINK_MODE_LEGACY\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,14 +35,14 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_NODE_TAGSENTRY']._loaded_options = None
   _globals['_NODE_TAGSENTRY']._serialized_options = b'8\001'
-  _globals['_NODEPRESENCE']._serialized_start=604
-  _globals['_NODEPRESENCE']._serialized_end=718
-  _globals['_LINKMODE']._serialized_start=720
-  _globals['_LINKMODE']._serialized_end=806
-  _globals['_NODE']._serialized_start=79
-  _globals['_NODE']._serialized_end=481
-  _globals['_NODE_TAGSENTRY']._serialized_start=438
-  _globals['_NODE_TAGSENTRY']._serialized_end=481
-  _globals['_NODESTATUS']._serialized_start=483
-  _globals['_NODESTATUS']._serialized_end=602
+  _globals['_NODEPRESENCE']._serialized_start=683
+  _globals['_NODEPRESENCE']._serialized_end=797
+  _globals['_LINKMODE']._serialized_start=799
+  _globals['_LINKMODE']._serialized_end=907
+  _globals['_NODE']._serialized_start=111
+  _globals['_NODE']._serialized_end=560
+  _globals['_NODE_TAGSENTRY']._serialized_start=517
+  _globals['_NODE_TAGSENTRY']._serialized_end=560
+  _globals['_NODESTATUS']._serialized_start=562
+  _globals['_NODESTATUS']._serialized_end=681
 # @@protoc_insertion_point(module_scope)

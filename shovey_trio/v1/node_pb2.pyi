@@ -5,6 +5,7 @@ isort:skip_file
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
@@ -52,6 +53,8 @@ class _LinkModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_LinkMode.Val
     """A stream to the controller stays open."""
     LINK_MODE_ON_DEMAND: _LinkMode.ValueType  # 2
     """No stream while idle; a doorbell wakes the agent."""
+    LINK_MODE_LEGACY: _LinkMode.ValueType  # 3
+    """A schob: it takes signed orders over serf and reports over HTTP."""
 
 class LinkMode(_LinkMode, metaclass=_LinkModeEnumTypeWrapper): ...
 
@@ -60,6 +63,8 @@ LINK_MODE_ATTACHED: LinkMode.ValueType  # 1
 """A stream to the controller stays open."""
 LINK_MODE_ON_DEMAND: LinkMode.ValueType  # 2
 """No stream while idle; a doorbell wakes the agent."""
+LINK_MODE_LEGACY: LinkMode.ValueType  # 3
+"""A schob: it takes signed orders over serf and reports over HTTP."""
 Global___LinkMode: _TypeAlias = LinkMode  # noqa: Y015
 
 @_typing.final
@@ -99,6 +104,7 @@ class Node(_message.Message):
     LAST_SEEN_AT_FIELD_NUMBER: _builtins.int
     ATTACHED_FIELD_NUMBER: _builtins.int
     SERF_STATUS_FIELD_NUMBER: _builtins.int
+    CLOCK_SKEW_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     organization: _builtins.str
     link: Global___LinkMode.ValueType
@@ -117,6 +123,12 @@ class Node(_message.Message):
     def enrolled_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def last_seen_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def clock_skew(self) -> _duration_pb2.Duration:
+        """How far the node's clock is ahead of the controller's (negative: behind), as measured when it last attached, the
+        way of its hello included. Absent before that.
+        """
+
     def __init__(
         self,
         *,
@@ -131,10 +143,11 @@ class Node(_message.Message):
         last_seen_at: _timestamp_pb2.Timestamp | None = ...,
         attached: _builtins.bool = ...,
         serf_status: _builtins.str = ...,
+        clock_skew: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["clock_skew", b"clock_skew", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "agent_version", b"agent_version", "attached", b"attached", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "link", b"link", "name", b"name", "organization", b"organization", "serf_status", b"serf_status", "status", b"status", "tags", b"tags"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "agent_version", b"agent_version", "attached", b"attached", "clock_skew", b"clock_skew", "enrolled_at", b"enrolled_at", "last_seen_at", b"last_seen_at", "link", b"link", "name", b"name", "organization", b"organization", "serf_status", b"serf_status", "status", b"status", "tags", b"tags"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

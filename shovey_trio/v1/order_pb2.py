@@ -26,23 +26,33 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashovey_trio/v1/order.proto\x12\x0eshovey_trio.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xa6\x04\n\x05Order\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x16\n\x0e\x61gent_instance\x18\x03 \x01(\t\x12\x0e\n\x06job_id\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\'\n\x04kind\x18\x06 \x01(\x0e\x32\x19.shovey_trio.v1.OrderKind\x12\x0f\n\x07\x63ommand\x18\x07 \x01(\t\x12.\n\x0brun_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nkill_grace\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\tissued_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05nonce\x18\x0c \x01(\x0c\x12\r\n\x05\x65poch\x18\r \x01(\x04\x12\x0c\n\x04\x61rgs\x18\x14 \x03(\t\x12+\n\x03\x65nv\x18\x15 \x03(\x0b\x32\x1e.shovey_trio.v1.Order.EnvEntry\x12\r\n\x05stdin\x18\x16 \x01(\x0c\x12\x0c\n\x04user\x18\x17 \x01(\t\x12\'\n\x04\x66ile\x18\x18 \x01(\x0b\x32\x19.shovey_trio.v1.OrderFile\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\tOrderFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"?\n\x0bSignedOrder\x12\r\n\x05order\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t*\x9b\x01\n\tOrderKind\x12\x1a\n\x16ORDER_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10ORDER_KIND_START\x10\x01\x12\x15\n\x11ORDER_KIND_CANCEL\x10\x02\x12\x16\n\x12ORDER_KIND_RESERVE\x10\x03\x12\x15\n\x11ORDER_KIND_COMMIT\x10\x04\x12\x16\n\x12ORDER_KIND_RELEASE\x10\x05\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1ashovey_trio/v1/order.proto\x12\x0eshovey_trio.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x8b\x05\n\x05Order\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0c\n\x04node\x18\x02 \x01(\t\x12\x16\n\x0e\x61gent_instance\x18\x03 \x01(\t\x12\x0e\n\x06job_id\x18\x04 \x01(\t\x12\x0e\n\x06run_id\x18\x05 \x01(\t\x12\'\n\x04kind\x18\x06 \x01(\x0e\x32\x19.shovey_trio.v1.OrderKind\x12\x0f\n\x07\x63ommand\x18\x07 \x01(\t\x12.\n\x0brun_timeout\x18\x08 \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\nkill_grace\x18\t \x01(\x0b\x32\x19.google.protobuf.Duration\x12-\n\tissued_at\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12.\n\nexpires_at\x18\x0b \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\r\n\x05nonce\x18\x0c \x01(\x0c\x12\r\n\x05\x65poch\x18\r \x01(\x04\x12-\n\x04\x61rgs\x18\x14 \x03(\x0b\x32\x1f.shovey_trio.v1.Order.ArgsEntry\x12+\n\x03\x65nv\x18\x15 \x03(\x0b\x32\x1e.shovey_trio.v1.Order.EnvEntry\x12\r\n\x05stdin\x18\x16 \x01(\x0c\x12\x0c\n\x04user\x18\x17 \x01(\t\x12\'\n\x04\x66ile\x18\x18 \x01(\x0b\x32\x19.shovey_trio.v1.OrderFile\x12\x15\n\rsealed_digest\x18\x19 \x01(\x0c\x1a+\n\tArgsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x8b\x01\n\x0cOrderSecrets\x12\x0c\n\x04salt\x18\x01 \x01(\x0c\x12\x32\n\x03\x65nv\x18\x02 \x03(\x0b\x32%.shovey_trio.v1.OrderSecrets.EnvEntry\x12\r\n\x05stdin\x18\x03 \x01(\x0c\x1a*\n\x08\x45nvEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\'\n\tOrderFile\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"O\n\x0bSignedOrder\x12\r\n\x05order\x18\x01 \x01(\x0c\x12\x11\n\tsignature\x18\x02 \x01(\x0c\x12\x0e\n\x06key_id\x18\x03 \x01(\t\x12\x0e\n\x06sealed\x18\x04 \x01(\x0c*\x9b\x01\n\tOrderKind\x12\x1a\n\x16ORDER_KIND_UNSPECIFIED\x10\x00\x12\x14\n\x10ORDER_KIND_START\x10\x01\x12\x15\n\x11ORDER_KIND_CANCEL\x10\x02\x12\x16\n\x12ORDER_KIND_RESERVE\x10\x03\x12\x15\n\x11ORDER_KIND_COMMIT\x10\x04\x12\x16\n\x12ORDER_KIND_RELEASE\x10\x05\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shovey_trio.v1.order_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_ORDER_ARGSENTRY']._loaded_options = None
+  _globals['_ORDER_ARGSENTRY']._serialized_options = b'8\001'
   _globals['_ORDER_ENVENTRY']._loaded_options = None
   _globals['_ORDER_ENVENTRY']._serialized_options = b'8\001'
-  _globals['_ORDERKIND']._serialized_start=771
-  _globals['_ORDERKIND']._serialized_end=926
+  _globals['_ORDERSECRETS_ENVENTRY']._loaded_options = None
+  _globals['_ORDERSECRETS_ENVENTRY']._serialized_options = b'8\001'
+  _globals['_ORDERKIND']._serialized_start=1030
+  _globals['_ORDERKIND']._serialized_end=1185
   _globals['_ORDER']._serialized_start=112
-  _globals['_ORDER']._serialized_end=662
-  _globals['_ORDER_ENVENTRY']._serialized_start=620
-  _globals['_ORDER_ENVENTRY']._serialized_end=662
-  _globals['_ORDERFILE']._serialized_start=664
-  _globals['_ORDERFILE']._serialized_end=703
-  _globals['_SIGNEDORDER']._serialized_start=705
-  _globals['_SIGNEDORDER']._serialized_end=768
+  _globals['_ORDER']._serialized_end=763
+  _globals['_ORDER_ARGSENTRY']._serialized_start=676
+  _globals['_ORDER_ARGSENTRY']._serialized_end=719
+  _globals['_ORDER_ENVENTRY']._serialized_start=721
+  _globals['_ORDER_ENVENTRY']._serialized_end=763
+  _globals['_ORDERSECRETS']._serialized_start=766
+  _globals['_ORDERSECRETS']._serialized_end=905
+  _globals['_ORDERSECRETS_ENVENTRY']._serialized_start=721
+  _globals['_ORDERSECRETS_ENVENTRY']._serialized_end=763
+  _globals['_ORDERFILE']._serialized_start=907
+  _globals['_ORDERFILE']._serialized_end=946
+  _globals['_SIGNEDORDER']._serialized_start=948
+  _globals['_SIGNEDORDER']._serialized_end=1027
 # @@protoc_insertion_point(module_scope)

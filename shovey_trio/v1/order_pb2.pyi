@@ -55,6 +55,26 @@ class Order(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     @_typing.final
+    class ArgsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
     class EnvEntry(_message.Message):
         DESCRIPTOR: _descriptor.Descriptor
 
@@ -92,6 +112,7 @@ class Order(_message.Message):
     STDIN_FIELD_NUMBER: _builtins.int
     USER_FIELD_NUMBER: _builtins.int
     FILE_FIELD_NUMBER: _builtins.int
+    SEALED_DIGEST_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     node: _builtins.str
     agent_instance: _builtins.str
@@ -107,6 +128,8 @@ class Order(_message.Message):
     """Grows at every start of the controller; a node refuses a new order of a lower one."""
     stdin: _builtins.bytes
     user: _builtins.str
+    sealed_digest: _builtins.bytes
+    """SHA-256 of SignedOrder.sealed; absent without secrets. So the signed bytes bind the secrets and do not hold them."""
     @_builtins.property
     def run_timeout(self) -> _duration_pb2.Duration:
         """The command's time on the node."""
@@ -120,13 +143,15 @@ class Order(_message.Message):
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
-    def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
-        """Set aside for what a whitelist entry may permit. An agent that does not support one refuses the order."""
+    def args(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """What the whitelist entry must permit: values of its named arguments, variables, standard input, an account."""
 
     @_builtins.property
     def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
-    def file(self) -> Global___OrderFile: ...
+    def file(self) -> Global___OrderFile:
+        """Set aside. An agent that does not support it refuses the order."""
+
     def __init__(
         self,
         *,
@@ -143,19 +168,69 @@ class Order(_message.Message):
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         nonce: _builtins.bytes = ...,
         epoch: _builtins.int = ...,
-        args: _abc.Iterable[_builtins.str] | None = ...,
+        args: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         stdin: _builtins.bytes = ...,
         user: _builtins.str = ...,
         file: Global___OrderFile | None = ...,
+        sealed_digest: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at", "file", b"file", "issued_at", b"issued_at", "kill_grace", b"kill_grace", "run_timeout", b"run_timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "args", b"args", "command", b"command", "env", b"env", "epoch", b"epoch", "expires_at", b"expires_at", "file", b"file", "issued_at", b"issued_at", "job_id", b"job_id", "kill_grace", b"kill_grace", "kind", b"kind", "node", b"node", "nonce", b"nonce", "organization", b"organization", "run_id", b"run_id", "run_timeout", b"run_timeout", "stdin", b"stdin", "user", b"user"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "args", b"args", "command", b"command", "env", b"env", "epoch", b"epoch", "expires_at", b"expires_at", "file", b"file", "issued_at", b"issued_at", "job_id", b"job_id", "kill_grace", b"kill_grace", "kind", b"kind", "node", b"node", "nonce", b"nonce", "organization", b"organization", "run_id", b"run_id", "run_timeout", b"run_timeout", "sealed_digest", b"sealed_digest", "stdin", b"stdin", "user", b"user"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Order: _TypeAlias = Order  # noqa: Y015
+
+@_typing.final
+class OrderSecrets(_message.Message):
+    """The sensitive part of an order's input. Serialized into SignedOrder.sealed."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    SALT_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    salt: _builtins.bytes
+    """32 random bytes, so that nobody can guess a secret from its digest."""
+    stdin: _builtins.bytes
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        salt: _builtins.bytes = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        stdin: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["env", b"env", "salt", b"salt", "stdin", b"stdin"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___OrderSecrets: _TypeAlias = OrderSecrets  # noqa: Y015
 
 @_typing.final
 class OrderFile(_message.Message):
@@ -188,21 +263,25 @@ class SignedOrder(_message.Message):
     ORDER_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
     KEY_ID_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
     order: _builtins.bytes
     """Deterministically serialized Order."""
     signature: _builtins.bytes
     """Ed25519 over the order's domain string and `order`."""
     key_id: _builtins.str
+    sealed: _builtins.bytes
+    """Serialized OrderSecrets; never stored by the controller."""
     def __init__(
         self,
         *,
         order: _builtins.bytes = ...,
         signature: _builtins.bytes = ...,
         key_id: _builtins.str = ...,
+        sealed: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "order", b"order", "signature", b"signature"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["key_id", b"key_id", "order", b"order", "sealed", b"sealed", "signature", b"signature"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

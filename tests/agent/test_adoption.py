@@ -232,7 +232,7 @@ async def test_new_boot_makes_an_open_run_crashed_by_reboot_and_never_starts_it_
         assert runner.known(spec.run_id).exit == report
 
 
-async def test_run_that_was_cut_off_while_it_was_accepted_ends_as_never_started(open_runner: OpenRunner) -> None:
+async def test_run_that_was_cut_off_before_it_was_durable_ends_as_never_started(open_runner: OpenRunner) -> None:
     async with open_runner() as runner:
         whole = runner.spec("touch", str(runner.state_dir / "ran"))
         await runner.executor.start(whole)
@@ -241,17 +241,60 @@ async def test_run_that_was_cut_off_while_it_was_accepted_ends_as_never_started(
         (runner.state_dir / "ran").unlink()
         names = ["exit.reserve", "order", "output", "spec.json"]
         (source / "exit.reserve").write_bytes(b"\0" * 4096)
-        for step in range(len(names) + 1):
+        for step in range(len(names)):
             cut = runner.directory(f"cut-{step}")
             cut.mkdir(mode=0o700)
             for name in names[:step]:
                 shutil.copy(source / name, cut / name)
     async with open_runner() as runner:
-        for step in range(len(names) + 1):
+        for step in range(len(names)):
             report = await runner.finished(f"cut-{step}")
             assert (report.cause, report.proof) == (ExitCause.SUPERVISOR_LOST, ProofKind.NEVER_STARTED)
             assert isinstance(await runner.executor.start(runner.spec("true", run_id=f"cut-{step}")), Duplicate)
         assert not (runner.state_dir / "ran").exists()
+
+
+async def leave_accepted(open_runner: OpenRunner, run_id: str, **changes: object) -> Path:
+    """Leaves a run in the spool as an agent does that dies before it asks for a supervisor; returns its tally."""
+    async with open_runner() as runner:
+        tally = runner.state_dir / f"tally-{run_id}"
+        whole = runner.spec("sh", "-c", f"echo x >> {tally}")
+        await runner.executor.start(whole)
+        await runner.finished(whole.run_id)
+        tally.unlink()
+        left = runner.directory(run_id)
+        left.mkdir(mode=0o700)
+        for name in ("order", "spec.json"):
+            shutil.copy(runner.directory(whole.run_id) / name, left / name)
+        (left / "exit.reserve").write_bytes(b"\0" * 4096)
+        (left / "output").touch()
+        spec = json.loads((left / "spec.json").read_bytes())
+        (left / "spec.json").write_text(json.dumps({**spec, "run_id": run_id, **changes}))
+    return tally
+
+
+async def test_run_that_was_durable_when_its_agent_died_is_started_by_the_next_one_once(
+    open_runner: OpenRunner,
+) -> None:
+    tally = await leave_accepted(open_runner, "left")
+    async with open_runner() as runner:
+        report = await runner.finished("left")
+        assert (report.cause, report.exit_code) == (ExitCause.EXITED, 0)
+        assert isinstance(await runner.executor.start(runner.spec("true", run_id="left")), Duplicate)
+    async with open_runner() as runner:
+        assert runner.known("left").exit == report
+    assert tally.read_text() == "x\n"
+
+
+@pytest.mark.parametrize("changes", [{"deadline_at": 1.0}, {"boot_id": "another"}], ids=["time over", "other boot"])
+async def test_run_whose_time_is_over_or_whose_boot_is_another_is_not_started_by_the_next_agent(
+    open_runner: OpenRunner, changes: dict[str, object]
+) -> None:
+    tally = await leave_accepted(open_runner, "left", **changes)
+    async with open_runner() as runner:
+        report = await runner.finished("left")
+        assert report.proof is ProofKind.NEVER_STARTED
+    assert not tally.exists()
 
 
 async def test_supervisor_that_comes_too_late_finds_the_run_taken_and_starts_nothing(open_runner: OpenRunner) -> None:

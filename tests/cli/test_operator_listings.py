@@ -35,7 +35,7 @@ async def test_nodes_for_programs(rig: OperatorRig, output: str) -> None:
 
 async def test_nodes_as_a_table_and_as_names(rig: OperatorRig) -> None:
     table = [line.split() for line in (await rig.run("node", "list")).out.splitlines()]
-    assert table[0] == ["NODE", "PRESENCE", "LINK", "VERSION", "LAST", "SEEN", "TAGS"]
+    assert table[0] == ["NODE", "PRESENCE", "LINK", "VERSION", "LAST", "SEEN", "CLOCK", "TAGS"]
     assert [row[:3] for row in table[1:3]] == [["db-1", "up", "on-demand"], ["db-2", "down", "on-demand"]]
     assert (await rig.run("node", "list", "-o", "name")).out.split() == NODES
 

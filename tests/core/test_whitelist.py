@@ -92,7 +92,7 @@ def test_every_problem_is_reported_with_its_entry() -> None:
             "open quote": "echo 'x",
             "empty": "   ",
             "number": 7,
-            "future": {"argv": ["x"], "arguments": [], "user": "root"},
+            "future": {"argv": ["x"], "arguments": [], "become": "root"},
             "no argv": {"cwd": "relative", "timeout": 0},
         }
     )
@@ -100,7 +100,7 @@ def test_every_problem_is_reported_with_its_entry() -> None:
         "'open quote': not a command line: no closing quotation",
         "'empty': names no program",
         "'number': must be a command line or an object with 'argv'",
-        "'future': not understood: arguments, user",
+        "'future': not understood: arguments, become",
         "'no argv': has no 'argv'",
         "'no argv': 'cwd' must be an absolute path",
         "'no argv': 'timeout' must be a number of seconds above 0",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,7 +86,7 @@ async def test_the_python_client_needs_grpcio_alone(tmp_path: Path) -> None:
             directory=tmp_path,
             what="grpcio",
         )
-        known = subprocess.run([python, "-I", "-c", "import shovey_trio"], capture_output=True, check=False)
+        known = await trio.run_process([python, "-I", "-c", "import shovey_trio"], capture_stderr=True, check=False)
         assert known.returncode, "the example's environment must not hold the project itself"
         await check_client([python, str(EXAMPLES / "python" / "run_job.py")], tmp_path)
 

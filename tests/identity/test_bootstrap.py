@@ -38,7 +38,7 @@ def test_a_set_up_is_complete_and_closed_to_others(tmp_path: Path) -> None:
     directory = set_up(tmp_path / "data")
     assert directory.root.stat().st_mode & 0o7777 == 0o700
     secrets = [path for path in directory.root.rglob("*") if path.suffix in (".key", ".json", ".sqlite3")]
-    assert len(secrets) == 6
+    assert len(secrets) == 7
     assert all(path.stat().st_mode & 0o7777 == 0o600 for path in secrets)
     assert {path.name for path in directory.root.iterdir()} == {
         "ca", "tls", "signing", "admin", "store.sqlite3", "shovey-trio.toml",

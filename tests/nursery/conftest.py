@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Any
 
+import pytest
 import trio
+from structlog.testing import capture_logs
 
 from shovey_trio.core.model import LinkMode, Run
 from shovey_trio.core.states import RunState
@@ -18,7 +21,14 @@ from shovey_trio.testing.fake_agents import FakeAgent, Script
 from shovey_trio.testing.nursery_rig import NurseryRig, open_rig
 
 # Virtual seconds: whatever is not over by then hangs.
-HANGS = 100_000.0
+HANGS = 3_000.0
+
+
+@pytest.fixture(autouse=True)
+def logged() -> Iterator[list[Any]]:
+    """What was logged: kept, because rendering the tracebacks of injected bugs takes longer than the tests."""
+    with capture_logs() as entries:
+        yield entries
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +48,7 @@ class Fleet:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Waits, on virtual time."""
-    while not condition():
+    while not condition():  # noqa: ASYNC110 - the condition is anything, and the time is virtual
         await trio.sleep(0.01)
 
 
@@ -55,7 +65,7 @@ async def open_agents(
     with trio.fail_after(HANGS):
         async with trio.open_nursery() as nursery:
             for agent in agents.values():
-                nursery.start_soon(agent.serve)
+                nursery.start_soon(agent.serve)  # noqa: ASYNC113 - a wish to connect waits for it
             yield agents
             nursery.cancel_scope.cancel(reason="test over")
 

@@ -9,8 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-from contextlib import suppress
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import grpc
 import trio
@@ -181,9 +180,12 @@ class AioServerCall:
             raise asyncio.CancelledError
         if self._status is not None:
             message, trailing = encode_details(self._status)
-            # A client that went away in this very moment needs no status.
-            with suppress(grpc.aio.InternalError):
+            try:
                 await self._context.abort(_BY_NUMBER[self._status.code.value], message, trailing)
+            except grpc.aio.AbortError:
+                raise  # how grpc wants to be told
+            except grpc.aio.BaseError:
+                pass  # a client that went away in this very moment, or a server that did, needs no status
         return self._response
 
     async def handle(self) -> None:
@@ -196,7 +198,8 @@ class AioServerCall:
                 self._status = self._cut_short()
         except Exception as error:  # noqa: BLE001  # a handler's failure ends its RPC and nothing else
             if (self._gone or self._broken) and _is_broken_resource(error):
-                self._status = RpcStatus(code=Code.CANCELLED, message="the client is gone")
+                # Nobody hears it, unless it is this server that goes: then the client may try again.
+                self._status = RpcStatus(code=Code.UNAVAILABLE, message="the connection is gone")
             else:
                 self._status = self._host.status_for(error, self)
         except BaseException:
@@ -236,7 +239,10 @@ class AioServerCall:
         read = self._read
         await read.settled()
         self._read = None
-        raw = read.result()  # no checkpoint between here and the return: the message would be lost
+        try:
+            raw = read.result()  # no checkpoint between here and the return: the message would be lost
+        except (grpc.aio.BaseError, OperationCancelled):
+            await self._fail_broken()
         if raw is grpc.aio.EOF:
             await self._confirm_half_close()
             self._half_closed = True
@@ -274,7 +280,7 @@ class AioServerCall:
         except (grpc.aio.BaseError, OperationCancelled):
             await self._fail_broken()
 
-    async def _fail_broken(self) -> None:
+    async def _fail_broken(self) -> NoReturn:
         self._broken = True
         await self._settle()  # the cancellation is on its way and says more than an error
         raise trio.BrokenResourceError("the client is gone")

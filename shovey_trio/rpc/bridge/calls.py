@@ -61,6 +61,7 @@ class ServerCall(Protocol[ReqIn_co, ResOut_contra]):
 
         Raises:
             trio.EndOfChannel: the client has half-closed; everything it sent was received.
+            trio.BrokenResourceError: the client or the server is gone; the handler is about to be cancelled.
             trio.BusyResourceError: another task is receiving.
             AbortRpc: the message does not parse; let it end the RPC.
         """

@@ -39,6 +39,8 @@ class ChannelOptions:
         max_receive_bytes: largest response message.
         keepalive_interval: seconds between pings on a silent connection; ``None`` never pings.
         keepalive_timeout: seconds without an answer after which the connection is lost.
+        connect_timeout: how long one attempt to connect may take, TLS handshake included, seconds. Long: when a whole
+            fleet connects at once, an attempt that is given up has cost the server as much as one that succeeds.
         max_reconnect_backoff: longest pause between attempts to connect, seconds.
         server_name: name to verify the server's certificate against instead of the target's host; for tests.
     """
@@ -46,6 +48,7 @@ class ChannelOptions:
     max_receive_bytes: int = 16 * 1024 * 1024
     keepalive_interval: float | None = 30.0
     keepalive_timeout: float = 20.0
+    connect_timeout: float = 20.0
     max_reconnect_backoff: float = 5.0
     server_name: str | None = None
 
@@ -54,7 +57,8 @@ class ChannelOptions:
         arguments: list[tuple[str, int | str]] = [
             ("grpc.max_receive_message_length", self.max_receive_bytes),
             ("grpc.initial_reconnect_backoff_ms", 200),
-            ("grpc.min_reconnect_backoff_ms", 1000),
+            # Not a pause, in spite of its name: the shortest time after which an attempt is given up.
+            ("grpc.min_reconnect_backoff_ms", round(self.connect_timeout * 1000)),
             ("grpc.max_reconnect_backoff_ms", round(self.max_reconnect_backoff * 1000)),
             # A new channel is a new connection: certificates are renewed by opening one before closing the other.
             ("grpc.use_local_subchannel_pool", 1),

@@ -113,6 +113,7 @@ class Server:
         self._idle.set()
         self._servers: list[grpc.aio.Server] = []
         self._stopping: list[Operation[None]] | None = None
+        self._cutting = False
         self._closing = trio.Lock()
         self._ports: dict[str, int] = {}
         self._tls: dict[str, ReloadableServerTls] = {}
@@ -146,6 +147,7 @@ class Server:
         with trio.move_on_after(grace):
             while self._calls:
                 await self._idle.wait()
+        self._cutting = True
         for call in list(self._calls):
             call.cancel("the server is going away")
         async with self._closing:  # an operation has one waiter
@@ -165,6 +167,8 @@ class Server:
         self._calls.add(call)
         assert self._nursery is not None  # calls arrive after ``start``
         self._nursery.start_soon(call.handle, name=call.method.path)
+        if self._cutting:  # it was under way when the others were cut
+            call.cancel("the server is going away")
 
     def end(self, call: AioServerCall) -> None:
         self._calls.discard(call)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
@@ -52,12 +53,14 @@ class ReloadableServerTls:
 
     def __init__(self, tls: ServerTls) -> None:
         self._wants_clients = tls.client_ca is not None
-        self._current = _certificate_configuration(tls)
+        self._initial = _certificate_configuration(tls)
+        # What the next handshake has still to be told; at most one, a newer one takes its place.
+        self._news: deque[grpc.ServerCertificateConfiguration] = deque(maxlen=1)
 
     def credentials(self) -> grpc.ServerCredentials:
-        """Return grpc credentials that ask for the identity at every handshake."""
+        """Return grpc credentials that ask for a new identity at every handshake; for one listener."""
         return grpc.dynamic_ssl_server_credentials(
-            self._current, self._fetch, require_client_authentication=self._wants_clients
+            self._initial, self._fetch, require_client_authentication=self._wants_clients
         )
 
     def replace(self, tls: ServerTls) -> None:
@@ -69,11 +72,20 @@ class ReloadableServerTls:
         """
         if (tls.client_ca is not None) != self._wants_clients:
             raise ValueError("whether clients are asked for certificates cannot change while a listener is open")
-        self._current = _certificate_configuration(tls)
+        self._news.append(_certificate_configuration(tls))
 
-    def _fetch(self) -> grpc.ServerCertificateConfiguration:
-        # Called by grpc on threads of its own; reading one attribute is atomic.
-        return self._current
+    def _fetch(self) -> grpc.ServerCertificateConfiguration | None:
+        """Called by grpc at every handshake, on threads of its own; None leaves everything as it is.
+
+        Each identity is handed over once. The C core builds a new TLS context for whatever it is given, and drops the
+        old one without regard to handshakes on other threads that are about to use it
+        (``ssl_security_connector.cc``: ``server_handshaker_factory_`` is replaced under a lock and read without): with
+        an identity for every handshake, a thousand agents that connect at once crash the process.
+        """
+        try:
+            return self._news.popleft()
+        except IndexError:
+            return None
 
 
 def channel_credentials(tls: ClientTls) -> grpc.ChannelCredentials:

@@ -138,8 +138,9 @@ class AgentService:
     async def _attach(self, call: AttachCall) -> None:
         principal = caller()
         hello = await self._hello(call)
-        link = await self._welcome(principal, hello)
+        # Before anything is waited for, or a slow store would count as a slow clock.
         offset = seconds(hello.agent_time) - self._clock.now() if hello.HasField("agent_time") else 0.0
+        link = await self._welcome(principal, hello, offset)
         with structlog.contextvars.bound_contextvars(node=link.node):
             asked = False
             try:
@@ -164,7 +165,7 @@ class AgentService:
             raise NodeProtocolError("the first message of a stream must be a hello")
         raise NodeProtocolError(f"no hello within {_HELLO:g} s")
 
-    async def _welcome(self, principal: Principal, hello: pb.AttachHello) -> AttachedAgent:
+    async def _welcome(self, principal: Principal, hello: pb.AttachHello, offset: float) -> AttachedAgent:
         node = self._registry.get(principal.organization, principal.name)
         if node is None or node.agent_instance != hello.agent_instance:
             raise NodeProtocolError(
@@ -177,7 +178,11 @@ class AgentService:
                 f"{self._max_attached} agents are attached", limit="max_attached", retry_after_s=str(_COME_BACK)
             )
         mode: LinkMode = LINKS.member(hello.link) or LinkMode.ATTACHED
-        await self._identities.note_agent(node, link=mode, tags=dict(hello.tags), version=hello.agent_version)
+        if mode is LinkMode.LEGACY:
+            mode = LinkMode.ATTACHED  # an old node has no stream, so this is none, whatever it says
+        await self._identities.note_agent(
+            node, link=mode, tags=dict(hello.tags), version=hello.agent_version, clock_skew=offset
+        )
         link = AttachedAgent(
             organization=principal.organization,
             node=principal.name,

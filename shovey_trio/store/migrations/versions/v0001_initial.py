@@ -133,6 +133,7 @@ def upgrade() -> None:
         sa.Column("presence", sa.Text(), nullable=False),
         sa.Column("presence_since", sa.Double(), nullable=False),
         sa.Column("presence_reason", sa.Text(), nullable=False),
+        sa.Column("clock_skew", sa.Double(), nullable=True),
         sa.PrimaryKeyConstraint("organization", "name"),
     )
     op.create_table(

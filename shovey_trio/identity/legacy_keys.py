@@ -1,0 +1,211 @@
+"""The RSA keys that orders to old nodes (schob) are signed with, as they lie on disk.
+
+A schob holds exactly one public key, put there by hand, and says no more than ``invalid`` when an order does not fit
+it. So a reset cannot simply replace the key: the old one stays for as long as a node may hold it, and each node is
+signed for with the key it holds. What a node holds is
+
+* what it has shown: it accepted an order signed with that key, or an admin says that it was given the key (``held``);
+* else, what it was set up with: the newest key there was when it was registered, or the oldest that is left.
+
+One JSON file per organization, 0600, replaced at once. Daemon and command line change it under one lock, each starting
+from what is in the file.
+
+    {"format": 1, "organization": "default", "held": {"web-1": "key id"},
+     "keys": [{"key_id": "…", "created_at": 1700000000.0, "private_key": "PEM"}]}
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final
+
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+
+from shovey_trio.core.chef_signing import load_private_key
+from shovey_trio.core.errors import InvalidRequest
+from shovey_trio.identity.files import FileUnusable, make_secret_directory, read_secret, write_secret
+
+_FORMAT: Final = 1
+_BITS: Final = 2048  # schob's signatures have 344 characters; a larger key would leave no room for names in a query
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyKey:
+    """A key and its short name: the first 8 bytes of its public half's SHA-256, in hex."""
+
+    key_id: str
+    private_key: RSAPrivateKey
+    created_at: float
+
+    @property
+    def public_pem(self) -> str:
+        """What goes on the nodes."""
+        public = self.private_key.public_key()
+        return public.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode("ascii")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyKeys:
+    """All keys of an organization that a node may hold.
+
+    Attributes:
+        keys: oldest first, never empty; the last is the one that new nodes get.
+        held: key id by node, where it is known.
+    """
+
+    organization: str
+    keys: tuple[LegacyKey, ...]
+    held: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def current(self) -> LegacyKey:
+        return self.keys[-1]
+
+    def key_of(self, node: str, *, registered_at: float) -> LegacyKey:
+        """The key that orders for this node are signed with."""
+        for key in self.keys:
+            if key.key_id == self.held.get(node):
+                return key
+        before = [key for key in self.keys if key.created_at <= registered_at]
+        return before[-1] if before else self.keys[0]
+
+    def other_than(self, key_id: str) -> LegacyKey | None:
+        """What to try when a node does not hold that key: the newest other one."""
+        return next((key for key in reversed(self.keys) if key.key_id != key_id), None)
+
+    def with_key(self, key: LegacyKey) -> LegacyKeys:
+        """With a new current key."""
+        return replace(self, keys=(*self.keys, key))
+
+    def with_held(self, held: Mapping[str, str]) -> LegacyKeys:
+        """With what some nodes have shown to hold."""
+        return replace(self, held={**self.held, **held})
+
+    def pruned(self, registered: Mapping[str, float]) -> LegacyKeys:
+        """Without the keys that no registered node holds, and without what is known of nodes that are gone.
+
+        Args:
+            registered: when each old node was registered, by name.
+        """
+        in_use = {self.key_of(node, registered_at=at).key_id for node, at in registered.items()}
+        in_use.add(self.current.key_id)
+        held = {node: key_id for node, key_id in self.held.items() if node in registered and key_id in in_use}
+        return replace(self, keys=tuple(key for key in self.keys if key.key_id in in_use), held=held)
+
+
+class LegacyKeyFile:
+    """The file; every method blocks."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def load(self, organization: str) -> LegacyKeys:
+        """Reads it.
+
+        Raises:
+            InsecureFile: somebody other than its owner can read it.
+            FileUnusable: missing, damaged, or another organization's.
+        """
+        data = read_secret(self.path)
+        try:
+            keys = _parse(json.loads(data))
+        except (ValueError, KeyError, TypeError, InvalidRequest) as exc:
+            # The cause is named by its type alone: its text could quote the file.
+            raise FileUnusable(f"{self.path}: not a file of legacy keys ({type(exc).__name__})") from None
+        if keys.organization != organization:
+            raise FileUnusable(f"{self.path}: holds the keys of {keys.organization!r}, not of {organization!r}")
+        return keys
+
+    def ensure(self, organization: str, *, now: float) -> LegacyKeys:
+        """Reads it, or makes it where a data directory is older than it; 0.1 s of CPU then.
+
+        Raises:
+            As ``load``; OSError: it cannot be written.
+        """
+        with self._locked():
+            if not self.path.exists():
+                self.save(LegacyKeys(organization=organization, keys=(make_legacy_key(now),)))
+            return self.load(organization)
+
+    def change(self, organization: str, change: Callable[[LegacyKeys], LegacyKeys]) -> LegacyKeys:
+        """Replaces what is in it by ``change`` of that, with nobody else's change lost; returns what is in it now.
+
+        Raises:
+            As ``load``; OSError: it cannot be written, and the old file is untouched.
+        """
+        with self._locked():
+            before = self.load(organization)
+            after = change(before)
+            if after != before:
+                self.save(after)
+            return after
+
+    def save(self, keys: LegacyKeys) -> None:
+        """Replaces the file at once and durably.
+
+        Raises:
+            OSError: it cannot be written; the old file is untouched.
+        """
+        document = {
+            "format": _FORMAT,
+            "organization": keys.organization,
+            "keys": [_entry(key) for key in keys.keys],
+            "held": dict(keys.held),
+        }
+        make_secret_directory(self.path.parent)
+        write_secret(self.path, json.dumps(document, indent=1).encode("ascii") + b"\n")
+
+    def _locked(self) -> _Lock:
+        return _Lock(self.path.with_name(self.path.name + ".lock"))
+
+
+class _Lock:
+    """Of a file beside it, because the file itself is replaced."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> None:
+        make_secret_directory(self._path.parent)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
+def make_legacy_key(now: float) -> LegacyKey:
+    """A new RSA-2048 key; some 0.1 s of CPU."""
+    return _with_id(generate_private_key(public_exponent=65537, key_size=_BITS), now)
+
+
+def _with_id(private: RSAPrivateKey, created_at: float) -> LegacyKey:
+    public = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+    return LegacyKey(key_id=hashlib.sha256(public).hexdigest()[:16], private_key=private, created_at=created_at)
+
+
+def _entry(key: LegacyKey) -> dict[str, object]:
+    pem = key.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
+    return {"key_id": key.key_id, "created_at": key.created_at, "private_key": pem.decode("ascii")}
+
+
+def _parse(document: Mapping[str, Any]) -> LegacyKeys:
+    if document["format"] != _FORMAT:
+        raise ValueError("unknown format")
+    keys = tuple(
+        _with_id(load_private_key(entry["private_key"]), float(entry["created_at"])) for entry in document["keys"]
+    )
+    if not keys or [key.key_id for key in keys] != [entry["key_id"] for entry in document["keys"]]:
+        raise ValueError("key and key id do not belong together")
+    held = document["held"]
+    if not all(isinstance(key_id, str) for key_id in held.values()):
+        raise ValueError("held")
+    return LegacyKeys(organization=str(document["organization"]), keys=keys, held=dict(held))

@@ -1,0 +1,63 @@
+"""Who is calling the REST shim: a request's signature against the keys that are known here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from shovey_trio.application.chef_callers import ChefCaller
+from shovey_trio.core.chef_signing import ChefSignature, SignatureRefused, read_signature, verify_signature
+from shovey_trio.core.model import Principal
+from shovey_trio.nursery.ports import Clock
+from shovey_trio.rest.messages import Request
+
+#: What a refused request is told: how to sign.
+CHALLENGE: Final = {"Www-Authenticate": ", ".join(f'X-Ops-Sign version="{v}"' for v in ("1.0", "1.1", "1.2", "1.3"))}
+
+
+class ChefCallers(Protocol):
+    """Where the keys are."""
+
+    async def find(self, organization: str, name: str) -> Sequence[ChefCaller]:
+        """Everybody of this name: a user, a node, both or nobody.
+
+        Raises:
+            ShoveyError: it cannot be said now.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SignedCall:
+    """A request whose signature holds."""
+
+    principal: Principal
+    signature: ChefSignature
+
+
+class Authenticator:
+    """Verifies requests."""
+
+    def __init__(self, callers: ChefCallers, *, clock: Clock, clock_skew: float) -> None:
+        self._callers = callers
+        self._clock = clock
+        self._clock_skew = clock_skew
+
+    async def authenticate(self, request: Request, body: bytes, organization: str) -> SignedCall:
+        """Who signed a request.
+
+        Raises:
+            SignatureMalformed, SignatureRefused: nobody, as far as can be seen.
+            ShoveyError: the keys cannot be looked up now.
+        """
+        signature = read_signature(request.headers, body, now=self._clock.now(), clock_skew=self._clock_skew)
+        refused = SignatureRefused.unknown_user(signature.user)
+        for caller in await self._callers.find(organization, signature.user):
+            try:
+                verify_signature(signature, method=request.method, path=request.path, key=caller.key)
+            except SignatureRefused as error:
+                refused = error
+            else:
+                return SignedCall(principal=caller.principal, signature=signature)
+        raise refused

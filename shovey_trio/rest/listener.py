@@ -1,0 +1,103 @@
+"""The REST shim, put together from the settings."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import structlog
+
+from shovey_trio.application.chef_callers import StoredChefCallers
+from shovey_trio.application.jobs import Jobs
+from shovey_trio.application.nodes import Nodes
+from shovey_trio.config import RestSection, ServerSettings
+from shovey_trio.core.errors import ConfigurationInvalid
+from shovey_trio.nursery.ports import Clock
+from shovey_trio.rest.application import RestApplication
+from shovey_trio.rest.auth import Authenticator, ChefCallers
+from shovey_trio.rest.connection import HttpLimits
+from shovey_trio.rest.job_routes import JobPolicy, JobRoutes
+from shovey_trio.rest.key_routes import KeyRoutes
+from shovey_trio.rest.node_routes import NodeRoutes
+from shovey_trio.rest.ports import LegacyNodes
+from shovey_trio.rest.routing import Router
+from shovey_trio.rest.server import HttpOptions, HttpServer, open_http_server
+from shovey_trio.rest.stream_routes import StreamRoutes
+
+_log = structlog.get_logger(__name__)
+
+
+@asynccontextmanager
+async def open_rest(
+    settings: ServerSettings,
+    *,
+    jobs: Jobs,
+    nodes: Nodes,
+    callers: StoredChefCallers,
+    legacy: LegacyNodes | None,
+    clock: Clock,
+) -> AsyncIterator[HttpServer | None]:
+    """Serves the shim for the block, if it is enabled.
+
+    Raises:
+        ConfigurationInvalid: the certificate or its key cannot be used.
+        OSError: the address cannot be listened on.
+    """
+    rest = settings.rest
+    if not rest.enabled:
+        yield None
+        return
+    await callers.load()
+    known: ChefCallers = callers
+    application = RestApplication(
+        shim_router(settings, jobs=jobs, nodes=nodes, legacy=legacy),
+        Authenticator(known, clock=clock, clock_skew=rest.clock_skew),
+        organization=settings.server.organization,
+        body_limit=rest.max_body,
+    )
+    options = HttpOptions(connections=rest.max_connections, limits=_limits(rest), tls=load_tls(rest))
+    async with open_http_server(application, address=rest.listen, options=options) as server:
+        _log.info("rest.listening", address=server.address, tls=options.tls is not None)
+        yield server
+
+
+def shim_router(settings: ServerSettings, *, jobs: Jobs, nodes: Nodes, legacy: LegacyNodes | None) -> Router:
+    """All routes of the shim."""
+    rest = settings.rest
+    policy = JobPolicy(run_timeout=rest.default_run_timeout, cancel_wait=rest.cancel_wait)
+    return Router(
+        [
+            *JobRoutes(jobs, legacy=legacy, policy=policy).routes(),
+            *StreamRoutes(jobs, legacy=legacy, hold=rest.stream_hold).routes(),
+            *NodeRoutes(nodes).routes(),
+            *KeyRoutes(legacy).routes(),
+        ]
+    )
+
+
+def load_tls(rest: RestSection) -> ssl.SSLContext | None:
+    """What the listener presents; None for plain HTTP.
+
+    Raises:
+        ConfigurationInvalid: the certificate or its key cannot be used.
+    """
+    if not rest.tls_certificate:
+        return None
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    # Old Rubies have no TLS 1.3.
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    try:
+        context.load_cert_chain(rest.tls_certificate, rest.tls_key or None)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigurationInvalid(f"rest.tls_certificate and rest.tls_key: {error}") from error
+    return context
+
+
+def _limits(rest: RestSection) -> HttpLimits:
+    return HttpLimits(
+        head_time=rest.head_timeout,
+        body_time=rest.body_timeout,
+        idle_time=rest.idle_timeout,
+        write_time=rest.write_timeout,
+    )

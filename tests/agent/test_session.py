@@ -1,0 +1,349 @@
+"""An agent's gate, session and link against a controller made by hand: what it refuses, and that it stays up."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+from shovey_agent.config import ReconnectSection
+from shovey_agent.credentials import Credentials
+from shovey_agent.epoch import EpochFile
+from shovey_agent.executor import Executor, ExecutorConfig, open_executor
+from shovey_agent.gate import OrderGate
+from shovey_agent.link import ControllerLink
+from shovey_agent.nonces import open_nonces
+from shovey_agent.session import Hello, Session
+from shovey_agent.whitelist_file import WhitelistFile
+
+from shovey_trio.core.model import LinkMode
+from shovey_trio.core.order_signing import KeySet, PublicKey, SigningKey
+from shovey_trio.core.orders import NONCE_BYTES, NodeIdentity, Order, OrderKind, SignedOrder
+from shovey_trio.identity.signing_keys import make_signing_key
+from shovey_trio.rpc import methods
+from shovey_trio.rpc.bridge import Listener, ServerCall, bidi_route, open_bridge, open_server
+from shovey_trio.rpc.convert import key_set_message, order_bytes, signed_order_message, timestamp
+from shovey_trio.rpc.signer import Signer
+from shovey_trio.testing.limits import within
+from shovey_trio.testing.rpc_certificates import CertificateAuthority
+from shovey_trio.v1 import agent_service_pb2 as pb
+
+KEY: SigningKey = make_signing_key(0.0)
+IDENTITY = NodeIdentity(organization="org", node="n", agent_instance="instance")
+EPOCH = 1000
+
+
+def _keys(*keys: SigningKey) -> KeySet:
+    public = tuple(
+        PublicKey(key_id=key.key_id, public_bytes=key.public_bytes, created_at=0.0, active=True) for key in keys
+    )
+    return KeySet(organization="org", serial=1, keys=public)
+
+
+def _order(**changes: Any) -> Order:
+    now = time.time()
+    order = Order(
+        organization="org",
+        node="n",
+        agent_instance="instance",
+        job_id=str(uuid.uuid4()),
+        run_id=str(uuid.uuid4()),
+        kind=OrderKind.START,
+        command="true",
+        run_timeout=30.0,
+        kill_grace=1.0,
+        issued_at=now,
+        expires_at=now + 60,
+        nonce=uuid.uuid4().bytes,
+        epoch=EPOCH,
+    )
+    return replace(order, **changes)
+
+
+def _sign(order: Order, key: SigningKey = KEY) -> SignedOrder:
+    return Signer({order.organization: key}).sign(order)
+
+
+@dataclass(eq=False)
+class Controller:
+    """The other end, made by hand: it says what the test sends, and keeps what it hears."""
+
+    welcome: pb.AttachResponse | None = None
+    hellos: list[pb.AttachHello] = field(default_factory=list)
+    heard: list[pb.AttachRequest] = field(default_factory=list)
+    call: ServerCall[Any, Any] | None = None
+    allow_leave: bool = True
+    cut: trio.Event = field(default_factory=trio.Event)
+    changed: trio.Event = field(default_factory=trio.Event)
+
+    async def attach(self, call: ServerCall[Any, Any]) -> None:
+        self.hellos.append((await call.receive()).hello)
+        welcome = pb.AttachWelcome(
+            controller_time=timestamp(time.time()), epoch=EPOCH, signing_keys=key_set_message(_keys(KEY))
+        )
+        await call.send(self.welcome or pb.AttachResponse(welcome=welcome))
+        self.call = call
+        self._note()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._cut_when_told, nursery.cancel_scope)
+            async for message in call:
+                self.heard.append(message)
+                self._note()
+                if message.WhichOneof("message") == "detach" and self.allow_leave:
+                    await call.send(pb.AttachResponse(detach_ok=pb.DetachOk()))
+            nursery.cancel_scope.cancel(reason="the agent has left")
+
+    async def push(self, call: ServerCall[Any, Any]) -> None:
+        async for message in call:
+            end = message.chunk.position + len(message.chunk.data)
+            await call.send(pb.PushOutputResponse(run_id=message.run_id, durable_position=end))
+
+    async def send_order(self, signed: SignedOrder) -> None:
+        await self.until(lambda: self.call is not None)
+        assert self.call is not None
+        await self.call.send(pb.AttachResponse(order=signed_order_message(signed)))
+
+    async def until(self, holds: Callable[[], Any]) -> None:
+        while not holds():
+            await self.changed.wait()
+
+    async def report_of(self, run_id: str) -> pb.RunReport:
+        found: list[pb.RunReport] = []
+
+        def there() -> bool:
+            found.extend(m.report for m in self.heard if m.HasField("report") and m.report.run_id == run_id)
+            return bool(found)
+
+        await self.until(there)
+        return found[0]
+
+    async def refusal_of(self, run_id: str) -> str:
+        await self.until(lambda: self._refusals(run_id))
+        return self._refusals(run_id)[0]
+
+    def _refusals(self, run_id: str) -> list[str]:
+        return [m.refused.reason for m in self.heard if m.HasField("refused") and m.refused.run_id == run_id]
+
+    async def _cut_when_told(self, scope: trio.CancelScope) -> None:
+        await self.cut.wait()
+        self.cut = trio.Event()
+        scope.cancel(reason="cut by the test")
+
+    def _note(self) -> None:
+        changed, self.changed = self.changed, trio.Event()
+        changed.set()
+
+
+@dataclass(eq=False)
+class Agent:
+    """The agent's network side, as ``agent.run_agent`` puts it together."""
+
+    link: ControllerLink
+    executor: Executor
+    epoch: EpochFile
+
+
+@asynccontextmanager
+async def _rig(
+    directory: Path, *, mode: LinkMode = LinkMode.ATTACHED, controller: Controller | None = None
+) -> AsyncIterator[tuple[Controller, Agent]]:
+    controller = controller or Controller()
+    authority = CertificateAuthority()
+    listener = Listener(
+        name="control",
+        address="127.0.0.1:0",
+        routes=[bidi_route(methods.ATTACH, controller.attach), bidi_route(methods.PUSH_OUTPUT, controller.push)],
+        tls=authority.server_tls(mutual=True),
+    )
+    whitelist = directory / "whitelist.json"
+    whitelist.write_text('{"true": "true", "cat": "sh -c \'echo out; echo err >&2\'", "sleep": "sleep 60"}')
+    epoch = EpochFile(directory / "epoch")
+    now = time.time()
+    identity = authority.client_tls("shovey://org/node/n")
+    assert identity.certificate is not None
+    assert identity.private_key is not None
+    credentials = Credentials(
+        organization="org",
+        node="n",
+        agent_instance="instance",
+        enroll_address="127.0.0.1:1",
+        control_address="127.0.0.1:1",
+        certificate_chain=identity.certificate,
+        ca_certificates=authority.pem,
+        private_key=identity.private_key,
+    )
+    config = ExecutorConfig(state_dir=directory / "state", poll_interval=0.05)
+    async with open_server([listener]) as server, open_bridge(), open_executor(config) as executor:
+        gate = OrderGate(
+            identity=IDENTITY,
+            keys=lambda: _keys(KEY),
+            nonces=await open_nonces(directory / "nonces", now=now, longest_life=7200),
+            voided=await open_nonces(directory / "voided", now=now, longest_life=14400),
+            epoch=epoch,
+            whitelist=WhitelistFile(whitelist),
+        )
+        hello = Hello(agent_instance="instance", agent_version="1", link=mode, tags={}, boot_id="boot")
+        link = ControllerLink(
+            executor=executor,
+            mode=mode,
+            reconnect=ReconnectSection(delay_min=0.05, delay_max=0.1, linger=0.05),
+            server=f"127.0.0.1:{server.port('control')}",
+            credentials=lambda: credentials,
+            new_session=lambda woken_by: Session(
+                hello=hello, executor=executor, gate=gate, new_keys=lambda _: None, woken_by=woken_by
+            ),
+        )
+
+        async def tell() -> None:
+            async for event in executor.events:
+                run_id = event.report.run_id if hasattr(event, "report") else event.run_id
+                link.note(run_id, output=type(event).__name__ == "OutputGrown")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tell)
+            nursery.start_soon(link.serve)
+            yield controller, Agent(link, executor, epoch)
+            nursery.cancel_scope.cancel(reason="the test is over")
+
+
+@within(30)
+async def test_a_good_order_runs_once_however_often_it_comes(tmp_path: Path) -> None:
+    async with _rig(tmp_path) as (controller, agent):
+        signed = _sign(order := _order(command="cat"))
+        for _ in range(3):
+            await controller.send_order(signed)
+        report = await controller.report_of(order.run_id)
+        assert (report.outcome, report.exit_code, report.output_bytes) == (pb.REPORT_OUTCOME_EXITED, 0, 8)
+        assert [run.run_id for run in agent.executor.known_runs()] == [order.run_id]
+        assert agent.epoch.value == EPOCH
+
+
+@within(30)
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"organization": "other"}, "other_organization"),
+        ({"node": "other"}, "other_node"),
+        ({"agent_instance": "other"}, "other_instance"),
+        ({"kind": OrderKind.RESERVE}, "unsupported_kind"),
+        ({"nonce": bytes(NONCE_BYTES - 1)}, "malformed"),
+        ({"epoch": EPOCH - 1}, "old_epoch"),
+        ({"expires_at": 1.0}, "expired"),
+        ({"issued_at": 4e9, "expires_at": 4e9}, "future_dated"),
+        ({"command": "rm"}, "not_whitelisted"),
+        ({"run_timeout": 0.0}, "malformed"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+async def test_an_order_that_is_signed_and_not_for_here_and_now_is_refused_with_its_reason(
+    tmp_path: Path, changes: dict[str, Any], reason: str
+) -> None:
+    async with _rig(tmp_path) as (controller, agent):
+        await agent.epoch.raise_to(EPOCH)
+        await controller.send_order(_sign(refused := _order(**changes)))
+        assert await controller.refusal_of(refused.run_id) == reason
+        await _works(controller)
+        assert refused.run_id not in {run.run_id for run in agent.executor.known_runs()}
+
+
+@within(30)
+async def test_an_order_that_nobody_trusted_signed_is_not_even_answered(tmp_path: Path) -> None:
+    async with _rig(tmp_path) as (controller, agent):
+        good = _sign(_order())
+        stranger = make_signing_key(0.0)
+        for forged in (
+            _sign(_order(), stranger),
+            replace(_sign(_order(), stranger), key_id=KEY.key_id),
+            replace(good, order=order_bytes(_order())),
+            replace(good, order=good.order + b"\x00"),
+            replace(good, signature=b""),
+            replace(good, order=b"", signature=b"\xff" * 64),
+        ):
+            await controller.send_order(forged)
+        await _works(controller)
+        assert not [message for message in controller.heard if message.HasField("refused")]
+        assert len(agent.executor.known_runs()) == 1
+
+
+@within(30)
+async def test_a_nonce_is_good_for_one_run_alone(tmp_path: Path) -> None:
+    async with _rig(tmp_path) as (controller, _):
+        first = _order()
+        await controller.send_order(_sign(first))
+        await controller.report_of(first.run_id)
+        second = replace(first, run_id=str(uuid.uuid4()))
+        await controller.send_order(_sign(second))
+        assert await controller.refusal_of(second.run_id) == "replayed"
+
+
+@within(30)
+async def test_a_run_that_was_cancelled_before_it_came_never_starts(tmp_path: Path) -> None:
+    async with _rig(tmp_path) as (controller, agent):
+        start = _order()
+        cancel = replace(start, kind=OrderKind.CANCEL, nonce=uuid.uuid4().bytes)
+        await controller.send_order(_sign(cancel))
+        report = await controller.report_of(start.run_id)
+        assert report.outcome == pb.REPORT_OUTCOME_CANCELLED
+        await controller.send_order(_sign(start))
+        assert await controller.refusal_of(start.run_id) == "replayed"
+        assert agent.executor.known_runs() == ()
+
+
+@within(30)
+async def test_a_node_whose_disk_takes_no_nonce_refuses_and_stays_up(tmp_path: Path) -> None:
+    async with _rig(tmp_path) as (controller, _):
+        await controller.until(lambda: controller.call)
+        # Whoever tests is often root, whom no permission stops; a directory does.
+        kept = (tmp_path / "nonces").read_bytes()
+        (tmp_path / "nonces").unlink()
+        (tmp_path / "nonces").mkdir()
+        await controller.send_order(_sign(refused := _order()))
+        assert await controller.refusal_of(refused.run_id) == "spool_full"
+        (tmp_path / "nonces").rmdir()
+        (tmp_path / "nonces").write_bytes(kept)
+        await _works(controller)
+
+
+@within(30)
+@pytest.mark.parametrize(
+    "welcome", [pb.AttachResponse(detach_ok=pb.DetachOk()), pb.AttachResponse()], ids=["other", "nothing"]
+)
+async def test_a_controller_that_does_not_welcome_is_called_again(tmp_path: Path, welcome: pb.AttachResponse) -> None:
+    async with _rig(tmp_path, controller=Controller(welcome=welcome)) as (controller, _):
+        await controller.until(lambda: len(controller.hellos) >= 3)
+        controller.welcome = None
+        controller.call = None
+        await _works(controller)
+
+
+@within(30)
+async def test_an_on_demand_agent_leaves_when_nothing_waits_and_comes_when_woken(tmp_path: Path) -> None:
+    async with _rig(tmp_path, mode=LinkMode.ON_DEMAND) as (controller, agent):
+        await controller.until(lambda: [m for m in controller.heard if m.HasField("detach")])
+        agent.link.wake("job-7")
+        await controller.until(lambda: len(controller.hellos) == 2)
+        assert controller.hellos[1].woken_by_job == "job-7"
+
+
+@within(30)
+async def test_an_on_demand_agent_whose_stream_breaks_comes_back_unwoken(tmp_path: Path) -> None:
+    async with _rig(tmp_path, mode=LinkMode.ON_DEMAND) as (controller, _):
+        controller.allow_leave = False
+        await controller.send_order(_sign(order := _order()))
+        await controller.report_of(order.run_id)
+        controller.cut.set()
+        # Its report is not confirmed, so it has something to say.
+        await controller.until(lambda: len(controller.hellos) >= 2)
+        assert [run.run_id for run in controller.hellos[-1].runs] == [order.run_id]
+
+
+async def _works(controller: Controller) -> None:
+    """The agent is up: a good order runs."""
+    await controller.send_order(_sign(order := _order()))
+    assert (await controller.report_of(order.run_id)).exit_code == 0

@@ -1,0 +1,64 @@
+"""docs/protocol.md and docs/architecture.md say what the tables in the code say."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from shovey_trio.config import ServerSettings
+from shovey_trio.core import errors
+from shovey_trio.core.authz import POLICY
+from shovey_trio.core.model import Role
+from shovey_trio.core.states import TERMINAL_RUN_STATES, JobState, RunState
+
+DOCS = Path(__file__).parents[2] / "docs"
+PROTOCOL = (DOCS / "protocol.md").read_text("utf-8")
+ARCHITECTURE = (DOCS / "architecture.md").read_text("utf-8")
+POLICY_COLUMNS = (Role.ADMIN, Role.OPERATOR, Role.VIEWER, Role.NODE)
+
+
+def rows(document: str, heading: str) -> list[list[str]]:
+    """The cells of the table below a heading, without its head."""
+    below = document.partition(f"\n## {heading}\n")[2]
+    lines = [line for line in below.partition("\n## ")[0].splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+def test_every_error_of_the_core_is_told_with_its_status() -> None:
+    told = {(reason.strip("`"), code.strip("`")) for reason, code, _ in rows(PROTOCOL, "Errors")}
+    defined = {
+        (error.reason, error.code.name)
+        for error in vars(errors).values()
+        if isinstance(error, type) and issubclass(error, errors.ShoveyError) and error is not errors.ShoveyError
+    }
+    assert told == defined
+
+
+def test_every_method_is_told_with_who_may_call_it() -> None:
+    told: dict[str, frozenset[Role]] = {}
+    for methods, *cells in rows(PROTOCOL, "Who may call what"):
+        service, names = "", re.findall(r"`([\w/]+)`", methods)
+        for name in names:
+            service = name.partition("/")[0] if "/" in name else service
+            path = f"/shovey_trio.v1.{service}/{name.rpartition('/')[2]}"
+            told[path] = frozenset(role for role, cell in zip(POLICY_COLUMNS, cells, strict=True) if cell == "yes")
+    assert told == {path: roles for path, roles in POLICY.items() if path.startswith("/shovey_trio.v1.")}
+
+
+def test_every_state_of_a_run_is_told_with_whether_it_is_the_end() -> None:
+    told = {RunState(state.strip("`")): ended == "yes" for state, _, ended in rows(PROTOCOL, "States")}
+    assert told == {state: state in TERMINAL_RUN_STATES for state in RunState}
+
+
+def test_every_state_of_a_job_is_told() -> None:
+    line = next(line for line in PROTOCOL.splitlines() if line.startswith("A job: `"))
+    assert set(re.findall(r"[a-z_]+", line.split("`")[1])) == set(JobState)
+
+
+def test_the_bounds_are_those_of_the_configuration() -> None:
+    limits = ServerSettings().limits
+    told = dict(re.findall(r"\(`limits\.(\w+)`\) \| ([\d,]+)(?: MiB)? \|", ARCHITECTURE))
+    assert set(told) == set(type(limits).model_fields) - {"max_message", "enroll_per_minute"}
+    for name, figure in told.items():
+        unit = 2**20 if name == "output_buffer" else 1
+        assert int(figure.replace(",", "")) * unit == getattr(limits, name), name

@@ -1,0 +1,309 @@
+"""Watching: exactly what is durable, each event once, whatever the interleaving – at no cost for being slow."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+
+import pytest
+import trio
+import trio.testing
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from shovey_trio.core.errors import NotFound, OffsetOutOfRange, Overloaded
+from shovey_trio.core.model import Job, OutputChunk, Run, StreamName
+from shovey_trio.core.states import JobState, RunState
+from shovey_trio.nursery.ports import JobEvent, JobSnapshot, OutputEvent, RunEvent, SendFollow, StoredEvent
+from shovey_trio.nursery.settings import Bounds
+from shovey_trio.nursery.watch import CommitHub, WatchPosition, follow_output, watch_job
+from shovey_trio.testing.fake_agents import Script
+from shovey_trio.testing.memory_store import MemoryStore
+from shovey_trio.testing.nursery_rig import OPERATOR
+from tests.nursery.conftest import Fleet, open_fleet, until
+
+NODES = ("a", "b")
+JOB = Job(
+    id="01a3185c-5000-7224-aae6-b12288580d84",
+    organization="default",
+    command="work",
+    quorum="1",
+    run_timeout=60,
+    kill_grace=10,
+    created_by="user/ops",
+    created_at=1.0,
+    updated_at=1.0,
+    state=JobState.RUNNING,
+    run_total=2,
+)
+RUNS = tuple(
+    Run(id=f"run-{node}", job_id=JOB.id, organization="default", node=node, created_at=1, updated_at=1, nonce=b"n" * 16)
+    for node in NODES
+)
+
+
+class _Interrupted(Exception):
+    """The watcher's connection breaks."""
+
+
+class _Watcher:
+    """A client that keeps what it was given and comes back with its token when its stream breaks."""
+
+    def __init__(self, store: MemoryStore, hub: CommitHub, dice: random.Random, *, output: bool) -> None:
+        self.store, self.hub, self.dice, self.output = store, hub, dice, output
+        self.snapshot: JobSnapshot | None = None
+        self.events: list[StoredEvent] = []
+        self.position: WatchPosition | None = None
+
+    async def run(self) -> None:
+        while True:
+            try:
+                await watch_job(
+                    store=self.store,
+                    hub=self.hub,
+                    organization="default",
+                    job_id=JOB.id,
+                    position=self.position,
+                    include_output=self.output,
+                    snapshot=self._take_snapshot,
+                    event=self._take_event,
+                )
+            except _Interrupted:
+                await _some_steps(self.dice)
+            else:
+                return
+
+    async def _take_snapshot(self, snapshot: JobSnapshot, position: WatchPosition) -> None:
+        self.snapshot, self.position = snapshot, position
+        await self._next()
+
+    async def _take_event(self, event: StoredEvent, position: WatchPosition) -> None:
+        self.events.append(event)
+        self.position = position
+        await self._next()
+
+    async def _next(self) -> None:
+        await _some_steps(self.dice)
+        if self.dice.random() < 0.2:
+            raise _Interrupted
+
+    def check(self, history: list[StoredEvent]) -> None:
+        assert self.snapshot is not None
+        seen_at = self.snapshot.seq
+        expected = [
+            event for event in history if (self.output if isinstance(event, OutputEvent) else event.seq > seen_at)
+        ]
+        assert self.events == expected, "each event once, in commit order"
+        runs = {run.node: run for run in self.snapshot.runs}
+        runs.update((event.run.node, event.run) for event in self.events if isinstance(event, RunEvent))
+        last = {event.run.node: event.run for event in history if isinstance(event, RunEvent)}
+        assert runs == last, "snapshot and tail add up to the present"
+
+
+async def _some_steps(dice: random.Random) -> None:
+    for _ in range(dice.randint(0, 4)):
+        await trio.lowlevel.checkpoint()
+
+
+async def _live_job(store: MemoryStore, dice: random.Random) -> None:
+    for count in range(dice.randint(0, 25)):
+        await _some_steps(dice)
+        run = dice.choice(RUNS)
+        if dice.random() < 0.5:
+            await store.write_run(replace(run, state=RunState.RUNNING, attempts=count))
+        else:
+            end = (await store.output_extent(run.id)).position
+            await store.append_output(run, [_chunk(end, b"x" * dice.randint(1, 5))])
+    await store.write_job(replace(JOB, state=JobState.COMPLETE, finished_at=9.0))
+
+
+def _chunk(position: int, data: bytes) -> OutputChunk:
+    return OutputChunk(stream=StreamName.STDOUT, position=position, stream_offset=position, read_at=1.0, data=data)
+
+
+async def _watch_at_random(seed: int) -> None:
+    dice, store, hub = random.Random(seed), MemoryStore(), CommitHub(max_watchers=100)
+    store.on_commit(hub.committed)
+    await store.create_job(JOB, RUNS, None)
+    watchers = [_Watcher(store, hub, dice, output=dice.random() < 0.7) for _ in range(4)]
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_live_job, store, dice)
+            for watcher in watchers:
+                await _some_steps(dice)
+                nursery.start_soon(watcher.run)
+    history = list(await store.read_events(JOB.id, after_seq=0, limit=10_000, include_output=True))
+    for watcher in watchers:
+        watcher.check(history)
+    assert (hub._watchers, hub._interest, hub._waiting, hub._last, hub._followed) == (0, {}, {}, {}, {}), "no trace"
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=120, deadline=None)
+def test_snapshot_and_tail_are_exact_under_any_interleaving_and_resumed_at_any_token(seed: int) -> None:
+    trio.run(_watch_at_random, seed)
+
+
+async def test_a_late_report_committed_behind_the_end_is_still_delivered(autojump_clock: object) -> None:
+    store, hub = MemoryStore(), CommitHub(max_watchers=1)
+    await store.create_job(JOB, RUNS, None)
+    await store.write_job(replace(JOB, state=JobState.COMPLETE, finished_at=9.0))
+    await store.write_run(replace(RUNS[0], state=RunState.CRASHED, detail="late"))
+    watcher = _Watcher(store, hub, random.Random(1), output=True)
+    watcher.position = WatchPosition(changes=1, output=1)
+    watcher.dice.random = lambda: 1.0  # type: ignore[method-assign]  # this watcher is never interrupted
+    await watcher.run()
+    kinds = [type(event) for event in watcher.events]
+    assert kinds == [RunEvent, RunEvent, JobEvent, RunEvent]
+
+
+async def test_watchers_beyond_the_bound_are_refused_and_room_comes_back(autojump_clock: object) -> None:
+    async with open_fleet("n", script=Script(run_for=100), bounds=Bounds(watchers=2)) as fleet:
+        job = await fleet.rig.start("n")
+
+        async def watch() -> None:
+            async def ignore(*_: object) -> None: ...
+
+            await fleet.rig.jobs.watch(
+                OPERATOR, job.id, position=None, include_output=False, snapshot=ignore, event=ignore
+            )
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            nursery.start_soon(watch)
+            await trio.sleep(1)
+            with pytest.raises(Overloaded) as caught:
+                await watch()
+            assert caught.value.details["limit"] == "watchers"
+            nursery.cancel_scope.cancel(reason="they have seen enough")
+        with trio.fail_after(200):
+            await watch()
+
+
+async def test_a_slow_watcher_holds_nobody_up_and_misses_nothing(autojump_clock: object) -> None:
+    output = tuple((StreamName.STDOUT, b"%03d\n" % number) for number in range(200))
+    async with open_fleet("n", script=Script(output=output, run_for=1)) as fleet:
+        job = await fleet.rig.start("n")
+        read: list[bytes] = []
+
+        async def slow(event: StoredEvent, _: WatchPosition) -> None:
+            await trio.sleep(5)
+            if isinstance(event, OutputEvent):
+                read.append(event.chunk.data)
+
+        async def ignore(*_: object) -> None: ...
+
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                await fleet.rig.jobs.watch(
+                    OPERATOR, job.id, position=None, include_output=True, snapshot=ignore, event=slow
+                )
+
+            nursery.start_soon(watch)
+            ended = await fleet.rig.ended(job.id)
+            assert ended.finished_at == pytest.approx(job.created_at + 1, abs=0.5)
+        assert b"".join(read) == b"".join(data for _, data in output)
+
+
+async def test_a_follower_has_the_agent_flush_often_while_it_reads(autojump_clock: object) -> None:
+    async with open_fleet("n", script=Script(run_for=100)) as fleet:
+        changes: list[tuple[str, str | None, bool]] = []
+        fleet.rig.services.hub.on_follow_changed(lambda *change: changes.append(change))
+        job = await fleet.rig.start("n")
+
+        async def ignore(*_: object) -> None: ...
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(2):
+                nursery.start_soon(_follow, fleet, job.id, "n", 0, ignore)
+            await trio.sleep(1)
+            assert fleet.rig.services.hub.is_followed(job.id, "n")
+            assert not fleet.rig.services.hub.is_followed(job.id, "other")
+            nursery.cancel_scope.cancel(reason="read enough")
+        assert changes == [(job.id, "n", True), (job.id, "n", False)]
+
+
+async def test_an_order_for_a_run_that_is_followed_says_so(autojump_clock: object) -> None:
+    async with open_fleet("n", connected=False) as fleet:
+        job = await fleet.rig.start("n")
+        with fleet.rig.services.hub.following(job.id, None):
+            fleet.agents["n"].connect()
+            await fleet.rig.ended(job.id)
+        run = await fleet.rig.run(job.id, "n")
+        assert SendFollow(run_id=run.id, followed=True) in fleet.agents["n"].messages
+
+
+# --- follow_output ----------------------------------------------------------------------------------------------
+
+
+async def _follow(fleet: Fleet, job_id: str, node: str, offset: int, chunk: object, *, follow: bool = True) -> None:
+    await follow_output(
+        store=fleet.store,
+        hub=fleet.rig.services.hub,
+        organization="default",
+        job_id=job_id,
+        node=node,
+        stream=None,
+        offset=offset,
+        follow=follow,
+        chunk=chunk,  # type: ignore[arg-type]  # any async callable
+    )
+
+
+@pytest.mark.parametrize("offset", range(12))
+async def test_following_from_any_offset_gives_exactly_the_rest_and_ends_with_the_run(
+    offset: int, autojump_clock: object
+) -> None:
+    async with open_fleet("n", script=Script(run_for=None)) as fleet:
+        job = await fleet.rig.start("n", run_timeout=1000)
+        run = await fleet.until(job.id, "n", RunState.RUNNING)
+        agent = fleet.agents["n"]
+        agent.write(run.id, StreamName.STDOUT, b"abc")
+        read = bytearray()
+
+        async def take(chunk: OutputChunk) -> None:
+            assert chunk.position == offset + len(read)
+            read.extend(chunk.data)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_follow, fleet, job.id, "n", offset, take)
+            for data in (b"def", b"ghi", b"jkl"):
+                await trio.sleep(1)
+                agent.write(run.id, StreamName.STDERR, data)
+                if offset == 0:
+                    await until(lambda data=data: read.endswith(data))  # type: ignore[misc]  # bound now
+            await fleet.rig.jobs.cancel(OPERATOR, job.id, [])
+        assert bytes(read) == b"abcdefghijkl"[offset:]
+
+
+async def test_an_offset_behind_the_end_of_a_finished_run_is_refused(autojump_clock: object) -> None:
+    async with open_fleet("n", script=Script(output=((StreamName.STDOUT, b"abc"),))) as fleet:
+        job = await fleet.rig.start("n")
+        await fleet.rig.ended(job.id)
+
+        async def take(chunk: OutputChunk) -> None:
+            pytest.fail("there is nothing")
+
+        await _follow(fleet, job.id, "n", 3, take)
+        for offset in (4, -1):
+            with pytest.raises(OffsetOutOfRange):
+                await _follow(fleet, job.id, "n", offset, take)
+        with pytest.raises(NotFound):
+            await _follow(fleet, job.id, "nope", 0, take)
+
+
+async def test_reading_without_following_ends_where_the_output_does(autojump_clock: object) -> None:
+    async with open_fleet("n", script=Script(output=((StreamName.STDOUT, b"abc"),), run_for=None)) as fleet:
+        job = await fleet.rig.start("n")
+        run = await fleet.until(job.id, "n", RunState.RUNNING)
+        live = fleet.rig.supervisor.run(run.id)
+        assert live is not None
+        await until(lambda: live.extent.position == 3)
+        read: list[bytes] = []
+
+        async def take(chunk: OutputChunk) -> None:
+            read.append(chunk.data)
+
+        await _follow(fleet, job.id, "n", 1, take, follow=False)
+        assert read == [b"bc"]

@@ -1,0 +1,35 @@
+"""The controller's doorbell: whatever serf does to a query is one kind of failure for a run."""
+
+from __future__ import annotations
+
+import pytest
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from shovey_trio.core.errors import SerfUnavailable
+from shovey_trio.nursery.clock import WallClock
+from shovey_trio.serf.doorbell import SerfDoorbell
+from shovey_trio.serf.link import SerfLink, SerfSettings
+from shovey_trio.testing.fake_serf import FakeSerfCluster
+
+_JOB = "01a2020e-924f-7bb1-8b24-4640d683f856"
+
+
+@pytest.mark.parametrize(
+    ("source", "limit"),
+    [pytest.param("x" * 400, 512, id="does-not-fit"), pytest.param("org:" + "c" * 700, 1366, id="refused")],
+)
+async def test_a_query_that_serf_cannot_take_is_serf_unavailable_and_ends_nothing(source: str, limit: int) -> None:
+    cluster = FakeSerfCluster(source, "org:a")
+    agent = cluster.agent(source)
+    link = SerfLink(SerfSettings(open_stream=agent.open_stream))
+    key = Ed25519PrivateKey.generate()
+    doorbell = SerfDoorbell(link=link, signing_key=key, epoch=1, clock=WallClock(), limit=limit)
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(cluster.run) if hasattr(cluster, "run") else None
+            await nursery.start(link.run)
+            await link.wait_connected()
+            with pytest.raises(SerfUnavailable):
+                await doorbell.ring(organization="org", job_id=_JOB, nodes=["a" * 600])
+            nursery.cancel_scope.cancel(reason="the test is over")
