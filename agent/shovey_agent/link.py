@@ -153,7 +153,7 @@ async def renew_in_time(
     while True:
         due = credentials().renew_at
         # Slept in pieces: a wall clock may be set meanwhile.
-        while (left := due - now()) > 0:
+        while (left := due - now()) > 0:  # noqa: ASYNC110
             await trio.sleep(min(left, 3600.0))
         try:
             await renew()

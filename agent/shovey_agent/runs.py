@@ -12,7 +12,7 @@ from enum import StrEnum
 from shovey_agent.accounts import Account
 from shovey_trio.core.command_input import NO_SECRETS, Secrets
 from shovey_trio.core.model import OutputExtent, ProofKind
-from shovey_trio.core.whitelist_entry import Limits
+from shovey_trio.core.whitelist_entry import NO_LIMITS, Limits
 
 
 class ExitCause(StrEnum):
@@ -95,7 +95,7 @@ class RunSpec:
     signature: bytes = b""
     account: Account | None = None
     nice: int = 0
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     stdin: bytes = field(default=b"", repr=False)
     secrets: Secrets = NO_SECRETS
     lock: str = ""

@@ -11,54 +11,26 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 from typing import Any
 
 import trio
 
+from shovey_trio.bench.simulated_run import Behaviour, Kind, OutputPusher, SimulatedRun
 from shovey_trio.core.events import ReportOutcome, RunReport
-from shovey_trio.core.model import OutputChunk, ProofKind, StreamName
+from shovey_trio.core.model import ProofKind
 from shovey_trio.core.order_signing import KeySet, verify_order
 from shovey_trio.core.orders import NodeIdentity, Order, OrderKind, judge_order
 from shovey_trio.identity.requests import make_private_key, make_request, private_key_pem
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Channel, ClientStream, ClientTls, RpcError, open_channel
-from shovey_trio.rpc.convert import chunk_message, key_set_value, report_message, seconds, signed_order_value, timestamp
+from shovey_trio.rpc.convert import key_set_value, report_message, seconds, signed_order_value, timestamp
 from shovey_trio.rpc.order_codec import parse_order
 from shovey_trio.v1 import agent_service_pb2 as pb
 from shovey_trio.v1 import node_pb2
 
 _ANSWER = 90.0
 _RETRY = 1.0
-# What the contract lets an agent have unacknowledged of one run.
-_WINDOW = 256 * 1024
-_LINE = b"a line of output, as short as most\n"
-_FLUSH = 1.0
-
-
-class Kind(StrEnum):
-    """What a simulated command does."""
-
-    EXIT = "exit"
-    WAIT = "wait"
-    LINES = "lines"
-    FLOOD = "flood"
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Behaviour:
-    """A simulated command.
-
-    Attributes:
-        kind: ``exit`` ends at once, ``wait`` when it is cancelled, ``lines`` after ``seconds`` of ``per_second`` lines
-            each, ``flood`` after ``size`` bytes in chunks of 64 KiB.
-    """
-
-    kind: Kind
-    seconds: float = 0.0
-    per_second: int = 10
-    size: int = 0
 
 
 @dataclass(slots=True, kw_only=True)
@@ -83,15 +55,6 @@ class Credentials:
     tls: ClientTls
     keys: KeySet
     control_address: str
-
-
-@dataclass(slots=True)
-class _Run:
-    """A simulated run: how far its output is durable, and how to end it."""
-
-    scope: trio.CancelScope = field(default_factory=trio.CancelScope)
-    durable: int = 0
-    progress: trio.Event = field(default_factory=trio.Event)
 
 
 async def enroll(channel: Channel, *, organization: str, node: str, token: str) -> Credentials:
@@ -135,11 +98,9 @@ class SimulatedAgent:
         self._keys = credentials.keys.by_id()
         self._epoch = 0
         self._clock = 0.0  # the controller's time is this plus trio's
-        self._runs: dict[str, _Run] = {}
+        self._runs: dict[str, SimulatedRun] = {}
         self._outbox: deque[pb.AttachRequest] = deque()
         self._work = trio.Event()
-        self._output: ClientStream[pb.PushOutputRequest, pb.PushOutputResponse] | None = None
-        self._pushing = trio.Lock()
 
     async def serve(self) -> None:
         """Attaches, and again whenever the stream was lost, until cancelled."""
@@ -163,13 +124,13 @@ class SimulatedAgent:
             self._tally.attached += 1
             try:
                 async with trio.open_nursery() as nursery:
+                    pusher = OutputPusher(channel, nursery, self._runs)
                     nursery.start_soon(self._write, stream)
                     async for message in stream:
-                        self._take(message, channel, nursery)
+                        self._take(message, pusher, nursery)
                     nursery.cancel_scope.cancel(reason="the stream has ended")
             finally:
                 self._tally.attached -= 1
-                self._output = None
 
     def _hello(self) -> pb.AttachRequest:
         return pb.AttachRequest(
@@ -185,17 +146,17 @@ class SimulatedAgent:
 
     # -- orders
 
-    def _take(self, message: pb.AttachResponse, channel: Channel, nursery: trio.Nursery) -> None:
+    def _take(self, message: pb.AttachResponse, pusher: OutputPusher, nursery: trio.Nursery) -> None:
         match message.WhichOneof("message"):
             case "order":
-                self._take_order(message, channel, nursery)
+                self._take_order(message, pusher, nursery)
             case "report_durable":
                 self._tally.confirmed += 1
                 self._runs.pop(message.report_durable.run_id, None)
             case "forget":
                 self._end(message.forget.run_id)
 
-    def _take_order(self, message: pb.AttachResponse, channel: Channel, nursery: trio.Nursery) -> None:
+    def _take_order(self, message: pb.AttachResponse, pusher: OutputPusher, nursery: trio.Nursery) -> None:
         self._tally.orders += 1
         signed = signed_order_value(message.order)
         order = parse_order(signed.order) if verify_order(signed, self._keys) is None else None
@@ -205,7 +166,7 @@ class SimulatedAgent:
         if order.kind is OrderKind.CANCEL:
             self._end(order.run_id)
         elif order.run_id not in self._runs:
-            self._start(order, channel, nursery)
+            self._start(order, pusher, nursery)
 
     def _refuses(self, order: Order) -> bool:
         now = self._clock + trio.current_time()
@@ -214,98 +175,36 @@ class SimulatedAgent:
             or order.command not in self._behaviours
         )
 
-    def _start(self, order: Order, channel: Channel, nursery: trio.Nursery) -> None:
-        run = self._runs[order.run_id] = _Run()
+    def _start(self, order: Order, pusher: OutputPusher, nursery: trio.Nursery) -> None:
+        run = self._runs[order.run_id] = SimulatedRun(order.run_id)
         now = timestamp(time.time())
         self._say(pb.AttachRequest(accepted=pb.OrderAccepted(run_id=order.run_id, at=now)))
         self._say(pb.AttachRequest(started=pb.RunStarted(run_id=order.run_id, at=now)))
         behaviour = self._behaviours[order.command]
         if behaviour.kind is Kind.EXIT:
-            self._report(order.run_id, 0)
+            self._report(run)
         else:
-            nursery.start_soon(self._perform, order.run_id, run, behaviour, channel, nursery)
+            nursery.start_soon(self._perform, run, behaviour, pusher)
 
     def _end(self, run_id: str) -> None:
         run = self._runs.get(run_id)
         if run is not None:
             run.scope.cancel(reason="the controller cancels it")
 
-    def _report(self, run_id: str, size: int, *, cancelled: bool = False) -> None:
+    def _report(self, run: SimulatedRun, *, cancelled: bool = False) -> None:
         ended: dict[str, Any] = (
             {"outcome": ReportOutcome.CANCELLED, "proof": ProofKind.EMPTY_SUBREAPER, "signal": 15}
             if cancelled
             else {"outcome": ReportOutcome.EXITED, "exit_code": 0}
         )
         now = time.time()
-        report = RunReport(run_id=run_id, started_at=now, finished_at=now, output_bytes=size, **ended)
+        report = RunReport(run_id=run.run_id, started_at=now, finished_at=now, output_bytes=run.sent, **ended)
         self._say(pb.AttachRequest(report=report_message(report)))
 
-    # -- runs with a life
-
-    async def _perform(
-        self, run_id: str, run: _Run, behaviour: Behaviour, channel: Channel, nursery: trio.Nursery
-    ) -> None:
-        size = 0
+    async def _perform(self, run: SimulatedRun, behaviour: Behaviour, pusher: OutputPusher) -> None:
         with run.scope:
-            match behaviour.kind:
-                case Kind.LINES:
-                    size = await self._print_lines(run_id, run, behaviour, channel, nursery)
-                case Kind.FLOOD:
-                    size = await self._flood(run_id, run, behaviour.size, channel, nursery)
-                case _:
-                    await trio.sleep_forever()
-        self._report(run_id, size, cancelled=run.scope.cancelled_caught)
-
-    async def _print_lines(
-        self, run_id: str, run: _Run, behaviour: Behaviour, channel: Channel, nursery: trio.Nursery
-    ) -> int:
-        """Lines, flushed as an agent does that nobody follows."""
-        size = 0
-        for _ in range(round(behaviour.seconds / _FLUSH)):
-            await trio.sleep(_FLUSH)
-            data = _LINE * round(behaviour.per_second * _FLUSH)
-            await self._push(run_id, run, size, data, channel, nursery)
-            size += len(data)
-        return size
-
-    async def _flood(self, run_id: str, run: _Run, total: int, channel: Channel, nursery: trio.Nursery) -> int:
-        block = bytes(64 * 1024)
-        size = 0
-        while size < total:
-            data = block[: total - size]
-            await self._push(run_id, run, size, data, channel, nursery)
-            size += len(data)
-        return size
-
-    async def _push(
-        self, run_id: str, run: _Run, position: int, data: bytes, channel: Channel, nursery: trio.Nursery
-    ) -> None:
-        """Pushes a chunk, once the window has room for it; the stream for that is opened by the first."""
-        while position + len(data) - run.durable > _WINDOW:
-            run.progress = trio.Event()
-            await run.progress.wait()
-        chunk = OutputChunk(
-            stream=StreamName.STDOUT, position=position, stream_offset=position, read_at=time.time(), data=data
-        )
-        async with self._pushing:
-            if self._output is None:
-                self._output = await nursery.start(self._open_output, channel)
-            await self._output.send(pb.PushOutputRequest(run_id=run_id, chunk=chunk_message(chunk)))
-
-    async def _open_output(
-        self,
-        channel: Channel,
-        task_status: trio.TaskStatus[ClientStream[pb.PushOutputRequest, pb.PushOutputResponse]] = (
-            trio.TASK_STATUS_IGNORED
-        ),
-    ) -> None:
-        async with channel.stream(methods.PUSH_OUTPUT) as stream:
-            task_status.started(stream)
-            async for answer in stream:
-                run = self._runs.get(answer.run_id)
-                if run is not None:
-                    run.durable = max(run.durable, answer.durable_position)
-                    run.progress.set()
+            await pusher.perform(run, behaviour)
+        self._report(run, cancelled=run.scope.cancelled_caught)
 
     # -- up
 

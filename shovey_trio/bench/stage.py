@@ -12,7 +12,7 @@ from typing import Final
 import trio
 
 from shovey_trio.bench.daemon_meter import STALLS_SEEN, DaemonMeter
-from shovey_trio.bench.simulated_agent import Behaviour, Kind
+from shovey_trio.bench.simulated_run import Behaviour, Kind
 from shovey_trio.bench.swarm import Attached, Swarm, open_swarm
 from shovey_trio.observe.loop_watch import STALL_VARIABLE
 from shovey_trio.rpc.client import ShoveyClient

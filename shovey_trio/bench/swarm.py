@@ -13,7 +13,7 @@ from typing import Any
 
 import trio
 
-from shovey_trio.bench.simulated_agent import Behaviour
+from shovey_trio.bench.simulated_run import Behaviour
 from shovey_trio.rpc.client import ShoveyClient
 
 _READ = 64 * 1024

@@ -18,7 +18,8 @@ from typing import Any
 import structlog
 import trio
 
-from shovey_trio.bench.simulated_agent import Behaviour, Credentials, Kind, SimulatedAgent, Tally, enroll
+from shovey_trio.bench.simulated_agent import Credentials, SimulatedAgent, Tally, enroll
+from shovey_trio.bench.simulated_run import Behaviour, Kind
 from shovey_trio.rpc.bridge import ClientTls, open_bridge, open_channel
 
 _READ = 256 * 1024

@@ -27,6 +27,8 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "doctor": ("shovey_trio.cli.daemon_doctor:doctor", "Check a set-up and say what to do."),
     }
 )
+# What `pip install shovey-trio[server]` brings beyond the base install.
+_SERVER_EXTRA: Final = frozenset({"sqlalchemy", "alembic", "grpc_health", "grpc_reflection"})
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 
 
@@ -48,6 +50,13 @@ def run(arguments: Sequence[str]) -> int:
     except ShoveyError as exc:
         click.echo(f"error: {exc.message}", err=True)
         return exc.exit.value
+    except ModuleNotFoundError as exc:
+        if (exc.name or "").partition(".")[0] not in _SERVER_EXTRA:
+            raise
+        click.echo(
+            f"error: {exc.name} is not installed; a controller needs: pip install 'shovey-trio[server]'", err=True
+        )
+        return Exit.USAGE.value
     except OSError as exc:
         click.echo(f"error: {exc}", err=True)
         return Exit.INTERNAL.value

@@ -58,6 +58,9 @@ class Limits:
     processes: int | None = None
 
 
+NO_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entry:
     """A command that may run.
@@ -93,7 +96,7 @@ class Entry:
     umask: int | None = None
     timeout: float | None = None
     nice: int = 0
-    limits: Limits = Limits()
+    limits: Limits = NO_LIMITS
     stdin: int = 0
     lock: str = ""
     concurrency: int = 0

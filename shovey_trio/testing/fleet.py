@@ -25,12 +25,15 @@ from shovey_trio.identity.files import write_secret
 from shovey_trio.identity.layout import ClientDirectory, DataDirectory
 from shovey_trio.rpc.bridge import ClientTls
 from shovey_trio.rpc.client import ShoveyClient, open_client
+from shovey_trio.rpc.client_retry import RetryPolicy
 from shovey_trio.testing.processes import ManagedProcess, ProcessFailed, program
 from shovey_trio.testing.serf_agents import SerfAgentProcess, open_serf_agents
 from shovey_trio.v1 import node_pb2
 
 ORGANIZATION = "default"
 _POLL = 0.05
+# A daemon on a machine that does much else takes its time to start.
+_PATIENCE = 60.0
 _END_DEADLINE = 20.0
 # What no log of a program that works may hold, whatever was done to it.
 _NOISE = ("Traceback", "Exception ignored", "Task exception was never retrieved", "never awaited", "ResourceWarning")
@@ -118,10 +121,11 @@ class Fleet:
         return settings.client.server, tls, settings.client.server_name
 
     @asynccontextmanager
-    async def open_client(self) -> AsyncIterator[ShoveyClient]:
-        """A client of the first admin."""
+    async def open_client(self, *, patience: float = _PATIENCE) -> AsyncIterator[ShoveyClient]:
+        """A client of the first admin, so many seconds patient with a controller that is away."""
         server, tls, server_name = self.client_tls()
-        async with open_client(server, tls, server_name=server_name) as client:
+        retry = RetryPolicy(call_patience=patience)
+        async with open_client(server, tls, server_name=server_name, retry=retry) as client:
             yield client
 
     async def initialize(self) -> None:
@@ -135,7 +139,7 @@ class Fleet:
         Raises:
             ProcessFailed: it has ended instead.
         """
-        async with self.open_client() as client:
+        async with self.open_client(patience=1.0) as client:
             while True:
                 self.controller.check()
                 try:
@@ -189,6 +193,7 @@ class Fleet:
             ProcessFailed: the controller or an agent has ended instead.
         """
         wanted = set(self.nodes if names is None else names)
+        await self.wait_ready()
         async with self.open_client() as client:
             while True:
                 self.controller.check()

@@ -207,7 +207,7 @@ async def _rig(
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(tell)
-            nursery.start_soon(link.serve)
+            nursery.start_soon(link.serve)  # noqa: ASYNC113
             yield controller, Agent(link, executor, epoch)
             nursery.cancel_scope.cancel(reason="the test is over")
 

@@ -1,4 +1,4 @@
-"""The agent's instance id and its whitelist file."""
+"""The agent's whitelist file."""
 
 from __future__ import annotations
 
@@ -6,25 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from shovey_agent.instance import InstanceDamaged, load_or_create_instance
 from shovey_agent.whitelist_file import WhitelistFile
 
 from shovey_trio.core.whitelist import NotWhitelisted, WhitelistInvalid
-
-
-def test_instance_stays_the_same_until_the_state_directory_is_lost(tmp_path: Path) -> None:
-    first = load_or_create_instance(tmp_path / "one")
-    assert load_or_create_instance(tmp_path / "one") == first
-    assert load_or_create_instance(tmp_path / "two") != first
-    assert [path.name for path in (tmp_path / "one").iterdir()] == ["instance"]
-
-
-@pytest.mark.parametrize("junk", [b"", b"x", b"\xff" * 32, b"0" * 33])
-def test_damaged_instance_is_an_error_and_not_a_new_identity(tmp_path: Path, junk: bytes) -> None:
-    (tmp_path / "instance").write_bytes(junk)
-    with pytest.raises(InstanceDamaged):
-        load_or_create_instance(tmp_path)
-    assert (tmp_path / "instance").read_bytes() == junk
 
 
 def test_whitelist_is_read_again_when_it_is_edited_or_replaced(tmp_path: Path) -> None:

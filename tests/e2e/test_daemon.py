@@ -175,7 +175,7 @@ async def test_a_second_term_stops_a_drain_at_once(fleet: Fleet, operator: Opera
         await watch.receive()
         # Somebody watches, so that the drain (300 s in this fleet) has something to wait for.
         fleet.controller.send_signal(signal.SIGTERM)
-        while "controller.draining" not in fleet.controller.tail(50):
+        while "controller.draining" not in fleet.controller.tail(50):  # noqa: ASYNC110
             await trio.sleep(0.05)
         fleet.controller.send_signal(signal.SIGTERM)
         assert await fleet.controller.wait() == 0
@@ -188,7 +188,7 @@ async def test_a_second_term_stops_a_drain_at_once(fleet: Fleet, operator: Opera
 async def _reload(fleet: Fleet, outcome: str = "controller.reloaded") -> None:
     before = _count(fleet, outcome)
     fleet.controller.send_signal(signal.SIGHUP)
-    while _count(fleet, outcome) == before:
+    while _count(fleet, outcome) == before:  # noqa: ASYNC110
         await trio.sleep(0.05)
 
 

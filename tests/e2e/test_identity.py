@@ -18,14 +18,13 @@ from shovey_trio.core.errors import Code, Exit
 from shovey_trio.identity.requests import make_private_key, make_request
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Channel, ClientTls, RpcError, open_channel
-from shovey_trio.rpc.convert import timestamp
 from shovey_trio.testing.commands import commands
 from shovey_trio.testing.fleet import Fleet, NodeSpec, run_program
 from shovey_trio.testing.limits import within
 from shovey_trio.testing.operator import Operator
 from shovey_trio.testing.processes import ManagedProcess, ProcessFailed, program
 from shovey_trio.testing.rpc_certificates import CertificateAuthority
-from shovey_trio.v1 import agent_service_pb2, node_service_pb2
+from shovey_trio.v1 import agent_service_pb2, job_pb2, node_service_pb2
 
 pytestmark = pytest.mark.slow
 
@@ -224,7 +223,7 @@ async def test_a_node_can_speak_of_its_own_runs_only(fleet: Fleet, operator: Ope
             await stream.send(agent_service_pb2.AttachRequest(report=report))
         async with channel.stream(methods.PUSH_OUTPUT) as stream:
             push = agent_service_pb2.PushOutputRequest(run_id=run.id)
-            push.chunk.stream = 1
+            push.chunk.stream = job_pb2.OUTPUT_STREAM_STDOUT
             push.chunk.data = b"lies"
             await stream.send(push)
             answer = await stream.receive()
@@ -276,7 +275,7 @@ def _node_channel(fleet: Fleet, credentials: Credentials) -> AbstractAsyncContex
 
 def _hello(agent_instance: str) -> agent_service_pb2.AttachRequest:
     hello = agent_service_pb2.AttachHello(agent_instance=agent_instance, agent_version="test")
-    hello.agent_time.CopyFrom(timestamp(time.time()))
+    hello.agent_time.FromMicroseconds(int(time.time() * 1e6))
     return agent_service_pb2.AttachRequest(hello=hello)
 
 

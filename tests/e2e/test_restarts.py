@@ -96,7 +96,7 @@ async def test_a_silent_node_is_down_and_its_run_unknown_until_it_speaks_again(
 async def test_a_job_to_a_node_that_is_down_says_so_at_once(fleet: Fleet, operator: Operator) -> None:
     await fleet.nodes["b"].agent.stop()
     async with open_operator(fleet) as other:
-        while (await other.client.get_node("b")).status.presence == node_pb2.NODE_PRESENCE_UP:
+        while (await other.client.get_node("b")).status.presence == node_pb2.NODE_PRESENCE_UP:  # noqa: ASYNC110
             await trio.sleep(0.05)
     refused = await operator.run("true", "a", "b")
     assert job_state_of(refused.job) == "quorum_failed"
@@ -212,7 +212,7 @@ async def test_a_node_that_is_silent_for_too_long_loses_its_run_and_its_word_is_
         assert (state_of(run), run.cause) == ("crashed", "node_lost")
         (tmp_path / "go").touch()
         await fleet.nodes["a"].agent.start()
-        while not (run := await operator.client.get_run(job_id, "a")).HasField("late_report"):
+        while not (run := await operator.client.get_run(job_id, "a")).HasField("late_report"):  # noqa: ASYNC110
             await trio.sleep(0.05)
         # A terminal state never changes; what is true now stands beside it.
         assert state_of(run) == "crashed"

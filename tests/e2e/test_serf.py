@@ -131,7 +131,7 @@ async def test_streams_carry_on_while_the_controllers_serf_is_away_and_doorbells
     await _gone(operator, "a")
     assert fleet.serf is not None
     await fleet.serf.kill()
-    while (await operator.client.get_server_info()).serf.connected:
+    while (await operator.client.get_server_info()).serf.connected:  # noqa: ASYNC110
         await trio.sleep(0.05)
     assert (await operator.client.get_server_info()).serf.last_error
     assert (await operator.run("true", "attached")).states() == {"attached": "succeeded"}
@@ -214,7 +214,7 @@ async def test_names_that_no_doorbell_can_carry_are_reported(tmp_path: Path) -> 
         await fleet.controller.stop()
         await fleet.controller.start()
         await fleet.wait_up()
-        while "serf.names_do_not_fit" not in fleet.controller.log.read_text():
+        while "serf.names_do_not_fit" not in fleet.controller.log.read_text():  # noqa: ASYNC110
             await trio.sleep(0.05)
         assert (await operator.run("true", "a")).states() == {"a": "succeeded"}
         assert fleet.noise() == []
@@ -240,7 +240,7 @@ async def _logged(node: FleetNode, event: str, *, after: int = 0) -> None:
 async def _gone(operator: Operator, *names: str) -> None:
     """Waits until these on-demand agents are up and not attached."""
     for name in names:
-        while (await operator.client.get_node(name)).attached:
+        while (await operator.client.get_node(name)).attached:  # noqa: ASYNC110
             await trio.sleep(0.05)
 
 

@@ -119,22 +119,24 @@ class Shim:
 
 
 @asynccontextmanager
-async def open_shim(**settings: Any) -> AsyncIterator[Shim]:
-    """A shim with two agents that are up and one node that never was."""
+async def open_shim(
+    *, up: Sequence[str] = WEB, never_up: str = NEVER_UP, users: Mapping[str, Role] = USERS, **settings: Any
+) -> AsyncIterator[Shim]:
+    """A shim with agents that are up and one node that never was."""
     clock, store, legacy = WallClock(), FailpointStore(), RecordingLegacy()
-    principals = [_principal(ChefPrincipalKind.USER, name, role) for name, role in USERS.items()]
-    principals += [_principal(ChefPrincipalKind.NODE, name, Role.NODE) for name in (*WEB, NEVER_UP)]
+    principals = [_principal(ChefPrincipalKind.USER, name, role) for name, role in users.items()]
+    principals += [_principal(ChefPrincipalKind.NODE, name, Role.NODE) for name in (*up, never_up)]
     await store.write_chef_principals(principals)
     configured = ServerSettings.model_validate(
         {"rest": {"enabled": True, "listen": "127.0.0.1:0", "stream_hold": 0.2, **settings}}
     )
-    agents = {name: FakeAgent(name, clock=clock) for name in WEB}
+    agents = {name: FakeAgent(name, clock=clock) for name in up}
     with trio.fail_after(HARD_LIMIT):
         async with trio.open_nursery() as nursery, open_rig(store, clock=clock) as rig:
             for agent in agents.values():
                 nursery.start_soon(agent.serve)  # noqa: ASYNC113 - an agent may come late
-            await rig.register([NEVER_UP], up=False)
-            await rig.register(WEB)
+            await rig.register([never_up], up=False)
+            await rig.register(up)
             for agent in agents.values():
                 agent.connect(rig.inbox)
             nodes = Nodes(

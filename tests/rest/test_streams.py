@@ -10,7 +10,7 @@ import pytest
 import trio
 
 from shovey_trio.core.events import ReportOutcome, RunReport
-from shovey_trio.core.model import StreamName
+from shovey_trio.core.model import ProofKind, StreamName
 from shovey_trio.core.orders import RefusalReason
 from shovey_trio.core.states import RunState
 from shovey_trio.testing.chef_client import Answer
@@ -88,10 +88,10 @@ async def test_knife_prints_each_byte_once_while_output_grows(shim: Shim) -> Non
     [
         ({}, RunState.SUCCEEDED),
         ({"exit_code": 1}, RunState.FAILED),
-        ({"outcome": ReportOutcome.TIMED_OUT, "exit_code": None}, RunState.TIMED_OUT),
+        ({"outcome": ReportOutcome.TIMED_OUT, "exit_code": None, "proof": ProofKind.EMPTY_SUBREAPER}, RunState.TIMED_OUT),
         ({"refuse": RefusalReason.NOT_WHITELISTED}, RunState.NACKED),
         ({"refuse": RefusalReason.BAD_SIGNATURE}, RunState.INVALID),
-        ({"outcome": ReportOutcome.SUPERVISOR_LOST, "exit_code": None}, RunState.CRASHED),
+        ({"outcome": ReportOutcome.CRASHED, "exit_code": None}, RunState.CRASHED),
     ],
 )
 async def test_knife_ends_for_every_end_of_a_run(shim: Shim, script: dict[str, Any], state: RunState) -> None:

@@ -17,7 +17,7 @@ _JOB = "01a2020e-924f-7bb1-8b24-4640d683f856"
 
 @pytest.mark.parametrize(
     ("source", "limit"),
-    [pytest.param("x" * 400, 512, id="does-not-fit"), pytest.param("org:" + "c" * 700, 1366, id="refused")],
+    [pytest.param("x" * 400, 512, id="does-not-fit"), pytest.param("org:ctl", 4096, id="refused")],
 )
 async def test_a_query_that_serf_cannot_take_is_serf_unavailable_and_ends_nothing(source: str, limit: int) -> None:
     cluster = FakeSerfCluster(source, "org:a")
@@ -27,9 +27,11 @@ async def test_a_query_that_serf_cannot_take_is_serf_unavailable_and_ends_nothin
     doorbell = SerfDoorbell(link=link, signing_key=key, epoch=1, clock=WallClock(), limit=limit)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(cluster.run) if hasattr(cluster, "run") else None
+            nursery.start_soon(agent.run)
             await nursery.start(link.run)
             await link.wait_connected()
             with pytest.raises(SerfUnavailable):
-                await doorbell.ring(organization="org", job_id=_JOB, nodes=["a" * 600])
+                await doorbell.ring(
+                    organization="org", job_id=_JOB, nodes=[f"{number}-{'a' * 120}" for number in range(3000)]
+                )
             nursery.cancel_scope.cancel(reason="the test is over")

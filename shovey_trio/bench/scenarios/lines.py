@@ -6,7 +6,7 @@ import time
 from collections.abc import Sequence
 
 from shovey_trio.bench.figures import Bar, Figure, figure
-from shovey_trio.bench.simulated_agent import Behaviour, Kind
+from shovey_trio.bench.simulated_run import Behaviour, Kind
 from shovey_trio.bench.stage import Stage, expect
 from shovey_trio.v1 import job_pb2
 

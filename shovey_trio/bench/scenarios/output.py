@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import trio
 
 from shovey_trio.bench.figures import Bar, Figure, figure
-from shovey_trio.bench.simulated_agent import Behaviour, Kind
+from shovey_trio.bench.simulated_run import Behaviour, Kind
 from shovey_trio.bench.stage import Stage, expect
 from shovey_trio.v1 import job_pb2
 

@@ -38,7 +38,7 @@ async def test_a_call_that_begins_after_the_others_were_cut_is_cut_too() -> None
         async with open_server([Listener(name="plain", address="127.0.0.1:0", routes=[route])]) as server:
             await server.stop(grace=0)
             server.begin(AioServerCall(server, route, _Context(stopped=False), None))
-            while server.active:
+            while server.active:  # noqa: ASYNC110
                 await trio.sleep(0.01)
     assert [entry for entry in logs if entry["event"] == "rpc.failed"] == []
 
