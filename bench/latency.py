@@ -153,7 +153,9 @@ async def measure_on_demand(wakes: int) -> list[Figure]:
         async with open_fleet(Path(directory), nodes, serf=True) as fleet, fleet.open_client() as client:
             for number in range(wakes + 1):
                 with trio.fail_after(JOB_DEADLINE):
-                    while any([node.attached async for node in client.list_nodes()]):
+                    while True:
+                        if not any([node.attached async for node in client.list_nodes()]):
+                            break
                         await trio.sleep(GONE_POLL)
                 one = await one_job(client, "true")
                 if number:  # the first warms up

@@ -22,6 +22,8 @@ from shovey_trio.v1 import job_pb2, job_service_pb2
 
 _POLL: Final = 0.01
 _START_DEADLINE: Final = 60.0
+# Above what a fleet gives its processes to end.
+END_DEADLINE: Final = 60.0
 _FINISHED: Final = frozenset(
     {
         job_pb2.JOB_STATE_COMPLETE,
@@ -81,12 +83,16 @@ class Stage:
     async def detach(self) -> None:
         """Has all agents leave; returns when the daemon has noticed."""
         await self.swarm.detach()
-        while (await self.client.get_server_info()).nodes_attached:
+        while True:
+            if not (await self.client.get_server_info()).nodes_attached:
+                return
             await trio.sleep(_POLL)
 
     async def wait_up(self, agents: int) -> None:
         """Returns when the daemon counts as many as attached."""
-        while (await self.client.get_server_info()).nodes_attached < agents:
+        while True:
+            if (await self.client.get_server_info()).nodes_attached >= agents:
+                return
             self.fleet.controller.check()
             await trio.sleep(_POLL)
 
@@ -98,9 +104,11 @@ class Stage:
 
     async def finished(self, job_id: str) -> job_pb2.Job:
         """Waits for a job's end, by asking now and then: a watcher would be part of what is measured."""
-        while (job := await self.client.get_job(job_id)).state not in _FINISHED:
+        while True:
+            job = await self.client.get_job(job_id)
+            if job.state in _FINISHED:
+                return job
             await trio.sleep(_POLL)
-        return job
 
     async def watched(self, job_id: str) -> job_pb2.Job:
         """Waits for a job's end as an operator does, by watching every change of every run."""
@@ -160,7 +168,8 @@ async def open_stage(directory: Path, options: BenchOptions) -> AsyncIterator[St
         fleet.controller.check()
         raise
     finally:
-        await fleet.end()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + END_DEADLINE):
+            await fleet.end()
 
 
 def make_fleet(directory: Path, **settings: str) -> Fleet:

@@ -150,14 +150,13 @@ class _WorkerProcess:
         return answer
 
     async def end(self) -> None:
-        """Kills it. Shielded, with a deadline."""
+        """Kills it and waits for that; to be shielded by the caller."""
         process = self._process
         if process is None:
             return
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + _END_DEADLINE):
-            # Thousands of connections take a while to close in order; nobody needs that order any more.
-            process.kill()
-            await process.wait()
+        # Thousands of connections take a while to close in order; nobody needs that order any more.
+        process.kill()
+        await process.wait()
 
     def _last_words(self) -> str:
         return "simulated agents have died:\n" + "\n".join(self._log.read_text("utf-8", "replace").splitlines()[-15:])
@@ -177,5 +176,6 @@ async def open_swarm(directory: Path, processes: int) -> AsyncIterator[Swarm]:
             await worker.start()
         yield Swarm(workers)
     finally:
-        for worker in workers:
-            await worker.end()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + processes * _END_DEADLINE):
+            for worker in workers:
+                await worker.end()

@@ -49,7 +49,7 @@ _FAILED = 1
 @click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result there."
 )
-def bench(
+def bench(  # noqa: PLR0917 - click passes them by name
     scenarios: tuple[str, ...],
     list_them: bool,
     agents: int,

@@ -61,10 +61,10 @@ class InputRecord:
         return self.secret_stdin or bool(self.secret_env)
 
     def __bool__(self) -> bool:
-        return self != _NOTHING
+        return self != NO_RECORD
 
 
-_NOTHING = InputRecord()
+NO_RECORD = InputRecord()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

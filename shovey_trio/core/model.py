@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from shovey_trio.core.command_input import NO_RECORD, InputRecord
 from shovey_trio.core.states import TERMINAL_JOB_STATES, TERMINAL_RUN_STATES, JobState, RunState
 
 
@@ -79,6 +80,8 @@ class Job:
     finished_at: float | None = None
     cancel_requested: bool = False
     run_total: int = 0
+    # What the command is given, as far as it may be stored and shown; set when the job is made.
+    input: InputRecord = NO_RECORD
     # As of the last write of the job itself; a live job's counts are with its scope.
     run_counts: Mapping[RunState, int] = field(default_factory=dict)
 
@@ -205,6 +208,16 @@ class User:
     organization: str
     role: Role
     created_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What narrows an operator: commands and nodes by pattern (``*``, ``?``, ``[a-z]``). See ``core.grants``."""
+
+    organization: str
+    user: str
+    command: str
+    nodes: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
+from shovey_trio.core.command_input import NO_INPUT, NO_SECRETS, CommandInput
 from shovey_trio.core.events import RunEvent
 from shovey_trio.core.model import Job, OutputChunk, OutputExtent, Run
 from shovey_trio.core.states import RunState
@@ -169,6 +170,20 @@ class JobHandle:
     """By node name; a run stays here until its job has ended, so that counts and cancels are complete."""
     counts: Counter[RunState] = field(default_factory=Counter)
     ended: trio.Event = field(default_factory=trio.Event)
+    input: CommandInput = NO_INPUT
+    """What the command is given, with the secrets for as long as an order may still need them."""
+
+    @property
+    def has_lost_secrets(self) -> bool:
+        """Whether an order cannot be made any more: another process was given the secrets, and it has ended."""
+        return self.job.input.needs_secrets and not self.input.secrets
+
+    def drop_secrets(self) -> None:
+        """Forgets the secrets once every run has accepted, or ended without."""
+        if self.input.secrets and not any(
+            live.run.accepted_at is None for live in self.runs.values() if not live.run.is_terminal
+        ):
+            self.input = replace(self.input, secrets=NO_SECRETS)
 
     def moved(self, before: RunState, after: RunState) -> None:
         """Keeps ``counts`` true when a run changes its state."""

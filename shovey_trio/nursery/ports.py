@@ -8,11 +8,12 @@ implementation may be cancelled at any await without harm, and a write that was 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.model import (
+    Grant,
     Job,
     LinkMode,
     Node,
@@ -101,11 +102,12 @@ class Committed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class JobSnapshot:
-    """A job with all its runs as of one commit sequence."""
+    """A job with all its runs as of one commit sequence; its standard input only from ``unfinished_jobs``."""
 
     seq: int
     job: Job
     runs: tuple[Run, ...]
+    stdin: bytes = field(default=b"", repr=False)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -132,8 +134,10 @@ class Store(Protocol):
     """
 
     # -- jobs and runs
-    async def create_job(self, job: Job, runs: Sequence[Run], request: RequestKey | None) -> CreatedJob:
-        """Stores a job with its runs, once per request key.
+    async def create_job(
+        self, job: Job, runs: Sequence[Run], request: RequestKey | None, *, stdin: bytes = b""
+    ) -> CreatedJob:
+        """Stores a job with its runs, and the standard input of its command, once per request key.
 
         Raises:
             RequestIdReused: the key's id was used with another digest.
@@ -236,6 +240,16 @@ class Store(Protocol):
 
     async def load_chef_principals(self) -> Sequence[ChefPrincipal]:
         """By organization, kind and name."""
+        ...
+
+    async def write_grant(self, grant: Grant) -> None:
+        """Stores a grant; the same again changes nothing."""
+        ...
+
+    async def remove_grant(self, grant: Grant) -> bool: ...
+
+    async def load_grants(self, organization: str, user: str) -> Sequence[Grant]:
+        """A user's grants, by command and nodes; they stay when the user is removed, and hold for the next of that name."""
         ...
 
     async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 import structlog
 
+from shovey_trio.core.command_input import restore_input
 from shovey_trio.core.events import CancelAsked
 from shovey_trio.core.model import Route, Run
 from shovey_trio.core.states import RunState
@@ -29,7 +30,9 @@ async def take_up_jobs(store: Store, supervisor: Supervisor) -> int:
         expires_at = supervisor.services.timing.acceptance_until(picture.job)
         runs = [_maybe_sent(run, expires_at) for run in picture.runs]
         extents = await store.output_extents([run.id for run in runs if not run.is_terminal])
-        handle = supervisor.admit(picture.job, runs, extents)
+        handle = supervisor.admit(
+            picture.job, runs, extents, given=restore_input(picture.job.input, picture.stdin)
+        )
         if picture.job.cancel_requested:
             for live in handle.runs.values():
                 if not live.is_closed and not live.run.cancelling:

@@ -10,6 +10,7 @@ from typing import TypeVar
 import trio
 from outcome import Error, Outcome, Value
 
+from shovey_trio.core.command_input import NO_INPUT, CommandInput
 from shovey_trio.core.errors import Draining, Overloaded, StoreCorrupt
 from shovey_trio.core.model import Job, OutputExtent, Run
 from shovey_trio.nursery.handles import JobHandle, RunHandle
@@ -54,7 +55,9 @@ class Supervisor:
     def live_jobs(self) -> Iterable[JobHandle]:
         return self._jobs.values()
 
-    async def launch(self, job: Job, runs: Sequence[Run], request: RequestKey | None) -> CreatedJob:
+    async def launch(
+        self, job: Job, runs: Sequence[Run], request: RequestKey | None, given: CommandInput = NO_INPUT
+    ) -> CreatedJob:
         """Makes a job durable and supervises it, unless it was made before or is terminal from the start.
 
         Cancelling the caller cancels neither: a job that is durable is supervised, whether or not anybody hears of it.
@@ -70,9 +73,9 @@ class Supervisor:
 
         async def create() -> CreatedJob:
             try:
-                created = await self.services.store.create_job(job, runs, request)
+                created = await self.services.store.create_job(job, runs, request, stdin=given.stdin)
                 if created.created and not job.is_terminal:
-                    self.admit(job, runs)
+                    self.admit(job, runs, given=given)
             finally:
                 self._let_go(len(runs))
             return created
@@ -87,16 +90,24 @@ class Supervisor:
 
         return await self._see_through(ask)
 
-    def admit(self, job: Job, runs: Sequence[Run], extents: Mapping[str, OutputExtent] | None = None) -> JobHandle:
+    def admit(
+        self,
+        job: Job,
+        runs: Sequence[Run],
+        extents: Mapping[str, OutputExtent] | None = None,
+        *,
+        given: CommandInput = NO_INPUT,
+    ) -> JobHandle:
         """Opens the nursery of a durable, running job.
 
         Args:
             job: as stored.
             runs: all of its runs, terminal ones too.
             extents: durable output by run id, for a job that is taken up again.
+            given: what its command is given; without secrets for a job that is taken up again.
         """
         now = self.services.clock.now()
-        handle = JobHandle(job=job, supervised_since=now, counts=Counter(run.state for run in runs))
+        handle = JobHandle(job=job, supervised_since=now, counts=Counter(run.state for run in runs), input=given)
         for run in runs:
             extent = (extents or {}).get(run.id, _NOTHING_STORED)
             live = RunHandle(run, moved=handle.moved, extent=extent)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import b64decode, urlsafe_b64encode
 
 from shovey_trio.core.errors import InvalidRequest, InvalidToken
 from shovey_trio.nursery.watch import WatchPosition
@@ -38,7 +38,8 @@ def decode_name(token: str) -> str:
         InvalidToken: not a token of ours.
     """
     try:
-        return urlsafe_b64decode(token.encode("ascii")).decode()
+        # Strictly: by default what is not base64 is skipped, and garbage would mean the first page.
+        return b64decode(token, altchars=b"-_", validate=True).decode()
     except ValueError as error:
         raise InvalidToken("this page token is not from this server") from error
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 from sqlalchemy import Connection, Select, func, select
@@ -114,8 +115,11 @@ def count_runs(connection: Connection, organization: str, job_id: str) -> Mappin
 
 
 def unfinished_jobs(connection: Connection) -> Sequence[JobSnapshot]:
-    rows = connection.execute(select(*_JOB_COLUMNS, jobs.c.job_pk).where(UNFINISHED).order_by(jobs.c.job_pk)).all()
-    return tuple(_snapshot(connection, row.job_pk, decode_job(row)) for row in rows)
+    query = select(*_JOB_COLUMNS, jobs.c.job_pk, jobs.c.stdin).where(UNFINISHED).order_by(jobs.c.job_pk)
+    return tuple(
+        replace(_snapshot(connection, row.job_pk, decode_job(row)), stdin=row.stdin or b"")
+        for row in connection.execute(query).all()
+    )
 
 
 def snapshot_job(connection: Connection, organization: str, job_id: str) -> JobSnapshot | None:

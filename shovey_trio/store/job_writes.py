@@ -32,7 +32,7 @@ _JOB_COLUMNS: Final = tuple(jobs.c[name] for name in (*JOB_FIXED, *JOB_DEFAULTS)
 
 
 def create_job(
-    transaction: WriteTransaction, job: Job, job_runs: Sequence[Run], request: RequestKey | None
+    transaction: WriteTransaction, job: Job, job_runs: Sequence[Run], request: RequestKey | None, stdin: bytes
 ) -> CreatedJob:
     """Stores a job and its runs, unless an earlier request with the same key has; see ``Store.create_job``."""
     connection = transaction.connection
@@ -47,7 +47,7 @@ def create_job(
             "request_digest": request.digest,
         }
     changes = job_changes(job)
-    result = connection.execute(insert(jobs), {**job_fixed(job), **changes, **identity})
+    result = connection.execute(insert(jobs), {**job_fixed(job), **changes, **identity, "stdin": stdin or None})
     assert result.inserted_primary_key is not None
     job_pk = int(result.inserted_primary_key[0])
     transaction.add_job_event(job_pk, job.id, changes)

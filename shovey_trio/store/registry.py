@@ -77,6 +77,21 @@ def load_users(connection: Connection) -> Sequence[User]:
     return tuple(decode_user(row) for row in connection.execute(select(users).order_by(*users.primary_key)))
 
 
+def write_grant(transaction: WriteTransaction, grant: Grant) -> None:
+    _remove(transaction, grants, asdict(grant))
+    transaction.connection.execute(insert(grants), asdict(grant))
+
+
+def remove_grant(transaction: WriteTransaction, grant: Grant) -> bool:
+    return _remove(transaction, grants, asdict(grant))
+
+
+def load_grants(connection: Connection, organization: str, user: str) -> Sequence[Grant]:
+    where = (grants.c.organization == organization, grants.c.user == user)
+    rows = connection.execute(select(grants).where(*where).order_by(*grants.primary_key))
+    return tuple(Grant(**row) for row in rows.mappings())
+
+
 def write_certificate(
     transaction: WriteTransaction, *, serial: str, organization: str, subject: str, expires_at: float
 ) -> None:

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from types import MappingProxyType
 from typing import Any, Final
 
+from shovey_trio.core.command_input import NO_RECORD, InputRecord
 from shovey_trio.core.model import (
     Job,
     LateReport,
@@ -41,6 +43,7 @@ JOB_FIXED: Final = (
     "kill_grace",
     "created_by",
     "created_at",
+    "input",
 )
 JOB_DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
     {
@@ -96,6 +99,7 @@ def job_fixed(job: Job) -> Values:
         "kill_grace": job.kill_grace,
         "created_by": job.created_by,
         "created_at": job.created_at,
+        "input": _dump(asdict(job.input)) if job.input else None,
     }
 
 
@@ -124,17 +128,25 @@ def decode_job(row: Row) -> Job:
             kill_grace=row[5],
             created_by=row[6],
             created_at=row[7],
-            updated_at=row[8],
-            state=JobState(row[9]),
-            cause=row[10],
-            detail=row[11],
-            finished_at=row[12],
-            cancel_requested=bool(row[13]),
-            run_total=row[14],
-            run_counts={RunState(state): count for state, count in json.loads(row[15]).items()},
+            input=_decode_input(row[8]),
+            updated_at=row[9],
+            state=JobState(row[10]),
+            cause=row[11],
+            detail=row[12],
+            finished_at=row[13],
+            cancel_requested=bool(row[14]),
+            run_total=row[15],
+            run_counts={RunState(state): count for state, count in json.loads(row[16]).items()},
         )
-    except ValueError as error:
+    except (ValueError, TypeError, KeyError) as error:
         raise UndecodableRow(f"job {row[0]!r}: {error}") from error
+
+
+def _decode_input(text: str | None) -> InputRecord:
+    if text is None:
+        return NO_RECORD
+    fields = json.loads(text)
+    return InputRecord(**{**fields, "secret_env": tuple(fields["secret_env"])})
 
 
 def run_fixed(run: Run, job_pk: int) -> Values:

@@ -32,8 +32,11 @@ class SqlStore:
         self._reader = reader
         self._health = health
 
-    async def create_job(self, job: Job, runs: Sequence[Run], request: RequestKey | None) -> CreatedJob:
-        return await self._write(job_writes.create_job, len(runs) * BASE_COST, job, tuple(runs), request)
+    async def create_job(
+        self, job: Job, runs: Sequence[Run], request: RequestKey | None, *, stdin: bytes = b""
+    ) -> CreatedJob:
+        payload = len(runs) * BASE_COST + len(stdin)
+        return await self._write(job_writes.create_job, payload, job, tuple(runs), request, stdin)
 
     async def write_job(self, job: Job) -> None:
         await self._write(job_writes.write_job, 0, job)
@@ -126,6 +129,15 @@ class SqlStore:
 
     async def load_chef_principals(self) -> Sequence[ChefPrincipal]:
         return await self._reader.read(chef_principals.load_chef_principals)
+
+    async def write_grant(self, grant: Grant) -> None:
+        await self._write(registry.write_grant, 0, grant)
+
+    async def remove_grant(self, grant: Grant) -> bool:
+        return await self._write(registry.remove_grant, 0, grant)
+
+    async def load_grants(self, organization: str, user: str) -> Sequence[Grant]:
+        return await self._reader.read(registry.load_grants, organization, user)
 
     async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:
         await self._write(

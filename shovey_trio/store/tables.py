@@ -65,6 +65,8 @@ jobs: Final = Table(
     Column("request_principal", Text),
     Column("request_id", Text),
     Column("request_digest", LargeBinary),
+    Column("input", Text),  # JSON; NULL for nothing
+    Column("stdin", LargeBinary),  # last, and read at recovery alone: what is long does not slow listings down
     Index("ux_jobs_job_id", "job_id", unique=True),
     Index("ux_jobs_request", "organization", "request_principal", "request_id", unique=True),
     Index("ix_jobs_organization", "organization", "job_pk"),
@@ -192,6 +194,16 @@ chef_principals: Final = Table(
     Column("public_key", Text, nullable=False),
     Column("created_at", Double, nullable=False),
     PrimaryKeyConstraint("organization", "kind", "name"),
+)
+
+grants: Final = Table(
+    "grants",
+    metadata,
+    Column("organization", Text, nullable=False),
+    Column("user", Text, nullable=False),
+    Column("command", Text, nullable=False),
+    Column("nodes", Text, nullable=False),
+    PrimaryKeyConstraint("organization", "user", "command", "nodes"),
 )
 
 certificates: Final = Table(

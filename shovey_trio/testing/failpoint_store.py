@@ -31,9 +31,11 @@ class FailpointStore(MemoryStore):
         self.after: Failpoint = _pass
         self.written: list[tuple[str, str]] = []
 
-    async def create_job(self, job: Job, runs: Sequence[Run], request: RequestKey | None) -> CreatedJob:
+    async def create_job(
+        self, job: Job, runs: Sequence[Run], request: RequestKey | None, *, stdin: bytes = b""
+    ) -> CreatedJob:
         await self.before("create_job", job.id)
-        created = await super().create_job(job, runs, request)
+        created = await super().create_job(job, runs, request, stdin=stdin)
         await self._applied("create_job", job.id)
         return created
 

@@ -18,7 +18,7 @@ import trio
 
 from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.errors import HistoryGone, NotFound, RequestIdReused, StoreUnavailable
-from shovey_trio.core.model import Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
+from shovey_trio.core.model import Grant, Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
 from shovey_trio.core.states import RunState
 from shovey_trio.nursery.ports import (
     Committed,
@@ -48,6 +48,7 @@ class _StoredJob:
     job: Job
     runs: dict[str, Run]
     request: tuple[str, str, str] | None
+    stdin: bytes
     history: list[StoredEvent] = field(default_factory=list)
     output: dict[str, list[OutputChunk]] = field(default_factory=dict)
 
@@ -86,6 +87,7 @@ class MemoryStore:
         self._nodes: dict[tuple[str, str], Node] = {}
         self._statuses: list[tuple[int, NodeStatus]] = []
         self._users: dict[tuple[str, str], User] = {}
+        self._grants: dict[tuple[str, str, str, str], Grant] = {}
         self._chef_principals: dict[tuple[str, ChefPrincipalKind, str], ChefPrincipal] = {}
         self._certificates: dict[str, _Certificate] = {}
         self._tokens: dict[bytes, _Token] = {}
@@ -108,9 +110,11 @@ class MemoryStore:
     def on_commit(self, listener: Callable[[Committed], None]) -> None:
         self._listeners.append(listener)
 
-    async def create_job(self, job: Job, runs: Sequence[Run], request: RequestKey | None) -> CreatedJob:
+    async def create_job(
+        self, job: Job, runs: Sequence[Run], request: RequestKey | None, *, stdin: bytes = b""
+    ) -> CreatedJob:
         async with _write(self):
-            return self._create_job(job, runs, request)
+            return self._create_job(job, runs, request, stdin)
 
     async def write_job(self, job: Job) -> None:
         async with _write(self):
@@ -189,7 +193,11 @@ class MemoryStore:
 
     async def unfinished_jobs(self) -> Sequence[JobSnapshot]:
         await trio.lowlevel.checkpoint()
-        return tuple(_snapshot(stored) for stored in self._jobs.values() if not stored.job.is_terminal)
+        return tuple(
+            replace(_snapshot(stored), stdin=stored.stdin)
+            for stored in self._jobs.values()
+            if not stored.job.is_terminal
+        )
 
     async def snapshot_job(self, organization: str, job_id: str) -> JobSnapshot | None:
         await trio.lowlevel.checkpoint()
@@ -308,6 +316,19 @@ class MemoryStore:
         await trio.lowlevel.checkpoint()
         return tuple(principal for _, principal in sorted(self._chef_principals.items(), key=lambda item: item[0]))
 
+    async def write_grant(self, grant: Grant) -> None:
+        async with _write(self):
+            self._grants[grant.organization, grant.user, grant.command, grant.nodes] = grant
+
+    async def remove_grant(self, grant: Grant) -> bool:
+        async with _write(self):
+            key = (grant.organization, grant.user, grant.command, grant.nodes)
+            return self._grants.pop(key, None) is not None
+
+    async def load_grants(self, organization: str, user: str) -> Sequence[Grant]:
+        await trio.lowlevel.checkpoint()
+        return tuple(grant for key, grant in sorted(self._grants.items()) if key[:2] == (organization, user))
+
     async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:
         async with _write(self):
             if serial in self._certificates:
@@ -369,7 +390,7 @@ class MemoryStore:
             self._statuses = [entry for entry in self._statuses if entry[1].since >= statuses_before]
             return len(gone)
 
-    def _create_job(self, job: Job, runs: Sequence[Run], request: RequestKey | None) -> CreatedJob:
+    def _create_job(self, job: Job, runs: Sequence[Run], request: RequestKey | None, stdin: bytes) -> CreatedJob:
         key = None
         if request is not None:
             key = (request.organization, request.principal, request.request_id)
@@ -383,7 +404,7 @@ class MemoryStore:
             raise StoreConflict("a job or run with this id, or a run for this node, is stored already")
         if request is not None and key is not None:
             self._requests[key] = (request.digest, job.id)
-        stored = _StoredJob(key=self._next_key(), job=job, runs=by_node, request=key)
+        stored = _StoredJob(key=self._next_key(), job=job, runs=by_node, request=key, stdin=stdin)
         self._jobs[job.id] = stored
         self._runs.update((run.id, (job.id, run.node)) for run in runs)
         created: list[StoredEvent] = [JobEvent(seq=self._next_seq(), job=job)]

@@ -35,7 +35,8 @@ class AgentProcess:
 
     async def start(self, spec: RunSpec) -> None:
         assert self.process.stdin is not None
-        fields = {name: value for name, value in asdict(spec).items() if name not in ("order", "signature")}
+        left_out = {"order", "signature", "stdin", "secrets", "limits", "account"}  # not JSON, and at their defaults
+        fields = {name: value for name, value in asdict(spec).items() if name not in left_out}
         await self.process.stdin.send_all(json.dumps(fields).encode() + b"\n")
 
     async def said(self, word: str) -> None:

@@ -30,7 +30,9 @@ async def measure(stage: Stage) -> Sequence[Figure]:
 
 async def _one(stage: Stage, nodes: Sequence[str]) -> float:
     job = await stage.start("wait", nodes)
-    while _running(await stage.client.get_job(job.id)) < len(nodes):
+    while True:
+        if _running(await stage.client.get_job(job.id)) == len(nodes):
+            break
         await trio.sleep(_POLL)
     began = time.perf_counter()
     await stage.client.cancel_job(job.id)

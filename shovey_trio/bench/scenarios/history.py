@@ -12,7 +12,7 @@ import trio
 
 from shovey_trio.bench.daemon_meter import DaemonCost, DaemonMeter
 from shovey_trio.bench.figures import Bar, Figure, figure
-from shovey_trio.bench.stage import Stage, make_fleet, start_daemon
+from shovey_trio.bench.stage import END_DEADLINE, Stage, make_fleet, start_daemon
 from shovey_trio.core.ids import job_id, run_id
 from shovey_trio.core.model import Job, Run
 from shovey_trio.core.states import JobState, RunState
@@ -42,7 +42,8 @@ async def measure(stage: Stage) -> Sequence[Figure]:
         await start_daemon(fleet)
         while_deleting, deleting = await _serve(fleet, listings=_LISTINGS_WHILE_DELETING)
     finally:
-        await fleet.end()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + END_DEADLINE):
+            await fleet.end()
     name = f"{total:,} stored runs"
     return [
         figure(f"{name}: start", [started], bar=Bar(at=2.0)),
