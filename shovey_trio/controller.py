@@ -17,6 +17,7 @@ import trio
 
 from shovey_trio import __version__
 from shovey_trio.application.chef_callers import StoredChefCallers
+from shovey_trio.application.explain import Explain
 from shovey_trio.application.identities import Identities
 from shovey_trio.application.jobs import JobDefaults, Jobs
 from shovey_trio.application.legacy import LegacyNodes
@@ -42,6 +43,7 @@ from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Bounds, Timing
 from shovey_trio.nursery.supervisor import Supervisor, open_supervisor
 from shovey_trio.nursery.watch import CommitHub
+from shovey_trio.nursery.whitelist_asks import WhitelistAsks
 from shovey_trio.rest.listener import open_rest
 from shovey_trio.rest.server import HttpServer
 from shovey_trio.rpc.bridge import Listener, Route, Server, ServerOptions, ServerTls, open_server
@@ -240,6 +242,8 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 doorbell=doorbell,
                 defaults=_defaults(settings),
             )
+            asks = WhitelistAsks()
+            explain = Explain(jobs=jobs, identities=identities, registry=registry, links=links, asks=asks)
             nodes = Nodes(services=services, supervisor=supervisor, registry=registry, doorbell=doorbell)
             inbox = AgentInbox(services=services, supervisor=supervisor, presence=presence, links=links)
             legacy_nodes = None
@@ -260,7 +264,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 enroll_address=settings.enroll_address,
             )
             control: list[Route] = [
-                *JobService(jobs).routes(),
+                *JobService(jobs, explain).routes(),
                 *NodeService(nodes, identities).routes(),
                 *AgentService(
                     inbox=inbox,
@@ -271,6 +275,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                     credits_=ByteCredits(bounds.output_buffer),
                     clock=clock,
                     epoch=epoch,
+                    asks=asks,
                 ).routes(),
                 *AdminService(
                     facts=facts,

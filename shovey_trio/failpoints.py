@@ -7,10 +7,10 @@ while the program runs::
     spool.exit.*          error ENOSPC times=3
     store.commit.before   delay 0.5 skip=10
 
-``crash`` is kill -9 of the process that passes, ``error`` raises an ``OSError``, ``delay`` blocks the thread. A name may
-be a pattern (fnmatch). ``skip`` lets so many passes go by; ``times`` fires so often (a crash once, the rest always, if
-not said). Passes are counted over all processes, in a file per line's name beside the plan: whether a point was ever
-reached is also what a test asks.
+``crash`` is kill -9 of the process that passes, ``error`` raises an ``OSError``, ``delay`` blocks the thread. A name
+may be a pattern (fnmatch). ``skip`` lets so many passes go by; ``times`` fires so often (a crash once, the rest
+always, if not said). Passes are counted over all processes, in a file per line's name beside the plan: whether a point
+was ever reached is also what a test asks.
 
 Standard library's small modules alone: the supervisor process imports this too.
 """

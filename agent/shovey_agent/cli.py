@@ -99,8 +99,8 @@ def whitelist() -> None:
 @whitelist.command()
 @click.argument("file", type=_PATH)
 def check(file: Path) -> None:
-    """Say everything that is wrong with a whitelist FILE, or list its commands."""
-    from shovey_trio.core.whitelist import WhitelistInvalid, parse_whitelist
+    """Say everything that is wrong with a whitelist FILE, or list its commands and warn of what is dangerous."""
+    from shovey_trio.core.whitelist import WhitelistInvalid, parse_whitelist, whitelist_warnings
 
     try:
         parsed = parse_whitelist(file.read_bytes())
@@ -110,6 +110,8 @@ def check(file: Path) -> None:
         sys.exit(Exit.USAGE.value)
     for name, entry in sorted(parsed.entries.items()):
         click.echo(f"{name}: {' '.join(entry.argv)}")
+    for warning in whitelist_warnings(parsed):
+        click.echo(f"{file.name}: warning: {warning}", err=True)
 
 
 _ENROLL_DEADLINE = 60.0

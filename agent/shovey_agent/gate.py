@@ -49,6 +49,11 @@ class Cleared:
     permit: Permit
     account: Account | None
 
+    @property
+    def account_name(self) -> str:
+        """Who the command runs as, to be shown."""
+        return "the agent's own account" if self.account is None else self.account.name
+
 
 class OrderGate:
     """Judges orders for one node."""

@@ -30,6 +30,7 @@ from shovey_trio.rpc.bridge import Channel, ClientStream
 from shovey_trio.rpc.convert import (
     LINKS,
     ORDER_KINDS,
+    asked_input,
     key_set_value,
     report_message,
     seconds,
@@ -236,6 +237,8 @@ class Session:
             case "follow":
                 interval = _FOLLOWED if message.follow.followed else _UNFOLLOWED
                 self._executor.set_poll_interval(message.follow.run_id, interval)
+            case "ask_whitelist":
+                await self._answer(message.ask_whitelist)
             case "signing_keys":
                 self._new_keys(key_set_value(message.signing_keys))
             case other:
@@ -273,6 +276,15 @@ class Session:
                 self._refuse(
                     Refusal(reason=_TAKEN_NOT.get(reason.value, RefusalReason.SPAWN_FAILED), detail=detail, order=order)
                 )
+
+    async def _answer(self, ask: pb.AskWhitelist) -> None:
+        cleared = await self._gate.clear(ask.command, asked_input(ask))
+        if isinstance(cleared, Refusal):
+            answer = pb.WhitelistAnswer(ask_id=ask.ask_id, reason=cleared.reason.value, detail=cleared.detail)
+        else:
+            detail = f"it would run {cleared.permit.argv[0]} as {cleared.account_name}"
+            answer = pb.WhitelistAnswer(ask_id=ask.ask_id, permitted=True, detail=detail)
+        self._say(pb.AttachRequest(whitelist_answer=answer))
 
     async def _cancel(self, order: Order, known: KnownRun | None, now: float) -> None:
         if known is None:
@@ -317,7 +329,11 @@ class Session:
     async def _confirmed(self, run_id: str) -> None:
         known = self._executor.known_run(run_id)
         if known is not None and known.phase is RunPhase.FINISHED:
-            await self._executor.mark_reported(run_id)
+            try:
+                await self._executor.mark_reported(run_id)
+            except OSError as error:
+                # On a full disk: clearing the run is what makes room. Without the mark it is reported again at worst.
+                _log.warning("run.not_marked", run_id=run_id, error=str(error))
             await self._forget(run_id)
 
     async def _forget(self, run_id: str) -> None:

@@ -11,9 +11,12 @@ from typing import TypeVar
 import trio
 
 from shovey_trio.core import ids
-from shovey_trio.core.errors import InvalidRequest, NotFound, UnknownNodes, VotingUnsupported
+from shovey_trio.core.command_input import NO_INPUT, CommandInput, input_problems
+from shovey_trio.core.errors import InvalidRequest, NotFound, PermissionDenied, UnknownNodes, VotingUnsupported
+from shovey_trio.core.grants import GrantDecision, decide_grants
 from shovey_trio.core.job_machine import admit
 from shovey_trio.core.model import (
+    Grant,
     Job,
     LinkMode,
     Node,
@@ -21,6 +24,7 @@ from shovey_trio.core.model import (
     OutputExtent,
     Presence,
     Principal,
+    Role,
     Route,
     Run,
     StreamName,
@@ -55,6 +59,7 @@ class StartJob:
     request_id: str = ""
     dry_run: bool = False
     vote: bool = False
+    input: CommandInput = NO_INPUT
     # A name that no node has is a run that is unavailable from the start, as Shovey's clients expect, and no error.
     accept_unknown: bool = False
 
@@ -124,18 +129,20 @@ class Jobs:
 
         Raises:
             InvalidRequest, InvalidQuorum, NoTargets, UnknownNodes, VotingUnsupported: nothing was stored.
+            PermissionDenied: the principal's grants do not cover the command on every node; nothing was stored.
             RequestIdReused, Overloaded, Draining, StoreUnavailable: nothing was stored.
         """
         self._check(request)
         nodes = self._registry.of(principal.organization)
         targets = resolve(request.selection, nodes, accept_unknown=request.accept_unknown)
+        await self._demand_grants(principal, request.command, targets)
         quorum = request.quorum or "100%"
         required_nodes(quorum, len(targets))
         up = [name for name in targets if name in nodes and nodes[name].presence is Presence.UP]
         job = self._new_job(principal, request, quorum, len(targets))
         decided = admit(job, len(up), job.created_at)
         if request.dry_run:
-            resolved = tuple(self._resolved(nodes[name]) for name in targets if name in nodes)
+            resolved = tuple(self.resolved(nodes[name]) for name in targets if name in nodes)
             return StartedJob(job=replace(decided, id=""), targets=resolved)
         runs = [self._new_run(decided, name, nodes.get(name)) for name in targets]
         counts = {state: sum(run.state is state for run in runs) for state in {run.state for run in runs}}
@@ -148,7 +155,7 @@ class Jobs:
                 request_id=request.request_id,
                 digest=_digest(request),
             )
-        created = await self._supervisor.launch(decided, runs, key)
+        created = await self._supervisor.launch(decided, runs, key, request.input)
         return StartedJob(job=created.job)
 
     def _check(self, request: StartJob) -> None:
@@ -161,6 +168,8 @@ class Jobs:
             )
         if len(request.request_id) > _MAX_REQUEST_ID:
             raise InvalidRequest(f"request_id may have {_MAX_REQUEST_ID} characters", field="request_id")
+        for field, problem in input_problems(request.input):
+            raise InvalidRequest(f"{field}: {problem}", field=field)
         limits = self._defaults
         if request.run_timeout is not None and not 0 < request.run_timeout <= limits.max_run_timeout:
             raise InvalidRequest(
@@ -182,6 +191,7 @@ class Jobs:
             created_at=now,
             updated_at=now,
             run_total=total,
+            input=request.input.record(),
         )
 
     def _new_run(self, job: Job, name: str, node: Node | None) -> Run:
@@ -200,13 +210,16 @@ class Jobs:
             cause, detail = "quorum_failed", "nothing was sent: too few nodes were up"
         elif node is None:
             cause, detail = "node_unknown", "no node of this name is registered"
+        elif node.link is LinkMode.LEGACY and job.input:
+            cause, detail = "input_unsupported", "a schob can be given nothing but the name of a command"
         elif node.presence is not Presence.UP:
             cause, detail = "node_down", f"the node was {node.presence.value} ({node.presence_reason})"
         else:
             return run
         return replace(run, state=RunState.UNAVAILABLE, cause=cause, detail=detail, finished_at=job.created_at)
 
-    def _resolved(self, node: Node) -> ResolvedTarget:
+    def resolved(self, node: Node) -> ResolvedTarget:
+        """How an order would reach a node now."""
         route: Route | None = None
         if self._services.links.get(node.organization, node.name) is not None:
             route = Route.STREAM
@@ -354,6 +367,7 @@ class Jobs:
         Raises:
             NotFound: no such job in the principal's organization.
             UnknownNodes: a node the job has no run on; nothing is cancelled.
+            PermissionDenied: the principal's grants do not cover the command on every node; nothing is cancelled.
         """
         stored = await self._services.store.get_job(principal.organization, job_id)
         if stored is None:
@@ -363,9 +377,22 @@ class Jobs:
             return await self._cancel_ended(stored, nodes)
         names = sorted(set(nodes)) or sorted(live.runs)
         _check_known(job_id, names, live.runs)
+        await self._demand_grants(principal, stored.command, names)
         asked = await self._supervisor.cancel(live, names, by=principal.label, whole_job=not nodes)
         finished = sorted(set(names) - set(asked))
         return CancelledJob(job=live.job, cancelling=tuple(asked), already_finished=tuple(finished))
+
+    async def _demand_grants(self, principal: Principal, command: str, nodes: Sequence[str]) -> None:
+        decision = await self.grants_for(principal, command, nodes)
+        if not decision.is_allowed:
+            raise PermissionDenied(decision.rule, nodes=",".join(decision.refused[:1000]))
+
+    async def grants_for(self, principal: Principal, command: str, nodes: Sequence[str]) -> GrantDecision:
+        """What a principal's grants say of a command on nodes. Read from the store, so that a change holds at once."""
+        grants: Sequence[Grant] = ()
+        if principal.role is Role.OPERATOR:
+            grants = await self._services.store.load_grants(principal.organization, principal.name)
+        return decide_grants(principal.role, grants, command, nodes)
 
     async def _cancel_ended(self, job: Job, nodes: Sequence[str]) -> CancelledJob:
         names: set[str] = set()
@@ -391,8 +418,11 @@ def _check_known(job_id: str, names: Sequence[str], known: Mapping[str, object] 
 
 
 def _digest(request: StartJob) -> bytes:
+    # Of secrets only their names: not even a digest of one is stored.
     body = {
         "kind_of_selection": type(request.selection).__name__,
-        **{field: value for field, value in asdict(request).items() if field != "request_id"},
+        **{field: value for field, value in asdict(request).items() if field not in ("request_id", "input")},
     }
+    if request.input:
+        body["input"] = {**asdict(request.input.record()), "stdin": hashlib.sha256(request.input.stdin).hexdigest()}
     return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).digest()

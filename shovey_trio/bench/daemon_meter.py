@@ -13,7 +13,7 @@ from typing import Final
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _KIB: Final = 1024
 #: Stalls of the loop above this are seen; shorter ones count as none.
-STALLS_SEEN: Final = 0.02
+STALLS_SEEN: Final = 0.05
 
 
 @dataclass(slots=True)

@@ -21,14 +21,16 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "init": ("shovey_trio.cli.daemon_init:init", "Set up a data directory: CA, keys, store, first admin."),
         "serve": ("shovey_trio.cli.daemon_serve:serve", "Run the controller."),
         "node": ("shovey_trio.cli.daemon_node:node", "Enrolment of nodes, on the controller's host."),
+        "legacy": ("shovey_trio.cli.daemon_legacy:legacy", "Keys for old nodes (schob), on the controller's host."),
         "user": ("shovey_trio.cli.daemon_user:user", "Certificates of users, on the controller's host."),
+        "import": ("shovey_trio.cli.daemon_import:import_", "Users, keys and nodes from another server."),
         "demo": ("shovey_trio.cli.daemon_demo:demo", "Show the main job with real processes on loopback."),
         "bench": ("shovey_trio.cli.daemon_bench:bench", "Measure this version on this machine, with simulated agents."),
         "doctor": ("shovey_trio.cli.daemon_doctor:doctor", "Check a set-up and say what to do."),
     }
 )
 # What `pip install shovey-trio[server]` brings beyond the base install.
-_SERVER_EXTRA: Final = frozenset({"sqlalchemy", "alembic", "grpc_health", "grpc_reflection"})
+_SERVER_EXTRA: Final = frozenset({"h11", "httpx2", "luqum", "sqlalchemy", "alembic", "grpc_health", "grpc_reflection"})
 _INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 
 

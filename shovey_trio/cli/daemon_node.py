@@ -5,14 +5,18 @@ from __future__ import annotations
 import secrets
 import time
 from datetime import UTC, datetime
+from typing import TextIO
 
 import click
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from shovey_trio.application.chef_callers import ChefPrincipals
+from shovey_trio.cli.daemon_chef_keys import add_key_commands
 from shovey_trio.cli.daemon_options import with_settings
 from shovey_trio.cli.offline_store import run_with_store
 from shovey_trio.config import ServerSettings
 from shovey_trio.config_types import format_duration, parse_duration
+from shovey_trio.core.chef_principals import ChefPrincipalKind
 from shovey_trio.core.enrollment import (
     DEFAULT_TOKEN_LIFETIME,
     MAX_TOKEN_LIFETIME,
@@ -21,9 +25,12 @@ from shovey_trio.core.enrollment import (
     encode_join,
     token_digest,
 )
+from shovey_trio.core.errors import InvalidRequest
+from shovey_trio.core.model import LinkMode, Node
 from shovey_trio.identity.authority import read_certificates
 from shovey_trio.identity.files import check_secret_directory, read_public
 from shovey_trio.identity.names import node_identity
+from shovey_trio.nursery.clock import WallClock
 from shovey_trio.nursery.ports import Store
 
 
@@ -89,3 +96,49 @@ def token(settings: ServerSettings, name: str, valid_for: float, quiet: bool) ->
     until = datetime.fromtimestamp(expires_at, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
     click.echo(f"# On {name}, once, until {until}; it will call {settings.enroll_address}:", err=True)
     click.echo(f"shovey-agent enroll {join}")
+
+
+@node.command()
+@click.argument("name")
+@click.option("--legacy", is_flag=True, required=True, help="A node without an agent of ours: a schob.")
+@click.option("--public-key", type=click.File("r"), help="PEM of its Chef client's public key; - for standard input.")
+@with_settings
+def add(settings: ServerSettings, name: str, legacy: bool, public_key: TextIO | None) -> None:
+    """Register the old node NAME, which takes signed orders over serf and reports over HTTP.
+
+    Nodes with an agent of ours register themselves when they enrol (`node token`).
+    """
+    assert legacy
+    identity = node_identity(settings.server.organization, name)
+    pem = None if public_key is None else public_key.read()
+    now = time.time()
+
+    async def write(store: Store) -> None:
+        for known in await store.load_nodes():
+            if (known.organization, known.name) == (identity.organization, identity.name):
+                raise InvalidRequest(f"there is a node {name} already ({known.link.value})", field="name")
+        if pem is not None:
+            principals = ChefPrincipals(store=store, clock=WallClock())
+            await principals.put(
+                organization=identity.organization,
+                kind=ChefPrincipalKind.NODE,
+                name=identity.name,
+                role=None,
+                public_key=pem,
+            )
+        await store.write_node(
+            Node(
+                name=identity.name,
+                organization=identity.organization,
+                link=LinkMode.LEGACY,
+                enrolled_at=now,
+                presence_since=now,
+                presence_reason="registered",
+            )
+        )
+
+    run_with_store(settings.store_path, write)
+    click.echo(f"{name} is registered. A running controller takes it up when it is sent HUP.")
+
+
+add_key_commands(node, ChefPrincipalKind.NODE)

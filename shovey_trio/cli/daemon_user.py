@@ -7,9 +7,12 @@ from pathlib import Path
 
 import click
 
+from shovey_trio.cli.daemon_chef_keys import add_key_commands
+from shovey_trio.cli.daemon_grants import grant, grants, revoke_grant
 from shovey_trio.cli.daemon_options import with_settings
 from shovey_trio.cli.offline_store import run_with_store
 from shovey_trio.config import ServerSettings
+from shovey_trio.core.chef_principals import ChefPrincipalKind
 from shovey_trio.core.model import Role, User
 from shovey_trio.identity.authority import INTERNAL_NAME, CertificateAuthority
 from shovey_trio.identity.files import check_secret_directory, read_public, read_secret
@@ -86,3 +89,10 @@ def cert(settings: ServerSettings, name: str, role: str, out: Path | None) -> No
         click.echo(f"user/{name} was {before.role} and is {role} now", err=True)
     click.echo(f"user/{name} ({role}): {written.root}")
     click.echo(f"Use it: export SHOVEY_CONFIG={written.root}; shovey node list")
+
+
+add_key_commands(user, ChefPrincipalKind.USER)
+
+
+for _command in (grant, revoke_grant, grants):
+    user.add_command(_command)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from shovey_trio.cli.command_input import input_options, read_input
 from shovey_trio.cli.operator_options import OperatorOptions, positive_seconds, tag_pairs
 from shovey_trio.cli.output_formats import Column, Format, Shape, output_option, write_document, write_listing
 from shovey_trio.core.errors import Exit, Unreachable
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     metavar="DURATION",
     help="Time between TERM and KILL.  [default: the controller's]",
 )
+@input_options
 @click.option("-b", "--background", is_flag=True, help="Print the job's id and return.")
 @click.option("--dry-run", is_flag=True, help="Show which nodes it would run on, and start nothing.")
 @click.option("--request-id", metavar="ID", help="Start at most one job for this id.  [default: a fresh one]")
@@ -53,6 +55,7 @@ if TYPE_CHECKING:
 @click.pass_obj
 def start(
     options: OperatorOptions,
+    /,
     *,
     command: str,
     nodes: tuple[str, ...],
@@ -68,6 +71,7 @@ def start(
     request_id: str | None,
     no_output: bool,
     output: Format | None,
+    **given: Any,
 ) -> None:
     """Start COMMAND, the name of a whitelist entry, on the given nodes and follow it.
 
@@ -75,13 +79,24 @@ def start(
     the proof that its processes are gone; a third one leaves at once.
     """
     target = _target(nodes, every=every, tags=tags, match=match, search=search)
+    wanted = read_input(**given)
 
     from shovey_trio.cli.session import load_settings, run_session
     from shovey_trio.rpc.convert import duration
     from shovey_trio.v1.job_service_pb2 import StartJobRequest
 
     request = StartJobRequest(
-        request_id=request_id or uuid.uuid4().hex, command=command, target=target, quorum=quorum, dry_run=dry_run
+        request_id=request_id or uuid.uuid4().hex,
+        command=command,
+        target=target,
+        quorum=quorum,
+        dry_run=dry_run,
+        args=wanted.args,
+        env=wanted.env,
+        user=wanted.user,
+        stdin=wanted.stdin,
+        secret_env=wanted.secret_env,
+        secret_stdin=wanted.secret_stdin,
     )
     if timeout is not None:
         request.run_timeout.CopyFrom(duration(timeout))

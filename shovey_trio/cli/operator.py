@@ -31,6 +31,7 @@ _NODE: Final = {
 _ROOT: Final = {
     "job": ("shovey_trio.cli.operator:job", "Start, follow and cancel jobs."),
     "node": ("shovey_trio.cli.operator:node", "See nodes and whether they are up."),
+    "explain": ("shovey_trio.cli.explain:explain", "Say whether a command would run, and why."),
     "version": ("shovey_trio.cli.version:version", "Show the versions of client and controller."),
 }
 _HELP: Final = {"help_option_names": ["-h", "--help"]}

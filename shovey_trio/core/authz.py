@@ -30,6 +30,7 @@ POLICY: Final[Mapping[str, frozenset[Role]]] = MappingProxyType(
         _V1 + "JobService/GetRun": _USERS,
         _V1 + "JobService/ListRuns": _USERS,
         _V1 + "JobService/ReadOutput": _USERS,
+        _V1 + "JobService/ExplainRun": _USERS,
         _V1 + "NodeService/ListNodes": _USERS,
         _V1 + "NodeService/GetNode": _USERS,
         _V1 + "NodeService/ListNodeStatuses": _USERS,

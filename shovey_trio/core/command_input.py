@@ -135,9 +135,11 @@ def input_problems(given: CommandInput) -> Iterator[tuple[str, str]]:
         yield "args", f"arguments and environment may have {MAX_WORDS} bytes together"
     if len(given.stdin) + len(given.secrets.stdin) > MAX_STDIN:
         yield "stdin", f"standard input may have {MAX_STDIN} bytes"
-    if sum(len(value.encode("utf-8", "surrogatepass")) for value in given.secrets.env.values()) + len(
-        given.secrets.stdin
-    ) > MAX_SECRETS:
+    if (
+        sum(len(value.encode("utf-8", "surrogatepass")) for value in given.secrets.env.values())
+        + len(given.secrets.stdin)
+        > MAX_SECRETS
+    ):
         yield "secret_env", f"secrets may have {MAX_SECRETS} bytes together"
     if given.stdin and given.secrets.stdin:
         yield "stdin", "standard input is either sensitive or not"

@@ -172,6 +172,11 @@ class LegacyKeyRefused:
 
 
 @dataclass(frozen=True, slots=True)
+class SecretsLost:
+    """The node has no order, and none can be made: the secrets that belong to it are lost."""
+
+
+@dataclass(frozen=True, slots=True)
 class LegacyCancelOver:
     """The cancel of a run was sent and there is nothing more to wait for: the node proves no end."""
 
@@ -194,6 +199,7 @@ RunEvent = (
     | LegacyHeard
     | LegacyKeyRefused
     | LegacyCancelOver
+    | SecretsLost
 )
 
 

@@ -46,6 +46,7 @@ from shovey_trio.core.events import (
     ReportOutcome,
     RunEvent,
     RunReport,
+    SecretsLost,
     SendCancel,
     SendStart,
 )
@@ -133,6 +134,11 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
             if run.attempts == 0 and run.state is RunState.PENDING:
                 return Outcome(run=_end(run, RunState.UNAVAILABLE, now, cause=cause, detail=detail))
             return Outcome(run=run)
+        case SecretsLost():
+            if run.state not in _UNSENT:
+                return Outcome(run=run)
+            detail = "the controller was restarted before the node accepted the run, and secrets are not stored"
+            return Outcome(run=_end(run, RunState.UNAVAILABLE, now, cause="secret_lost", detail=detail))
         case ReconnectGraceOver():
             if run.state is not RunState.UNKNOWN:
                 return Outcome(run=run)

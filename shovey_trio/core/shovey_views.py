@@ -12,8 +12,9 @@ from typing import Any, Final
 
 from shovey_trio.core.model import Job, Node, NodeStatus, Run
 from shovey_trio.core.shovey_names import exit_status, job_name, run_error, run_name
-from shovey_trio.core.states import JobState
+from shovey_trio.core.states import JobState, RunState
 
+_REFUSED: Final = frozenset({RunState.NACKED, RunState.INVALID})
 NO_TIME: Final = "0001-01-01T00:00:00Z"
 
 
@@ -36,8 +37,11 @@ def job_view(job: Job, runs: Sequence[Run]) -> dict[str, Any]:
 
 def run_view(run: Run) -> dict[str, Any]:
     """``GET /shovey/jobs/ID/NODE`` without ``output`` and ``stderr``."""
+    acknowledged = run.accepted_at or run.started_at
+    if acknowledged is None and run.state in _REFUSED:
+        acknowledged = run.finished_at
     return {
-        "ack_time": fine_time(run.accepted_at or run.started_at),
+        "ack_time": fine_time(acknowledged),
         "end_time": fine_time(run.finished_at),
         "error": run_error(run),
         "exit_status": exit_status(run),

@@ -73,7 +73,8 @@ def template_problems(argv: Any, declared: frozenset[str]) -> Iterator[str]:
     for word in words:
         for token in _TOKEN.finditer(word):
             if token[0] in ("{", "}") or (token[1] is not None and not NAME.fullmatch(token[1])):
-                yield f"{word!r}: a brace that is no {{name}} is written twice"
+                yield f"{word[:80]!r}: a brace that is no {{name}} is written twice"
+                break
             elif token[1] is not None:
                 used.add(token[1])
     if unknown := sorted(used - declared):

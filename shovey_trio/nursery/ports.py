@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Protocol
 
 from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
+from shovey_trio.core.command_input import CommandInput
 from shovey_trio.core.model import (
     Grant,
     Job,
@@ -185,7 +186,7 @@ class Store(Protocol):
     async def read_events(
         self, job_id: str, *, after_seq: int, limit: int, include_output: bool
     ) -> Sequence[StoredEvent]:
-        """Stored events of a job with ``seq > after_seq``, in order: at most ``limit``, and 4 MiB of output.
+        """Stored events of a job with ``seq > after_seq``, in order: at most ``limit``, and 256 KiB of output.
 
         Raises:
             HistoryGone: retention deleted events after ``after_seq``.
@@ -249,7 +250,7 @@ class Store(Protocol):
     async def remove_grant(self, grant: Grant) -> bool: ...
 
     async def load_grants(self, organization: str, user: str) -> Sequence[Grant]:
-        """A user's grants, by command and nodes; they stay when the user is removed, and hold for the next of that name."""
+        """A user's grants, by command and nodes. They outlive the user and hold for the next of that name."""
         ...
 
     async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:
@@ -335,12 +336,21 @@ class SendKeys:
     keys: KeySet
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendAskWhitelist:
+    """Ask whether the node's whitelist would permit a command."""
+
+    ask_id: str
+    command: str
+    input: CommandInput
+
+
 @dataclass(frozen=True, slots=True)
 class SendDetachOk:
     """An on-demand agent may leave."""
 
 
-ToAgent = SendOrder | SendReportDurable | SendFollow | SendForget | SendKeys | SendDetachOk
+ToAgent = SendOrder | SendReportDurable | SendFollow | SendForget | SendKeys | SendAskWhitelist | SendDetachOk
 
 
 class AgentLink(Protocol):

@@ -30,9 +30,7 @@ async def take_up_jobs(store: Store, supervisor: Supervisor) -> int:
         expires_at = supervisor.services.timing.acceptance_until(picture.job)
         runs = [_maybe_sent(run, expires_at) for run in picture.runs]
         extents = await store.output_extents([run.id for run in runs if not run.is_terminal])
-        handle = supervisor.admit(
-            picture.job, runs, extents, given=restore_input(picture.job.input, picture.stdin)
-        )
+        handle = supervisor.admit(picture.job, runs, extents, given=restore_input(picture.job.input, picture.stdin))
         if picture.job.cancel_requested:
             for live in handle.runs.values():
                 if not live.is_closed and not live.run.cancelling:

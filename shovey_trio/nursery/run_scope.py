@@ -17,6 +17,7 @@ from __future__ import annotations
 import structlog
 import trio
 
+from shovey_trio.core.command_input import NO_INPUT, CommandInput
 from shovey_trio.core.errors import StoreCorrupt
 from shovey_trio.core.events import (
     BY_DEADLINE,
@@ -32,6 +33,7 @@ from shovey_trio.core.events import (
     OrderSent,
     ReconnectGraceOver,
     RunEvent,
+    SecretsLost,
     SendCancel,
     SendStart,
 )
@@ -102,7 +104,14 @@ def next_deadline(handle_: RunHandle, job: JobHandle, timing: Timing) -> tuple[f
 
 
 def make_order(
-    handle_: RunHandle, job: Job, kind: OrderKind, *, agent_instance: str, until: float, services: Services
+    handle_: RunHandle,
+    job: Job,
+    kind: OrderKind,
+    *,
+    agent_instance: str,
+    until: float,
+    services: Services,
+    given: CommandInput = NO_INPUT,
 ) -> Order:
     """The order of a kind for this run. A start order carries the same nonce however often it is made."""
     run = handle_.run
@@ -121,6 +130,7 @@ def make_order(
         expires_at=until,
         nonce=run.nonce if kind is OrderKind.START else services.random_bytes(NONCE_BYTES),
         epoch=services.epoch,
+        input=given,
     )
 
 
@@ -187,6 +197,7 @@ class _RunScope:
         if outcome.run is not before:
             self._handle.run = outcome.run
             await self._write_until_stored()
+        self._job.drop_secrets()
         if outcome.run.state not in (RunState.PENDING, RunState.DISPATCHED) and self._dispatching is not None:
             self._dispatching.cancel(reason="the node has answered")
         for effect in outcome.effects:
@@ -206,6 +217,8 @@ class _RunScope:
                 if self._dispatching is not None:
                     self._dispatching.cancel(reason="the node holds another key")
                 self._start_dispatch()
+            case SendStart() if self._job.has_lost_secrets:
+                self._nursery.start_soon(self._handle.post, SecretsLost())
             case SendStart():
                 self._send_start()
                 self._start_dispatch()
@@ -256,10 +269,18 @@ class _RunScope:
         link = self._services.links.get(run.organization, run.node)
         if link is None or run.state not in (RunState.PENDING, RunState.DISPATCHED) or run.cancelling:
             return
+        if self._job.has_lost_secrets:
+            return  # what the node knows of the run decides: see ``_carry_out``
         until = self._services.timing.acceptance_until(self._job.job)
         instance = link.agent_instance
         order = make_order(
-            self._handle, self._job.job, OrderKind.START, agent_instance=instance, until=until, services=self._services
+            self._handle,
+            self._job.job,
+            OrderKind.START,
+            agent_instance=instance,
+            until=until,
+            services=self._services,
+            given=self._job.input,
         )
         sent = OrderSent(route=self._route, agent_instance=instance, expires_at=until)
         outcome = handle(run, sent, self._services.clock.now())

@@ -18,10 +18,10 @@ from shovey_trio.core.model import OutputChunk, StreamName
 from shovey_trio.core.states import TERMINAL_RUN_STATES
 from shovey_trio.nursery.ports import Committed, JobEvent, JobSnapshot, OutputEvent, Store, StoredEvent
 
-# Events read at a time: some 500 × 1 KiB per watcher and read.
-_PAGE = 500
-# Bytes of output read at a time, per follower.
-_OUTPUT_PAGE = 512 * 1024
+# Events read at a time, some 128 × 1 KiB, beside the store's own bound on the output among them (256 KiB).
+_PAGE = 128
+# Bytes of output read at a time, per follower. With 2,000 watchers the pages of all of them are below 800 MiB.
+_OUTPUT_PAGE = 256 * 1024
 
 FollowChanged = Callable[[str, str | None, bool], None]
 """Called with job, node (None: every node of the job) and whether somebody follows now."""
@@ -217,6 +217,8 @@ async def follow_output(
         with hub.following(job_id, node) if follow and not run.is_terminal else nullcontext():
             while True:
                 mark = hub.mark(job_id)
+                # Read anew behind the mark: an end that was committed before it wakes nobody any more.
+                run = await store.get_run(organization, job_id, node) or run
                 ended = run.is_terminal
                 chunks = await store.read_output(run_id, stream=stream, offset=offset, limit=_OUTPUT_PAGE)
                 for piece in chunks:
@@ -227,4 +229,3 @@ async def follow_output(
                 if ended or not follow:
                     return
                 await hub.wait(job_id, mark)
-                run = await store.get_run(organization, job_id, node) or run

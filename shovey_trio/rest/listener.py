@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Final
 
 import structlog
 
@@ -16,6 +17,7 @@ from shovey_trio.core.errors import ConfigurationInvalid
 from shovey_trio.nursery.ports import Clock
 from shovey_trio.rest.application import RestApplication
 from shovey_trio.rest.auth import Authenticator, ChefCallers
+from shovey_trio.rest.chef_server import Callers, ChefServer, open_chef_server
 from shovey_trio.rest.connection import HttpLimits
 from shovey_trio.rest.job_routes import JobPolicy, JobRoutes
 from shovey_trio.rest.key_routes import KeyRoutes
@@ -26,6 +28,9 @@ from shovey_trio.rest.server import HttpOptions, HttpServer, open_http_server
 from shovey_trio.rest.stream_routes import StreamRoutes
 
 _log = structlog.get_logger(__name__)
+
+# What a Chef server behind us knows better: nodes have attributes there.
+_CHEFS_OWN: Final = frozenset({"nodes", "search"})
 
 
 @asynccontextmanager
@@ -49,16 +54,25 @@ async def open_rest(
         yield None
         return
     await callers.load()
-    known: ChefCallers = callers
-    application = RestApplication(
-        shim_router(settings, jobs=jobs, nodes=nodes, legacy=legacy),
-        Authenticator(known, clock=clock, clock_skew=rest.clock_skew),
-        organization=settings.server.organization,
-        body_limit=rest.max_body,
-    )
+    organization = settings.server.organization
     options = HttpOptions(connections=rest.max_connections, limits=_limits(rest), tls=load_tls(rest))
-    async with open_http_server(application, address=rest.listen, options=options) as server:
-        _log.info("rest.listening", address=server.address, tls=options.tls is not None)
+    async with AsyncExitStack() as stack:
+        known: ChefCallers = callers
+        chef: ChefServer | None = None
+        if settings.chef.server_url:
+            opened = open_chef_server(settings.chef, organization=organization, clock=clock)
+            chef = await stack.enter_async_context(opened)
+            known = Callers(callers, chef)
+        application = RestApplication(
+            shim_router(settings, jobs=jobs, nodes=nodes, legacy=legacy),
+            Authenticator(known, clock=clock, clock_skew=rest.clock_skew),
+            organization=organization,
+            body_limit=rest.max_body,
+            pass_on=None if chef is None else chef.pass_on,
+            passed_areas=_CHEFS_OWN,
+        )
+        server = await stack.enter_async_context(open_http_server(application, address=rest.listen, options=options))
+        _log.info("rest.listening", address=server.address, tls=options.tls is not None, chef=settings.chef.server_url)
         yield server
 
 

@@ -21,7 +21,7 @@ from shovey_trio.rest.messages import JSON, Reply, Response
 _WHOLE: Final = 64 * 1024
 # Bytes read from the store at a time.
 _PAGE: Final = 256 * 1024
-_REPLACEMENT: Final = "\ufffd"
+_DECODER: Final = codecs.getincrementaldecoder("utf-8")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,21 +101,27 @@ async def _write(
 
 
 class _Text:
-    """Bytes as the inside of a JSON string."""
+    """Bytes as the inside of a JSON string; exact until the first that is no UTF-8."""
 
     def __init__(self, write: Callable[[bytes], Awaitable[None]]) -> None:
         self._write = write
-        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._decoder = _DECODER("strict")
         self.is_lossy = False
 
     async def feed(self, data: bytes) -> None:
-        await self._put(self._decoder.decode(data))
+        await self._put(data, final=False)
 
     async def end(self) -> None:
-        await self._put(self._decoder.decode(b"", final=True))
+        await self._put(b"", final=True)
 
-    async def _put(self, text: str) -> None:
-        self.is_lossy = self.is_lossy or _REPLACEMENT in text
+    async def _put(self, data: bytes, *, final: bool) -> None:
+        pending, _ = self._decoder.getstate()
+        try:
+            text = self._decoder.decode(data, final)
+        except UnicodeDecodeError:
+            self.is_lossy = True
+            self._decoder = _DECODER("replace")
+            text = self._decoder.decode(pending + data, final)
         if text:
             await self._write(json.dumps(text, ensure_ascii=False)[1:-1].encode("utf-8"))
 

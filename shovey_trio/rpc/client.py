@@ -166,6 +166,10 @@ class ShoveyClient:
 
     # -- nodes
 
+    async def explain_run(self, request: jobs_pb.ExplainRunRequest) -> jobs_pb.ExplainRunResponse:
+        """Whether a command would run on a node, and which rule decides."""
+        return await self._call(methods.EXPLAIN_RUN, request)
+
     def list_nodes(
         self,
         *,

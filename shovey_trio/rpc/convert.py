@@ -14,9 +14,10 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from shovey_trio.core.command_input import Secrets
+from shovey_trio.core.command_input import MAX_STDIN, CommandInput, InputRecord, Secrets
 from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.core.events import ReportOutcome, RunReport
+from shovey_trio.core.explain import Verdict
 from shovey_trio.core.model import (
     Job,
     LateReport,
@@ -108,6 +109,7 @@ STREAMS = EnumMap(job_pb2.OutputStream, StreamName, "OUTPUT_STREAM_")
 PRESENCES = EnumMap(node_pb2.NodePresence, Presence, "NODE_PRESENCE_")
 LINKS = EnumMap(node_pb2.LinkMode, LinkMode, "LINK_MODE_")
 ORDER_KINDS = EnumMap(order_pb2.OrderKind, OrderKind, "ORDER_KIND_")
+VERDICTS = EnumMap(job_service_pb2.Verdict, Verdict, "VERDICT_")
 OUTCOMES = EnumMap(agent_service_pb2.ReportOutcome, ReportOutcome, "REPORT_OUTCOME_")
 
 
@@ -138,6 +140,40 @@ def job_message(job: Job, counts: Mapping[RunState, int] | None = None) -> job_p
             if shown.get(state)
         ],
         run_total=job.run_total,
+        input=_input_message(job.input) if job.input else None,
+    )
+
+
+def _input_message(given: InputRecord) -> job_pb2.CommandInput:
+    return job_pb2.CommandInput(
+        args=given.args,
+        env=given.env,
+        user=given.user,
+        stdin_bytes=given.stdin_bytes,
+        secret_env=given.secret_env,
+        secret_stdin=given.secret_stdin,
+    )
+
+
+def input_value(request: job_service_pb2.StartJobRequest) -> CommandInput:
+    """What a request gives its command."""
+    secret_stdin = request.stdin if request.secret_stdin else b""
+    return CommandInput(
+        args=dict(request.args),
+        env=dict(request.env),
+        stdin=b"" if secret_stdin else request.stdin,
+        user=request.user,
+        secrets=Secrets(env=dict(request.secret_env), stdin=secret_stdin),
+    )
+
+
+def asked_input(asked: job_service_pb2.ExplainRunRequest | agent_service_pb2.AskWhitelist) -> CommandInput:
+    """The input of a question: of standard input only its length matters, and it is bounded here."""
+    return CommandInput(
+        args=dict(asked.args),
+        env=dict(asked.env),
+        stdin=bytes(min(max(asked.stdin_bytes, 0), MAX_STDIN)),
+        user=asked.user,
     )
 
 

@@ -55,6 +55,12 @@ READ_OUTPUT: Final = Method(
     server_streaming=True,
 )
 
+EXPLAIN_RUN: Final = Method(
+    path="/shovey_trio.v1.JobService/ExplainRun",
+    request_type=job_service_pb2.ExplainRunRequest,
+    response_type=job_service_pb2.ExplainRunResponse,
+)
+
 # --- NodeService
 
 LIST_NODES: Final = Method(
@@ -150,6 +156,7 @@ ALL_METHODS: Final[tuple[Method[Any, Any], ...]] = (
     GET_RUN,
     LIST_RUNS,
     READ_OUTPUT,
+    EXPLAIN_RUN,
     LIST_NODES,
     GET_NODE,
     LIST_NODE_STATUSES,

@@ -26,7 +26,7 @@ from shovey_trio.store.rows import (
 from shovey_trio.store.tables import UNFINISHED, events, jobs, output, runs
 
 # Bytes of output in one answer of ``read_events``; the first chunk is given whatever its size.
-EVENT_OUTPUT_BYTES: Final = 4 * 1024 * 1024
+EVENT_OUTPUT_BYTES: Final = 256 * 1024
 
 _JOB_FIXED: Final = tuple(jobs.c[name] for name in JOB_FIXED)
 _JOB_COLUMNS: Final = (*_JOB_FIXED, *(jobs.c[name] for name in JOB_DEFAULTS))

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from typing import Any, Final
 
 from sqlalchemy import Connection, Table, delete, insert, select, update
 
-from shovey_trio.core.model import Node, NodeStatus, User
+from shovey_trio.core.model import Grant, Node, NodeStatus, User
 from shovey_trio.store.pages import Listing, decode_key, encode_page
 from shovey_trio.store.rows import Values, decode_node, decode_status, decode_user, node_values, status_values
-from shovey_trio.store.tables import REVOKED, certificates, counters, enrollment_tokens, node_statuses, nodes, users
+from shovey_trio.store.tables import (
+    REVOKED,
+    certificates,
+    counters,
+    enrollment_tokens,
+    grants,
+    node_statuses,
+    nodes,
+    users,
+)
 from shovey_trio.store.transaction import WriteTransaction
 
 EPOCH: Final = "epoch"

@@ -7,7 +7,7 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from shovey_trio import failpoints
 from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
-from shovey_trio.core.model import Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
+from shovey_trio.core.model import Grant, Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
 from shovey_trio.core.states import RunState
 from shovey_trio.nursery.ports import Committed, CreatedJob, JobFilter, JobSnapshot, RequestKey, StoredEvent
 from shovey_trio.store import chef_principals, job_reads, job_writes, output_reads, registry, retention

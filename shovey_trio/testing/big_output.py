@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,11 +37,15 @@ _SAMPLE = 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Measured:
-    """What a run with much output has cost. Memory is resident, in bytes; a peak is over the whole run.
+    """What a run with much output has cost. Memory in bytes; a peak is over the whole run.
+
+    Memory is the proportional share (Pss of proc_pid_smaps_rollup(5)): a page that several processes map counts once.
+    Resident memory counts the interpreter's and grpc's files again for each process.
 
     Attributes:
         agent_peak: of the agent, its zygote and the run's supervisor together.
         agent_growth: how much more that is than the agent and its zygote had before.
+        agent_resident: the same processes' resident memory at most.
         command_s: how long the command took; ``reader_s``: how long it was until the reader had everything.
     """
 
@@ -48,6 +53,7 @@ class Measured:
     got: str
     agent_peak: int
     agent_growth: int
+    agent_resident: int
     daemon_peak: int
     daemon_growth: int
     command_s: float
@@ -57,7 +63,8 @@ class Measured:
         verdict = "identical" if self.written == self.got else "NOT IDENTICAL"
         return (
             f"{verdict}; agent, zygote and supervisor {self.agent_peak / _MIB:.0f} MiB at most"
-            f" (+{self.agent_growth / _MIB:.0f}), daemon {self.daemon_peak / _MIB:.0f} MiB (+{self.daemon_growth / _MIB:.0f});"
+            f" (+{self.agent_growth / _MIB:.0f}; {self.agent_resident / _MIB:.0f} resident),"
+            f" daemon {self.daemon_peak / _MIB:.0f} MiB (+{self.daemon_growth / _MIB:.0f});"
             f" command {self.command_s:.1f} s, reader {self.reader_s:.1f} s"
         )
 
@@ -74,14 +81,15 @@ async def measure_big_output(bench: FaultBench, *, mebibytes: int) -> Measured:
     assert agent is not None
     assert daemon is not None
     agents = [agent, *_children(agent)]
-    before = sum(map(_resident, agents)), _resident(daemon)
-    peak = list(before)
+    before = _memory(agents, "Pss"), _memory([daemon], "Pss")
+    peak = [*before, 0]
 
     async def sample() -> None:
         while True:
             pids = [*agents, *supervisor_pids(bench.fleet.nodes[node])]
-            peak[0] = max(peak[0], sum(map(_resident, pids)))
-            peak[1] = max(peak[1], _resident(daemon))
+            peak[0] = max(peak[0], _memory(pids, "Pss"))
+            peak[1] = max(peak[1], _memory([daemon], "Pss"))
+            peak[2] = max(peak[2], _memory(pids, "Rss"))
             await trio.sleep(_SAMPLE)
 
     began = trio.current_time()
@@ -104,6 +112,7 @@ async def measure_big_output(bench: FaultBench, *, mebibytes: int) -> Measured:
         got=digest.hexdigest(),
         agent_peak=peak[0],
         agent_growth=peak[0] - before[0],
+        agent_resident=peak[2],
         daemon_peak=peak[1],
         daemon_growth=peak[1] - before[1],
         command_s=(run.finished_at.ToMicroseconds() - run.started_at.ToMicroseconds()) / 1e6,
@@ -111,13 +120,16 @@ async def measure_big_output(bench: FaultBench, *, mebibytes: int) -> Measured:
     )
 
 
-def _resident(pid: int) -> int:
-    try:
-        status = Path(f"/proc/{pid}/status").read_text("ascii", "replace")
-    except OSError:
-        return 0
-    found = re.search(r"^VmRSS:\s+(\d+) kB$", status, re.MULTILINE)
-    return int(found[1]) * 1024 if found else 0
+def _memory(pids: Sequence[int], field: str) -> int:
+    """A field of the memory of processes, in bytes, added up; one that is gone has none."""
+    total = 0
+    for pid in pids:
+        with contextlib.suppress(OSError):
+            found = re.search(
+                rf"^{field}:\s+(\d+) kB$", Path(f"/proc/{pid}/smaps_rollup").read_text("ascii"), re.MULTILINE
+            )
+            total += int(found[1]) * 1024 if found else 0
+    return total
 
 
 def _children(pid: int) -> list[int]:

@@ -342,8 +342,10 @@ def table(tallies: Mapping[str, Tally]) -> str:
     lines += [
         f"{name:34} {tally.rounds:>6} {tally.jobs:>6} {len(tally.violations):>10}" for name, tally in tallies.items()
     ]
-    totals = [sum(values) for values in zip(*((t.rounds, t.jobs, len(t.violations)) for t in tallies.values()))]
-    return "\n".join([*lines, "{:34} {:>6} {:>6} {:>10}".format("all", *totals)])
+    rounds = sum(tally.rounds for tally in tallies.values())
+    jobs = sum(tally.jobs for tally in tallies.values())
+    violations = sum(len(tally.violations) for tally in tallies.values())
+    return "\n".join([*lines, f"{'all':34} {rounds:>6} {jobs:>6} {violations:>10}"])
 
 
 def main() -> int:
@@ -353,7 +355,9 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1_000_000, help="at most so many rounds")
     parser.add_argument("--seed", type=int, default=None, help="repeats the choices of an earlier run")
     parser.add_argument("--only", default="", help="only faults with this in their name")
-    parser.add_argument("--output-mib", type=int, default=0, help="instead: one run with so much output (16, 128, 1024)")
+    parser.add_argument(
+        "--output-mib", type=int, default=0, help="instead: one run with so much output (16, 128, 1024)"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the directory with all logs, whatever happens")
     options = parser.parse_args()
     seed = int(time.time()) if options.seed is None else options.seed

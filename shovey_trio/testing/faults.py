@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -87,9 +87,7 @@ class FaultBench:
         """Starts a job until that is acknowledged, and has it watched until its end."""
         targets = tuple(nodes or self.fleet.nodes)
         self._requests += 1
-        record = JobRecord(
-            request_id=f"bench-{self._requests}", command=command, nodes=targets, excused=excused
-        )
+        record = JobRecord(request_id=f"bench-{self._requests}", command=command, nodes=targets, excused=excused)
         self.history.append(record)
         grace = Duration()
         grace.FromNanoseconds(int(_KILL_GRACE * 1e9))
@@ -114,8 +112,7 @@ class FaultBench:
 
     async def wait_started(self, count: int) -> None:
         """Waits until so many different runs have been started, over the whole history."""
-        while len(starts(self.ledger)) < count:
-            await trio.sleep(_POLL)
+        await until(lambda: len(starts(self.ledger)) >= count)
 
     async def wait_state(self, client: ShoveyClient, record: JobRecord, node: str, *states: int) -> job_pb.Run:
         """Waits until a run is in one of these states."""
@@ -200,6 +197,10 @@ class FaultBench:
     async def settle(self) -> list[Violation]:
         """Restores, waits for every job to end, and judges the history so far, which begins anew."""
         await self.restore()
+        return await self.settle_under_fault()
+
+    async def settle_under_fault(self) -> list[Violation]:
+        """The same without ending what goes on: for faults under which every job must end all the same."""
         async with self.kept_running():
             async with self.open_client() as client:
                 records, self.history = self.history, []
@@ -272,6 +273,12 @@ class FaultBench:
             self._watching -= 1
             self._watched.set()
             self._watched = trio.Event()
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Waits for something that only other processes make true."""
+    while not holds():  # noqa: ASYNC110 - they have no event to wait for
+        await trio.sleep(_POLL)
 
 
 @asynccontextmanager

@@ -202,5 +202,3 @@ def _write_keys(directory: Path, private: RSAPrivateKey) -> None:
     file.write_bytes(pem)
     public = private.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo)
     (directory / "shovey.pub").write_bytes(public)
-
-

@@ -175,9 +175,13 @@ def _judge_run(record: JobRecord, result: RunResult, started: int, alive: Sequen
             broken(Rule.SURVIVOR, f"alive: {list(alive)}")
     elif not by_itself and not record.excused & _causes(run, started):
         broken(Rule.UNTRUE_END, f"nothing that was done to it explains this; {run.detail}")
-    complete = by_itself and not run.dropped_bytes
     expected = (command.expected_stdout(run.id), command.expected_stderr(run.id))
+    missing = sum(map(len, expected)) - len(result.stdout) - len(result.stderr)
+    if run.dropped_bytes:
+        if missing != run.dropped_bytes:
+            broken(Rule.OUTPUT, f"{missing} bytes are missing, {run.dropped_bytes} are counted as dropped")
+        return found
     for name, got, wanted in zip(("stdout", "stderr"), (result.stdout, result.stderr), expected, strict=True):
-        if got != wanted if complete else not wanted.startswith(got):
+        if got != wanted if by_itself else not wanted.startswith(got):
             broken(Rule.OUTPUT, f"{name} has {len(got)} bytes, not the {len(wanted)} that were written")
     return found

@@ -12,7 +12,7 @@ P = ParamSpec("P")
 
 
 def within(seconds: float) -> Callable[[Callable[P, Awaitable[None]]], Callable[P, Awaitable[None]]]:
-    """Fails an async test with ``trio.TooSlowError`` after so many seconds; far above what it takes, it is no timing."""
+    """Fails an async test with ``trio.TooSlowError`` after so many seconds: far more than it takes, no timing."""
 
     def limit(test: Callable[P, Awaitable[None]]) -> Callable[P, Awaitable[None]]:
         @wraps(test)

@@ -123,9 +123,6 @@ async def open_relay(target: int = 0) -> AsyncIterator[Relay]:
         relay = Relay(listeners[0].socket.getsockname()[1])
         relay.target = target
 
-        async def serve() -> None:
-            await trio.serve_listeners(relay.serve_connection, listeners)
-
-        nursery.start_soon(serve)
+        await nursery.start(trio.serve_listeners, relay.serve_connection, listeners)
         yield relay
         nursery.cancel_scope.cancel(reason="the relay closes")

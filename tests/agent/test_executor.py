@@ -192,6 +192,18 @@ async def test_spool_below_its_floor_of_free_space_refuses_and_leaves_nothing(op
         assert list((runner.state_dir / "runs").iterdir()) == []
 
 
+async def test_full_spool_refuses_runs_until_a_reported_one_is_forgotten(open_runner: OpenRunner) -> None:
+    async with open_runner(limits=SpoolLimits(total_cap=200_000)) as runner:
+        first = await runner.python("import sys; sys.stdout.write('x' * 300_000)")
+        await runner.finished(first)
+        refused = await runner.executor.start(runner.spec("true", run_id="late"))
+        assert isinstance(refused, Refused)
+        assert refused.reason is RefusalReason.SPOOL_FULL
+        assert not runner.directory("late").exists()
+        await runner.executor.forget(first)
+        assert (await runner.finished(await runner.start("true"))).exit_code == 0
+
+
 async def test_disk_that_fills_up_during_accept_refuses_and_leaves_nothing(open_runner: OpenRunner) -> None:
     async with open_runner() as runner:
         before = resource.getrlimit(resource.RLIMIT_FSIZE)

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from shovey_trio.testing.chaos import AGENT_POINTS, DAEMON_POINTS, SUPERVISOR_POINTS
-from shovey_trio.testing.faults import FaultBench
+from shovey_trio.testing.faults import FaultBench, until
 from shovey_trio.testing.history import Violation
 from shovey_trio.testing.limits import within
 
@@ -31,8 +31,7 @@ async def crash_at(bench: FaultBench, point: str, excused: frozenset[str] = froz
     bench.set_failpoints(f"{point} crash")
     async with bench.kept_running():
         await load(bench, excused)
-        while not bench.passes(point):
-            await trio.sleep(0.02)
+        await until(lambda: bench.passes(point) > 0)
     return await bench.settle()
 
 

@@ -140,9 +140,7 @@ class Node:
             async with open_channel(self._address, None) as channel, trio.open_nursery() as nursery:
                 nursery.start_soon(tell)
                 try:
-                    await session.run(
-                        channel, linger=0.3 if link is LinkMode.ON_DEMAND else None, started=lambda: None
-                    )
+                    await session.run(channel, linger=0.3 if link is LinkMode.ON_DEMAND else None, started=lambda: None)
                 except* (RpcError, trio.BrokenResourceError):
                     pass  # the controller hangs up as it likes
                 nursery.cancel_scope.cancel(reason="the stream is over")

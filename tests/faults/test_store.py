@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import sqlite3
 import subprocess
@@ -39,7 +40,9 @@ async def is_serving(bench: FaultBench) -> bool:
 
 
 async def wait_serving(bench: FaultBench, serving: bool) -> None:
-    while await is_serving(bench) != serving:
+    while True:
+        if await is_serving(bench) == serving:
+            return
         await trio.sleep(0.05)
 
 
@@ -115,8 +118,7 @@ async def test_a_full_disk_is_said_so_and_service_returns_when_there_is_room(ben
         await bench.wait_started(1)
         filler = bench_directory / "controller" / "filler"
         with filler.open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
-            while True:
-                file.write(bytes(65536))
+            file.writelines(itertools.repeat(bytes(65536)))
         # The log may have had some pages to spare; the run that goes on uses them up.
         await wait_serving(bench, serving=False)
         assert await refusal(bench) == "STORE_UNAVAILABLE"

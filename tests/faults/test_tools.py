@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -75,9 +77,8 @@ async def echo() -> AsyncIterator[tuple[Relay, trio.SocketStream]]:
             pass
 
     async with open_relay() as relay, trio.open_nursery() as nursery:
-        listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+        listeners = await nursery.start(partial(trio.serve_tcp, serve, 0, host="127.0.0.1"))
         relay.target = listeners[0].socket.getsockname()[1]
-        nursery.start_soon(trio.serve_listeners, serve, listeners)
         async with await trio.open_tcp_stream("127.0.0.1", relay.port) as stream:
             await stream.send_all(b"hello")
             assert await stream.receive_some() == b"hello"
@@ -89,9 +90,8 @@ async def echo() -> AsyncIterator[tuple[Relay, trio.SocketStream]]:
 async def test_a_relay_that_cuts_ends_open_connections_and_refuses_new_ones() -> None:
     async with echo() as (relay, stream):
         relay.set_weather(Weather.CUT)
-        with pytest.raises((trio.BrokenResourceError, EOFError)):
-            if not await stream.receive_some():
-                raise EOFError
+        with contextlib.suppress(trio.BrokenResourceError):
+            assert await stream.receive_some() == b""
         async with await trio.open_tcp_stream("127.0.0.1", relay.port) as fresh:
             assert await fresh.receive_some() == b""
         relay.set_weather(Weather.FAIR)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,8 @@ from shovey_trio.testing.goiardi import Goiardi, find_goiardi, open_goiardi
 from shovey_trio.testing.processes import ManagedProcess, program
 from shovey_trio.testing.serf_agents import SerfAgentProcess, find_serf, open_serf_agents
 
-NODE = "web-1"
+# Unlike any other on this machine: tests look for its commands by it.
+NODE = f"schob-{uuid.uuid4().hex[:8]}"
 HARD_LIMIT = 100.0
 
 _PYTHON = "/usr/bin/env python3 -c"
@@ -67,20 +69,22 @@ class Rig:
 async def open_rig(directory: Path) -> AsyncIterator[Rig]:
     """Everything started, and the node up."""
     with trio.fail_after(HARD_LIMIT):
-        async with open_serf_agents(["goiardi-srv", NODE], directory=directory) as (serf_srv, serf):
-            async with open_goiardi(directory, serf=serf_srv) as goiardi:
-                key = await goiardi.add_node(NODE)
-                schob = make_schob(
-                    directory, node=NODE, endpoint=goiardi.url, key=key, signing_key=goiardi.signing_key, serf=serf
-                )
-                try:
-                    await schob.process.start()
-                    await goiardi.wait_node(NODE)
-                    yield Rig(goiardi=goiardi, schob=schob, serf=serf, serf_srv=serf_srv)
-                    schob.process.check()
-                finally:
-                    with trio.CancelScope(deadline=trio.current_time() + 25.0, shield=True):
-                        await schob.process.stop()
+        async with (
+            open_serf_agents(["goiardi-srv", NODE], directory=directory) as (serf_srv, serf),
+            open_goiardi(directory, serf=serf_srv) as goiardi,
+        ):
+            key = await goiardi.add_node(NODE)
+            schob = make_schob(
+                directory, node=NODE, endpoint=goiardi.url, key=key, signing_key=goiardi.signing_key, serf=serf
+            )
+            try:
+                await schob.process.start()
+                await goiardi.wait_node(NODE)
+                yield Rig(goiardi=goiardi, schob=schob, serf=serf, serf_srv=serf_srv)
+                schob.process.check()
+            finally:
+                with trio.CancelScope(deadline=trio.current_time() + 25.0, shield=True):
+                    await schob.process.stop()
 
 
 @pytest.fixture

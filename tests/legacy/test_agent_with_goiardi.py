@@ -1,4 +1,4 @@
-"""Our agent as a schob under a real goiardi: jobs start, stream, finish, cancel and time out, without schob's faults."""
+"""Our agent as a schob under a real goiardi: jobs start, stream, finish, cancel, time out – without schob's faults."""
 
 from __future__ import annotations
 

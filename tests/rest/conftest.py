@@ -120,7 +120,12 @@ class Shim:
 
 @asynccontextmanager
 async def open_shim(
-    *, up: Sequence[str] = WEB, never_up: str = NEVER_UP, users: Mapping[str, Role] = USERS, **settings: Any
+    *,
+    up: Sequence[str] = WEB,
+    never_up: str = NEVER_UP,
+    users: Mapping[str, Role] = USERS,
+    chef: Mapping[str, object] | None = None,
+    **settings: Any,
 ) -> AsyncIterator[Shim]:
     """A shim with agents that are up and one node that never was."""
     clock, store, legacy = WallClock(), FailpointStore(), RecordingLegacy()
@@ -128,7 +133,7 @@ async def open_shim(
     principals += [_principal(ChefPrincipalKind.NODE, name, Role.NODE) for name in (*up, never_up)]
     await store.write_chef_principals(principals)
     configured = ServerSettings.model_validate(
-        {"rest": {"enabled": True, "listen": "127.0.0.1:0", "stream_hold": 0.2, **settings}}
+        {"rest": {"enabled": True, "listen": "127.0.0.1:0", "stream_hold": 0.2, **settings}, "chef": chef or {}}
     )
     agents = {name: FakeAgent(name, clock=clock) for name in up}
     with trio.fail_after(HARD_LIMIT):

@@ -18,7 +18,8 @@ class Difference:
 
 
 DIFFERENT: Final[dict[str, Difference]] = {
-    "setup.*": Difference(404, "clients and nodes of Chef are not managed here; with [chef] it is passed through"),
+    "setup.client.*": Difference(404, "Chef's clients are not managed here; with [chef] it is passed through"),
+    "setup.node.*": Difference(405, "Chef's nodes are not managed here; with [chef] it is passed through"),
     "job.start.timeout0": Difference(400, "a run with no time at all is a mistake, not a job"),
     "job.start.timeout_neg": Difference(400, "a run with negative time is a mistake, not a job"),
     "job.start.quorum='33.33%'": Difference(200, "any fraction of a percent is understood"),
@@ -72,7 +73,14 @@ ELSEWHERE: Final[dict[str, str]] = {
     "job.status.reopened": "what has ended stays so",
     "put.run.after_complete": "what has ended stays so: tests of the legacy nodes",
     "job.info.bin": "the bytes were lost in the recording; tests of the shim's streams",
-    "cancel.*": "cancelling, which is a proof here: tests of the shim's jobs",
+    "cancel.all.*": "cancelling, which is a proof here: tests of the shim's jobs",
+    "cancel.again*": "cancelling, which is a proof here: tests of the shim's jobs",
+    "cancel.setup*": "cancelling, which is a proof here: tests of the shim's jobs",
+    "cancel.some*": "cancelling, which is a proof here: tests of the shim's jobs",
+    "cancel.rest*": "cancelling, which is a proof here: tests of the shim's jobs",
+    "cancel.trap*": "cancelling, which is a proof here: tests of the shim's jobs",
+    "cancel.finished*": "cancelling, which is a proof here: tests of the shim's jobs",
+    "cancel.partial_setup*": "cancelling, which is a proof here: tests of the shim's jobs",
 }
 
 #: Members whose recorded value is goiardi's mistake, by label: ours instead.
@@ -82,6 +90,7 @@ VALUES: Final[dict[str, dict[str, object]]] = {
     "stream.get?sequence=1&output_type=stdout": {"is_last": True},
     "stream.get?sequence=5&output_type=stdout": {"is_last": True},
     "stream.get?sequence=-1": {"is_last": True},
+    "job.info.partial_down": {"error": None},
     "job.status.timeout_str": {"run_timeout": 7},
     "job.status.timeout_float": {"run_timeout": 2.9},
 }

@@ -18,7 +18,7 @@ from shovey_trio.core.events import ReportOutcome
 from shovey_trio.core.model import ProofKind, Role, StreamName
 from shovey_trio.core.orders import RefusalReason
 from shovey_trio.core.shovey_report import parse_run_put, parse_stream_put
-from shovey_trio.testing.chef_client import Answer, ConnectionDropped
+from shovey_trio.testing.chef_client import Answer, ChefClient, ConnectionDropped
 
 from .conftest import RecordingLegacy, Shim, key_of, open_shim
 from .differences import DIFFERENT, ELSEWHERE, VALUES, Difference, find
@@ -54,6 +54,7 @@ class Replay:
     def __init__(self, shim: Shim) -> None:
         self.shim = shim
         self.ours: dict[str, str] = {}
+        self._sent = 0
 
     async def send(self, row: Mapping[str, Any]) -> Answer | None:
         """The answer; None when the connection was dropped."""
@@ -77,11 +78,17 @@ class Replay:
 
     async def _send(self, row: Mapping[str, Any], path: str, body: bytes) -> Answer:
         label, method = row["label"], row["method"]
-        version = SigningVersion(row["auth"] or "1.0")
-        client = self.shim.client(row["user"] or "admin", version=version)
+        version = SigningVersion(row.get("auth") or "1.0")
+        client = self._client(row.get("user") or "admin", version)
         if label.startswith("auth."):
             return await client.send(method, path, body, self._spoil(label, client, method, path, body))
         return await client.send(method, path, body, client.sign(method, path, body))
+
+    def _client(self, user: str, version: SigningVersion = SigningVersion.V1_1) -> ChefClient:
+        """Each request a second apart, because equal requests in one second are one request."""
+        self._sent += 1
+        offset = self._sent
+        return self.shim.client(user, version=version, now=lambda: time.time() - offset)
 
     def _spoil(self, label: str, client: Any, method: str, path: str, body: bytes) -> dict[str, str]:
         """The headers of a row about authentication."""
@@ -90,7 +97,7 @@ class Replay:
         shift = {"old16m": -960, "future16m": 960, "old14m": -840, "future14m": 840}
         for word, seconds in shift.items():
             if f".{word}." in label:
-                client = replace(client, now=lambda: time.time() + seconds)
+                client = replace(client, now=lambda seconds=seconds: time.time() + seconds)
         if "wrongkey" in label:
             client = replace(client, key=key_of("stranger"))
         headers: dict[str, str] = client.sign(method, path, body)
@@ -121,10 +128,10 @@ class Replay:
         body = {"command": "hello", "nodes": nodes or ["neverseen.local"], "run_timeout": 300}
         if jobs:
             body |= {"command": jobs[0]["command"], "quorum": "100%" if not nodes else "0"}
-        elif "qf." in next(_about(recorded))["label"]:
+        elif any(row["label"].startswith("qf.") for row in _about(recorded)):
             body["nodes"] = ["neverseen.local"]
         before = set((await self.shim.admin.get("/shovey/jobs")).json)
-        await self.shim.admin.post("/shovey/jobs", body)
+        await self._client("admin").post("/shovey/jobs", body)
         (self.ours[recorded],) = set((await self.shim.admin.get("/shovey/jobs")).json) - before
         await self.shim.rig.ended(self.ours[recorded])
 
@@ -140,9 +147,7 @@ class Replay:
         state = next((state for job in jobs for state in job["nodes"] if state != "down"), "succeeded")
         state = runs[-1]["status"] if runs else state
         run = runs[-1] if runs else {"output": "", "stderr": "", "exit_status": 0}
-        output = tuple(
-            (stream, run[name].encode()) for stream, name in ((OUT, "output"), (ERR, "stderr")) if run[name]
-        )
+        output = tuple((stream, run[name].encode()) for stream, name in ((OUT, "output"), (ERR, "stderr")) if run[name])
         match state:
             case "nacked":
                 self.shim.script(refuse=RefusalReason.NOT_WHITELISTED)

@@ -88,7 +88,10 @@ async def test_knife_prints_each_byte_once_while_output_grows(shim: Shim) -> Non
     [
         ({}, RunState.SUCCEEDED),
         ({"exit_code": 1}, RunState.FAILED),
-        ({"outcome": ReportOutcome.TIMED_OUT, "exit_code": None, "proof": ProofKind.EMPTY_SUBREAPER}, RunState.TIMED_OUT),
+        (
+            {"outcome": ReportOutcome.TIMED_OUT, "exit_code": None, "proof": ProofKind.EMPTY_SUBREAPER},
+            RunState.TIMED_OUT,
+        ),
         ({"refuse": RefusalReason.NOT_WHITELISTED}, RunState.NACKED),
         ({"refuse": RefusalReason.BAD_SIGNATURE}, RunState.INVALID),
         ({"outcome": ReportOutcome.CRASHED, "exit_code": None}, RunState.CRASHED),

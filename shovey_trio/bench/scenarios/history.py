@@ -33,6 +33,8 @@ async def measure(stage: Stage) -> Sequence[Figure]:
     fleet = make_fleet(directory)
     try:
         await fleet.initialize()
+        empty = await start_daemon(fleet)
+        await fleet.controller.stop()
         await _fill(fleet.data.store, total)
         started = await start_daemon(fleet)
         pages, serving = await _serve(fleet, listings=1)
@@ -46,6 +48,7 @@ async def measure(stage: Stage) -> Sequence[Figure]:
             await fleet.end()
     name = f"{total:,} stored runs"
     return [
+        figure("no stored runs: start", [empty]),
         figure(f"{name}: start", [started], bar=Bar(at=2.0)),
         figure(f"{name}: page of {_PAGE} jobs", pages, bar=Bar(at=0.05, of="p99")),
         figure(f"{name}: daemon memory, peak", [serving.peak / 2**20], unit="MiB", bar=Bar(at=200)),

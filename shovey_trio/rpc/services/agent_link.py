@@ -9,6 +9,7 @@ import trio
 
 from shovey_trio.core.model import LinkMode
 from shovey_trio.nursery.ports import (
+    SendAskWhitelist,
     SendDetachOk,
     SendFollow,
     SendForget,
@@ -24,7 +25,8 @@ from shovey_trio.v1 import agent_service_pb2 as pb
 _log = structlog.get_logger(__name__)
 
 # Messages waiting for one agent. An order is about 400 bytes: 4,096 × 400 = 1.6 MiB for one agent that has stopped
-# reading; it is cut off then, and gets everything again when it attaches the next time.
+# reading, beside what its commands are given; it is cut off then, and gets everything again when it attaches the next
+# time.
 _OUTBOX = 4096
 
 
@@ -81,5 +83,15 @@ def _to_wire(message: ToAgent) -> pb.AttachResponse:
             return pb.AttachResponse(forget=pb.ForgetRun(run_id=run_id))
         case SendKeys(keys=keys):
             return pb.AttachResponse(signing_keys=key_set_message(keys))
+        case SendAskWhitelist(ask_id=ask_id, command=command, input=given):
+            ask = pb.AskWhitelist(
+                ask_id=ask_id,
+                command=command,
+                args=given.args,
+                env=given.env,
+                user=given.user,
+                stdin_bytes=len(given.stdin),
+            )
+            return pb.AttachResponse(ask_whitelist=ask)
         case SendDetachOk():
             return pb.AttachResponse(detach_ok=pb.DetachOk())

@@ -27,6 +27,7 @@ from shovey_trio.nursery.inbound import AgentInbox
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.ports import Clock, SendDetachOk
 from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.whitelist_asks import WhitelistAnswer, WhitelistAsks
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Route, ServerCall, bidi_route, unary_route
 from shovey_trio.rpc.callers import caller
@@ -52,6 +53,8 @@ PushCall = ServerCall[pb.PushOutputRequest, pb.PushOutputResponse]
 _HELLO = 20.0
 # How long what was pushed may take to become durable after the agent has closed its half.
 _LAST_ACKNOWLEDGEMENTS = 10.0
+# What of a node's answer about its whitelist is shown.
+_MAX_WORD = 1000
 _MAX_CHUNK = 64 * 1024
 # Seconds after which an agent that found every place taken may try again.
 _COME_BACK = 60
@@ -120,6 +123,7 @@ class AgentService:
         credits_: ByteCredits,
         clock: Clock,
         epoch: int,
+        asks: WhitelistAsks,
     ) -> None:
         self._inbox = inbox
         self._registry = registry
@@ -129,6 +133,7 @@ class AgentService:
         self._credits = credits_
         self._clock = clock
         self._epoch = epoch
+        self._asks = asks
 
     def routes(self) -> Sequence[Route]:
         return (bidi_route(methods.ATTACH, self._attach), bidi_route(methods.PUSH_OUTPUT, self._push_output))
@@ -223,6 +228,12 @@ class AgentService:
                     report = report_value(message.report)
                     if report is not None:
                         await self._said(link, report.run_id, NodeReported(report=_by_our_clock(report, offset)))
+                case "whitelist_answer":
+                    said = message.whitelist_answer
+                    answer = WhitelistAnswer(
+                        permitted=said.permitted, reason=said.reason[:_MAX_WORD], detail=said.detail[:_MAX_WORD]
+                    )
+                    self._asks.answered(link, said.ask_id, answer)
                 case "detach":
                     leaving = self._inbox.take_leave(link)
                     if leaving:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shovey_trio.application.explain import Explain, ExplainRun
 from shovey_trio.application.jobs import Jobs, StartJob
+from shovey_trio.core.explain import overall
 from shovey_trio.core.model import OutputChunk
 from shovey_trio.nursery.ports import JobEvent, JobFilter, JobSnapshot, RunEvent, StoredEvent
 from shovey_trio.nursery.watch import WatchPosition
@@ -16,8 +18,11 @@ from shovey_trio.rpc.convert import (
     ROUTES,
     RUN_STATES,
     STREAMS,
+    VERDICTS,
+    asked_input,
     chunk_message,
     duration_seconds,
+    input_value,
     job_message,
     run_message,
     selection_value,
@@ -32,8 +37,9 @@ _SNAPSHOT_PART = 500
 class JobService:
     """Handlers of JobService; ``routes`` ties them to their methods."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, explain: Explain) -> None:
         self._jobs = jobs
+        self._explain = explain
 
     def routes(self) -> Sequence[Route]:
         return (
@@ -45,6 +51,7 @@ class JobService:
             unary_route(methods.GET_RUN, self._get_run),
             unary_route(methods.LIST_RUNS, self._list_runs),
             server_stream_route(methods.READ_OUTPUT, self._read_output),
+            unary_route(methods.EXPLAIN_RUN, self._explain_run),
         )
 
     async def _start(self, request: pb.StartJobRequest, _: object) -> pb.StartJobResponse:
@@ -62,6 +69,7 @@ class JobService:
                 request_id=request.request_id,
                 dry_run=request.dry_run,
                 vote=request.vote,
+                input=input_value(request),
             ),
         )
         return pb.StartJobResponse(
@@ -153,6 +161,22 @@ class JobService:
             after=request.page_token,
         )
         return pb.ListRunsResponse(runs=[run_message(run, extents.get(run.id)) for run in runs], next_page_token=token)
+
+    async def _explain_run(self, request: pb.ExplainRunRequest, _: object) -> pb.ExplainRunResponse:
+        question = ExplainRun(
+            command=request.command,
+            node=request.node,
+            as_user=request.as_user,
+            input=asked_input(request),
+        )
+        steps = await self._explain.explain(caller(), question)
+        return pb.ExplainRunResponse(
+            verdict=VERDICTS.number(overall(steps)),
+            steps=[
+                pb.ExplainStep(rule=step.rule.value, verdict=VERDICTS.number(step.verdict), detail=step.detail)
+                for step in steps
+            ],
+        )
 
     async def _read_output(
         self, request: pb.ReadOutputRequest, call: ServerCall[pb.ReadOutputRequest, pb.ReadOutputResponse]

@@ -1,0 +1,72 @@
+"""``shovey-trio import``: users, keys and nodes from elsewhere, into the store of the controller's host."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+from shovey_trio.cli.daemon_options import with_settings
+from shovey_trio.cli.offline_store import run_with_store
+from shovey_trio.config import ServerSettings
+from shovey_trio.core.errors import InvalidRequest
+from shovey_trio.core.goiardi_export import read_export
+from shovey_trio.core.model import LinkMode, Node
+from shovey_trio.identity.names import node_identity
+from shovey_trio.nursery.ports import Store
+
+
+@click.group(name="import")
+def import_() -> None:
+    """Bring users, keys and nodes from another server, on the controller's host."""
+
+
+@import_.command()
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@with_settings
+def goiardi(settings: ServerSettings, file: Path) -> None:
+    """Import users, clients and nodes from FILE, which `goiardi -x FILE` has written.
+
+    Keys of names that are known here already are replaced; known nodes stay as they are. New nodes are old ones
+    (schob) until they are enrolled.
+    """
+    organization, now = settings.server.organization, time.time()
+    try:
+        document = json.loads(file.read_bytes())
+    except ValueError as error:
+        raise InvalidRequest(f"{file}: {error}") from None
+    found = read_export(document, organization=organization, now=now)
+    skipped = list(found.skipped)
+
+    async def write(store: Store) -> int:
+        await store.write_chef_principals(found.principals)
+        known = {node.name for node in await store.load_nodes() if node.organization == organization}
+        made = 0
+        for name in found.nodes:
+            try:
+                node_identity(organization, name)
+            except InvalidRequest as error:
+                skipped.append((f"node {name}", error.message))
+                continue
+            if name not in known:
+                await store.write_node(_legacy_node(name, organization, now))
+                made += 1
+        return made
+
+    made = run_with_store(settings.store_path, write)
+    click.echo(f"{len(found.principals)} keys and {made} new nodes imported into {organization}")
+    for name, why in skipped:
+        click.echo(f"left out: {name}: {why}", err=True)
+
+
+def _legacy_node(name: str, organization: str, now: float) -> Node:
+    return Node(
+        name=name,
+        organization=organization,
+        link=LinkMode.LEGACY,
+        enrolled_at=now,
+        presence_since=now,
+        presence_reason="imported",
+    )

@@ -1,0 +1,99 @@
+"""``shovey-trio legacy``: the keys that orders to old nodes (schob) are signed with, on the controller's host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import click
+
+from shovey_trio.cli.daemon_options import with_settings
+from shovey_trio.cli.offline_store import run_with_store
+from shovey_trio.config import ServerSettings
+from shovey_trio.core.errors import NotFound
+from shovey_trio.core.model import LinkMode
+from shovey_trio.identity.files import check_secret_directory
+from shovey_trio.identity.legacy_keys import LegacyKeyFile, LegacyKeys, make_legacy_key
+from shovey_trio.nursery.ports import Store
+
+_RELOAD = "A running controller takes it up when it is sent HUP."
+
+
+@click.group()
+def legacy() -> None:
+    """Old nodes (schob); the daemon may be running or not."""
+
+
+@legacy.group()
+def key() -> None:
+    """The RSA keys that their orders are signed with. Each node holds one public key, put there by hand."""
+
+
+@key.command()
+@click.option("--pem", is_flag=True, help="Print the current public key alone: what nodes are given.")
+@with_settings
+def status(settings: ServerSettings, pem: bool) -> None:
+    """Show the keys, and which node is signed for with which."""
+    keys = _file(settings).ensure(settings.server.organization, now=time.time())
+    if pem:
+        click.echo(keys.current.public_pem, nl=False)
+        return
+    registered = _registered(settings)
+    for known in reversed(keys.keys):
+        held = [node for node, at in registered.items() if keys.key_of(node, registered_at=at) is known]
+        what = "current" if known is keys.current else "old"
+        click.echo(f"{known.key_id}  {what:7}  made {_day(known.created_at)}  {len(held)} nodes")
+        if known is not keys.current:
+            for node in sorted(held):
+                click.echo(f"  {node}")
+
+
+@key.command()
+@with_settings
+def reset(settings: ServerSettings) -> None:
+    """Make a new key. Nodes are signed for with the old one until each of them has shown that it holds the new one."""
+    organization = settings.server.organization
+    file = _file(settings)
+    file.ensure(organization, now=time.time())
+    fresh = make_legacy_key(time.time())
+    file.change(organization, lambda keys: keys.with_key(fresh))
+    click.echo(fresh.public_pem, nl=False)
+    click.echo(f"# Put it on every node in the place of the old one. {_RELOAD}", err=True)
+
+
+@key.command()
+@click.argument("node")
+@with_settings
+def moved(settings: ServerSettings, node: str) -> None:
+    """Say that NODE holds the current key. Not needed: it shows it by itself, by refusing one order."""
+    organization = settings.server.organization
+    registered = _registered(settings)
+    if node not in registered:
+        raise NotFound(f"there is no old node {node}", node=node)
+
+    def move(keys: LegacyKeys) -> LegacyKeys:
+        return keys.with_held({node: keys.current.key_id}).pruned(registered)
+
+    keys = _file(settings).change(organization, move)
+    click.echo(f"{node} is signed for with {keys.current.key_id}. {_RELOAD}")
+
+
+def _day(at: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(at))
+
+
+def _file(settings: ServerSettings) -> LegacyKeyFile:
+    check_secret_directory(settings.directory.root)
+    return LegacyKeyFile(settings.directory.legacy_keys(settings.server.organization))
+
+
+def _registered(settings: ServerSettings) -> Mapping[str, float]:
+    async def read(store: Store) -> Mapping[str, float]:
+        nodes = await store.load_nodes()
+        return {
+            node.name: node.enrolled_at
+            for node in nodes
+            if node.organization == settings.server.organization and node.link is LinkMode.LEGACY
+        }
+
+    return run_with_store(settings.store_path, read)

@@ -1,0 +1,263 @@
+"""The Chef server behind the shim: who has which key and rights there, and everything that is not ours.
+
+Works with goiardi 0.11, which has no organizations, and with servers that have them. Answers are remembered, those
+that there is nobody too; a server that cannot be reached or answers nonsense proves nothing, and the caller is told to
+come again.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections import OrderedDict
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from urllib.parse import quote
+
+import httpx2
+import structlog
+import trio
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+
+from shovey_trio.application.chef_callers import ChefCaller
+from shovey_trio.config import ChefSection
+from shovey_trio.core.chef_signing import load_private_key, load_public_key, sign_request
+from shovey_trio.core.errors import InvalidRequest, Unreachable
+from shovey_trio.core.model import Principal, Role
+from shovey_trio.identity.files import read_secret
+from shovey_trio.nursery.ports import Clock
+from shovey_trio.rest.auth import ChefCallers
+from shovey_trio.rest.messages import Reply, Request, error_response
+
+_log = structlog.get_logger(__name__)
+
+# Remembered names: 10,000 × ~4 KiB = 40 MB when full, the longest unused forgotten first.
+_REMEMBERED: Final = 10_000
+# Questions at a time; strangers' names are questions too.
+_QUESTIONS: Final = 8
+_CONNECTIONS: Final = 100
+# Chef's names of users and clients; nobody has another, so nothing else is asked for.
+_NAME: Final = re.compile(r"[A-Za-z0-9_.@:-]{1,255}")
+# Bytes of an answer about a principal.
+_LARGEST_ANSWER: Final = 1_000_000
+# RFC 9110 section 7.6.1: these are between two neighbours and are not passed on.
+_HOP_BY_HOP: Final = frozenset(
+    {
+        "connection",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authorization",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        # Answered by our own listener already.
+        "expect",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Remembered:
+    until: float
+    callers: tuple[ChefCaller, ...]
+
+
+class ChefServer:
+    """A Chef server; made by ``open_chef_server``.
+
+    Implements ``rest.auth.ChefCallers``.
+    """
+
+    def __init__(
+        self, http: httpx2.AsyncClient, *, settings: ChefSection, key: RSAPrivateKey, organization: str, clock: Clock
+    ) -> None:
+        self._http = http
+        self._settings = settings
+        self._key = key
+        self._organization = organization
+        self._clock = clock
+        self._base = settings.server_url.rstrip("/")
+        self._prefix = f"/organizations/{settings.organization}" if settings.organization else ""
+        self._remembered: OrderedDict[str, _Remembered] = OrderedDict()
+        self._limiter = trio.CapacityLimiter(_QUESTIONS)
+
+    async def find(self, organization: str, name: str) -> Sequence[ChefCaller]:
+        """Who has this name at the Chef server.
+
+        Raises:
+            Unreachable: the server did not say.
+        """
+        if organization != self._organization or not _NAME.fullmatch(name):
+            return ()
+        known = self._recall(name)
+        if known is None:
+            async with self._limiter:
+                # Whoever waited for the same name finds it answered.
+                known = self._recall(name)
+                if known is None:
+                    known = await self._ask(name)
+                    self._remember(name, known)
+        return known
+
+    async def pass_on(self, request: Request, reply: Reply) -> None:
+        """Sends a request on as it came, signature and all, and the answer back as it comes."""
+        headers = [(name, value) for name, value in request.headers.items() if name not in _HOP_BY_HOP]
+        has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
+        outgoing = self._http.build_request(
+            request.method,
+            self._base,
+            headers=headers,
+            content=_PassedBody(request) if has_body else None,
+            # The path is signed as it is on the wire, so nothing may touch it.
+            extensions={"target": request.target.encode("ascii")},
+        )
+        for name in ("accept-encoding", "user-agent", "accept"):
+            if name not in request.headers:
+                outgoing.headers.pop(name, None)
+        try:
+            answer = await self._http.send(outgoing, stream=True)
+        except httpx2.TransportError as error:
+            _log.warning("chef_server.unreachable", error=repr(error))
+            await reply.send(error_response(502, "the Chef server cannot be reached"))
+            return
+        try:
+            await reply.begin(
+                answer.status_code,
+                {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_BY_HOP},
+            )
+            async for piece in answer.aiter_raw():
+                await reply.write(piece)
+        finally:
+            with trio.CancelScope(deadline=trio.current_time() + self._settings.timeout, shield=True):
+                await answer.aclose()
+
+    # -- asking
+
+    async def _ask(self, name: str) -> tuple[ChefCaller, ...]:
+        quoted = quote(name, safe="")
+        found = await self._get(f"{self._prefix}/principals/{quoted}")
+        if found is None:
+            return ()
+        entries = found.get("principals", [found])
+        callers = []
+        for entry in entries if isinstance(entries, list) else []:
+            kind, pem = entry.get("type"), entry.get("public_key")
+            if kind not in {"user", "client"} or not isinstance(pem, str) or entry.get("org_member") is False:
+                continue
+            try:
+                key = load_public_key(pem)
+            except InvalidRequest as error:
+                _log.warning("chef_server.bad_key", name=name, error=error.message)
+                continue
+            role = await self._role(kind, name, quoted)
+            principal = Principal(organization=self._organization, role=role, name=name)
+            callers.append(ChefCaller(principal=principal, key=key))
+        return tuple(callers)
+
+    async def _role(self, kind: str, name: str, quoted: str) -> Role:
+        if self._prefix:
+            admins = await self._get(f"{self._prefix}/groups/admins") or {}
+            is_admin = name in admins.get(f"{kind}s", ())
+        else:
+            entry = await self._get(f"/{kind}s/{quoted}") or {}
+            is_admin = entry.get("admin") is True
+        if is_admin:
+            return Role.ADMIN
+        return Role.VIEWER if kind == "user" else Role.NODE
+
+    async def _get(self, path: str) -> Mapping[str, Any] | None:
+        """What the server says; None when there is no such thing."""
+        headers = sign_request(
+            method="GET",
+            path=path,
+            body=b"",
+            user=self._settings.client_name,
+            now=self._clock.now(),
+            key=self._key,
+            server_api_version="1",
+        )
+        try:
+            with trio.fail_after(self._settings.timeout):
+                answer = await self._http.get(
+                    self._base,
+                    headers={**headers, "Accept": "application/json", "X-Chef-Version": "11.1.7"},
+                    extensions={"target": path.encode("ascii")},
+                )
+        except (httpx2.TransportError, trio.TooSlowError) as error:
+            _log.warning("chef_server.unreachable", error=repr(error))
+            raise Unreachable("the Chef server cannot be reached") from error
+        if answer.status_code == 404:
+            return None
+        try:
+            value = answer.json() if answer.status_code == 200 and len(answer.content) <= _LARGEST_ANSWER else None
+        except ValueError:
+            value = None
+        if not isinstance(value, dict):
+            # goiardi answers paths that it does not know with an empty 200.
+            _log.error("chef_server.no_answer", path=path, status=answer.status_code, client=self._settings.client_name)
+            raise Unreachable(f"the Chef server did not answer ({answer.status_code})")
+        return value
+
+    def _recall(self, name: str) -> tuple[ChefCaller, ...] | None:
+        found = self._remembered.get(name)
+        if found is None or self._clock.now() > found.until:
+            return None
+        self._remembered.move_to_end(name)
+        return found.callers
+
+    def _remember(self, name: str, callers: tuple[ChefCaller, ...]) -> None:
+        lasts = self._settings.cache if callers else self._settings.negative_cache
+        self._remembered[name] = _Remembered(until=self._clock.now() + lasts, callers=callers)
+        while len(self._remembered) > _REMEMBERED:
+            self._remembered.popitem(last=False)
+
+
+class _PassedBody(httpx2.AsyncByteStream):
+    """A request's body on its way through."""
+
+    def __init__(self, request: Request) -> None:
+        self._request = request
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        while piece := await self._request.body.receive():
+            yield piece
+
+
+@asynccontextmanager
+async def open_chef_server(settings: ChefSection, *, organization: str, clock: Clock) -> AsyncIterator[ChefServer]:
+    """A Chef server to ask, for the block; nothing is asked before it is needed.
+
+    Args:
+        organization: what its one organization is called here.
+
+    Raises:
+        FileUnusable, InvalidRequest: the key file cannot be used.
+        OSError: the CA file cannot be read.
+    """
+    if not settings.key_file:
+        raise InvalidRequest("chef.key_file is not set", field="key_file")
+    key = load_private_key(read_secret(settings.key_file).decode("utf-8", "replace"))
+    verify: ssl.SSLContext | bool = ssl.create_default_context(cafile=settings.ca_file or None)
+    limits = httpx2.Limits(max_connections=_CONNECTIONS, max_keepalive_connections=_QUESTIONS)
+    timeout = httpx2.Timeout(settings.timeout, read=300.0)
+    async with httpx2.AsyncClient(
+        verify=verify, limits=limits, timeout=timeout, follow_redirects=False, trust_env=False
+    ) as http:
+        yield ChefServer(http, settings=settings, key=key, organization=organization, clock=clock)
+
+
+class Callers:
+    """Those who are stored here, and for everybody else those of the Chef server."""
+
+    def __init__(self, stored: ChefCallers, chef: ChefServer) -> None:
+        self._stored = stored
+        self._chef = chef
+
+    async def find(self, organization: str, name: str) -> Sequence[ChefCaller]:
+        """See ``rest.auth.ChefCallers``."""
+        stored = await self._stored.find(organization, name)
+        return stored or await self._chef.find(organization, name)

@@ -1,0 +1,227 @@
+"""The legacy route on virtual time: the real nursery and serf link around a fake serf cluster and a store in memory."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+
+import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+
+from shovey_trio.application.jobs import JobDefaults, Jobs, StartJob
+from shovey_trio.application.legacy import LegacyNodes
+from shovey_trio.application.legacy_keyring import LegacyKeyring
+from shovey_trio.core.model import LinkMode, Node, Presence, Principal, Role, Run
+from shovey_trio.core.states import RunState
+from shovey_trio.core.targeting import Names
+from shovey_trio.identity.legacy_keys import LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
+from shovey_trio.legacy_route import LegacyRoute
+from shovey_trio.nursery.clock import TrioClock
+from shovey_trio.nursery.dispatch import Dispatcher
+from shovey_trio.nursery.inbound import AgentInbox
+from shovey_trio.nursery.legacy_dispatch import LegacyDispatcher
+from shovey_trio.nursery.links import Links
+from shovey_trio.nursery.ports import Store
+from shovey_trio.nursery.presence import NodePresence
+from shovey_trio.nursery.recovery import take_up_jobs
+from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.services import Services
+from shovey_trio.nursery.settings import Timing
+from shovey_trio.nursery.supervisor import Supervisor, open_supervisor
+from shovey_trio.nursery.watch import CommitHub
+from shovey_trio.serf.doorbell import SerfDoorbell
+from shovey_trio.serf.legacy import LEGACY_EVENTS, SerfLegacyBell
+from shovey_trio.serf.link import SerfLink, SerfSettings
+from shovey_trio.testing.fake_serf import FakeSerfAgent, FakeSerfCluster, SeenQuery
+from shovey_trio.testing.nursery_rig import ORGANIZATION, make_signer
+
+OPERATOR = Principal(organization=ORGANIZATION, role=Role.OPERATOR, name="ops")
+CONTROLLER = f"{ORGANIZATION}:ctl"
+
+
+@lru_cache
+def one_key() -> LegacyKey:
+    """A key for the whole test process: making one takes longer than a test."""
+    return make_legacy_key(0.0)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyRig:
+    """A controller's insides with old nodes, to be driven by tests."""
+
+    cluster: FakeSerfCluster
+    agent: FakeSerfAgent
+    services: Services
+    supervisor: Supervisor
+    registry: NodeRegistry
+    nodes: LegacyNodes
+    jobs: Jobs
+
+    async def start(self, *names: str, command: str = "work", kill_grace: float = 10.0) -> str:
+        """Starts a job and returns its id."""
+        request = StartJob(command=command, selection=Names(names=names), run_timeout=60.0, kill_grace=kill_grace)
+        return (await self.jobs.start(OPERATOR, request)).job.id
+
+    def live(self, job_id: str, node: str) -> Run:
+        """A run as its task sees it."""
+        job = self.supervisor.job(job_id)
+        assert job is not None
+        return job.runs[node].run
+
+    async def stored(self, job_id: str, node: str) -> Run:
+        """A run as the store has it."""
+        run = await self.services.store.get_run(ORGANIZATION, job_id, node)
+        assert run is not None
+        return run
+
+    async def ended(self, job_id: str) -> None:
+        """Waits for a job's end."""
+        live = self.supervisor.job(job_id)
+        if live is not None:
+            await live.ended.wait()
+
+    async def say(self, job_id: str, node: str, status: str, *, error: str = "", exit_status: int = 0) -> None:
+        """A node's report."""
+        body = {"status": status, "error": error, "exit_status": exit_status}
+        await self.nodes.run_put(principal(node), job_id, node, body)
+
+    async def send(
+        self, job_id: str, node: str, seq: int, text: str, *, stream: str = "stdout", is_last: bool = False
+    ) -> None:
+        """A piece of a node's output."""
+        body = {"output": text, "output_type": stream, "seq": seq, "is_last": is_last}
+        await self.nodes.stream_put(principal(node), job_id, node, body)
+
+    async def output(self, job_id: str, node: str) -> bytes:
+        """All of a run's output that is durable."""
+        run = await self.stored(job_id, node)
+        chunks = await self.services.store.read_output(run.id, stream=None, offset=0, limit=1 << 30)
+        return b"".join(chunk.data for chunk in chunks)
+
+    @property
+    def orders(self) -> list[SeenQuery]:
+        """Every query with an order that serf took."""
+        return [query for query in self.cluster.queries if query.name == "shovey"]
+
+
+def principal(node: str) -> Principal:
+    """Who a node is."""
+    return Principal(organization=ORGANIZATION, role=Role.NODE, name=node)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Waits, on virtual time."""
+    while not condition():  # noqa: ASYNC110 - the condition is anything, and the time is virtual
+        await trio.sleep(0.01)
+
+
+async def reached(rig: LegacyRig, job_id: str, node: str, state: RunState) -> Run:
+    """The run once it is in this state."""
+    await until(lambda: rig.live(job_id, node).state is state)
+    return rig.live(job_id, node)
+
+
+@asynccontextmanager
+async def open_legacy_rig(
+    directory: Path,
+    store: Store,
+    nodes: Mapping[str, str],
+    *,
+    timing: Timing | None = None,
+    presence: Presence = Presence.UP,
+    before_jobs: Callable[[LegacyRig], Awaitable[None]] | None = None,
+    cluster: FakeSerfCluster | None = None,
+) -> AsyncIterator[LegacyRig]:
+    """Opens a rig; everything ends with the block.
+
+    Args:
+        directory: for the key file.
+        store: as an earlier rig left it, or empty.
+        nodes: node name → serf name.
+        timing: as the controller's.
+        presence: what every node is at first, if it is not stored.
+        before_jobs: called before unfinished jobs are taken up.
+        cluster: of an earlier rig.
+    """
+    clock, timing = TrioClock(), timing or Timing()
+    cluster = cluster or FakeSerfCluster(CONTROLLER, *nodes.values())
+    agent = cluster.agent(CONTROLLER)
+    registry, links = NodeRegistry(store), Links()
+    await registry.load()
+    for name in nodes:
+        if registry.get(ORGANIZATION, name) is None:
+            node = Node(
+                name=name,
+                organization=ORGANIZATION,
+                link=LinkMode.LEGACY,
+                enrolled_at=clock.now(),
+                presence=presence,
+                presence_since=clock.now(),
+            )
+            await registry.put(node)
+    link = SerfLink(
+        replace(SerfSettings(events=LEGACY_EVENTS), open_stream=agent.open_stream),
+        clock=trio.current_time,
+        jitter=lambda: 1.0,
+    )
+    signer = make_signer()
+    bell = SerfLegacyBell(link, limit=1024)
+    keys = LegacyKeys(organization=ORGANIZATION, keys=(one_key(),))
+    keyring = LegacyKeyring(file=LegacyKeyFile(directory / "keys.json"), keys=keys, registry=registry)
+    dispatcher = LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
+    doorbell = SerfDoorbell(link=link, signing_key=Ed25519PrivateKey.generate(), epoch=1, clock=clock, limit=1024)
+    services = Services(
+        store=store,
+        links=links,
+        dispatcher=Dispatcher(links=links, doorbell=doorbell, timing=timing),
+        signer=signer,
+        hub=CommitHub(max_watchers=10),
+        clock=clock,
+        epoch=1,
+        timing=timing,
+        legacy=dispatcher,
+    )
+    store.on_commit(services.hub.committed)
+    route = LegacyRoute(link=link, registry=registry, bell=bell, keyring=keyring, dispatcher=dispatcher)
+    async with trio.open_nursery() as helpers, open_supervisor(services) as supervisor:
+        helpers.start_soon(agent.run)
+        await helpers.start(link.run)
+        await link.wait_connected()
+        attached = NodePresence(
+            registry=registry,
+            links=links,
+            doorbell=doorbell,
+            clock=clock,
+            timing=timing,
+            runs_of_node=supervisor.runs_of_node,
+        )
+        inbox = AgentInbox(services=services, supervisor=supervisor, presence=attached, links=links)
+        legacy_nodes = route.start(
+            helpers,
+            organization=ORGANIZATION,
+            services=services,
+            supervisor=supervisor,
+            inbox=inbox,
+            doorbell=doorbell,
+        )
+        jobs = Jobs(
+            services=services, supervisor=supervisor, registry=registry, doorbell=doorbell, defaults=JobDefaults()
+        )
+        rig = LegacyRig(
+            cluster=cluster,
+            agent=agent,
+            services=services,
+            supervisor=supervisor,
+            registry=registry,
+            nodes=legacy_nodes,
+            jobs=jobs,
+        )
+        if before_jobs is not None:
+            await before_jobs(rig)
+        await take_up_jobs(store, supervisor)
+        with trio.fail_after(20_000):
+            yield rig
+        helpers.cancel_scope.cancel(reason="the test is over")
