@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import signal
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -163,7 +165,24 @@ async def measure_on_demand(wakes: int) -> list[Figure]:
     return [figure("job `true`, 3 on-demand agents over serf: start to complete", took, bar=Bar(at=1.2))]
 
 
-async def main(options: argparse.Namespace) -> None:
+async def main(options: argparse.Namespace) -> int:
+    """Measures until done, or told to stop: then everything is ended before this returns, with 130."""
+    done = False
+    async with trio.open_nursery() as nursery:
+        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+
+            async def stop() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel(reason="told to stop")
+
+            nursery.start_soon(stop)
+            await measure(options)
+            done = True
+            nursery.cancel_scope.cancel(reason="all is measured")
+    return 0 if done else 130
+
+
+async def measure(options: argparse.Namespace) -> None:
     """Measures, prints, and writes JSON if asked to."""
     structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
     facts = machine()
@@ -186,4 +205,4 @@ if __name__ == "__main__":
     parser.add_argument("--wakes", type=int, default=15, help="on-demand jobs (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=8.0, help="of output (default: %(default)s)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the result there")
-    trio.run(main, parser.parse_args())
+    sys.exit(trio.run(main, parser.parse_args()))

@@ -84,6 +84,9 @@ class SerfSection(Section):
     query_size_limit: Annotated[int, Field(ge=512, le=1366)] = Field(
         default=1024, description="largest query, as in the serf agent's own configuration"
     )
+    event_announce: bool = Field(
+        default=False, description="tell of jobs and nodes by serf user events: at most one a second, some are dropped"
+    )
 
 
 class JobsSection(Section):

@@ -16,6 +16,7 @@ import structlog
 import trio
 
 from shovey_trio import __version__
+from shovey_trio.application.announcer import Announcer
 from shovey_trio.application.chef_callers import StoredChefCallers
 from shovey_trio.application.explain import Explain
 from shovey_trio.application.identities import Identities
@@ -69,6 +70,8 @@ CONTROL = "control"
 ENROLL = "enroll"
 # Enrolments and renewals under way at once: each costs a signature and two commits.
 _ENROLLING = 4
+# The health service's name for the connection to serf.
+SERF = "serf"
 _HEALTH_TICK = 1.0
 _RETENTION_SLICE = 20
 _DAY = 86_400.0
@@ -229,10 +232,17 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             helpers.start_soon(dispatcher.serve)
             helpers.start_soon(presence.serve)
             helpers.start_soon(presence.serve_members)
-            helpers.start_soon(_keep_health, health, store)
+            helpers.start_soon(_keep_health, health, store, doorbell)
             helpers.start_soon(_delete_history, store, settings)
             if link is not None:
                 helpers.start_soon(link.run)
+                if settings.serf.event_announce:
+                    announcer = Announcer(
+                        organization=settings.server.organization, store=store, announce=link.announce
+                    )
+                    store.on_commit(announcer.committed)
+                    registry.on_presence(announcer.presence_changed)
+                    helpers.start_soon(announcer.serve)
                 helpers.start_soon(_name_misfits, link, doorbell, registry, settings.server.organization)
             await take_up_jobs(store, supervisor)
             jobs = Jobs(
@@ -432,19 +442,30 @@ async def _name_misfits(link: SerfLink, doorbell: Doorbell, registry: NodeRegist
         _log.warning("serf.names_do_not_fit", nodes=list(misfits))
 
 
-async def _keep_health(health: Health, store: Store) -> None:
-    """NOT_SERVING while the store cannot write; serf being away is no reason, streams carry on without it."""
-    serving = True
+async def _keep_health(health: Health, store: Store, doorbell: Doorbell) -> None:
+    """NOT_SERVING while the store cannot write. Serf being away is no reason, streams carry on without it.
+
+    Serf has a health of its own, as service ``serf``, where it is used.
+    """
+    told: dict[str, bool] = {"": True}
     clock = WallClock()
     while True:
         if store.failure:
             # Nobody else may have anything to write, and then nobody would ever find out that it works again.
             with contextlib.suppress(ShoveyError):
                 await store.probe(clock.now())
-        if serving != (not store.failure):
-            serving = not serving
-            health.set_all(serving)
-            _log.warning("health.changed", serving=serving, store=store.failure)
+        serf = doorbell.status()
+        now = {"": not store.failure} | ({SERF: serf.connected} if serf.configured else {})
+        # Only what changes: a drain has said NOT_SERVING for good.
+        for service in [service for service in now if told.get(service) is not now[service]]:
+            health.set_serving(service, now[service])
+            _log.warning(
+                "health.changed",
+                service=service,
+                serving=now[service],
+                error=serf.last_error if service == SERF else store.failure,
+            )
+        told = now
         await trio.sleep(_HEALTH_TICK)
 
 

@@ -245,3 +245,30 @@ def test_a_rendered_file_says_every_default_and_its_comments_hold(model: type[Ba
             if not isinstance(value, Path):
                 assert loaded[section][key] == value, (section, key)
     assert all(setting.meaning for setting in describe_settings(model))
+
+
+@pytest.mark.parametrize(
+    ("rest", "allowed"),
+    [
+        ({"listen": "127.0.0.1:4545"}, True),
+        ({"listen": "[::1]:4545"}, True),
+        ({"listen": "localhost:4545"}, True),
+        ({"listen": "0.0.0.0:4545"}, False),
+        ({"listen": "chef.example:4545"}, False),
+        ({"listen": "0.0.0.0:4545", "insecure_http": True}, True),
+        ({"listen": "0.0.0.0:4545", "tls_certificate": "/c", "tls_key": "/k"}, True),
+        ({"tls_certificate": "/c"}, False),
+    ],
+)
+def test_rest_shim_is_encrypted_or_local_unless_told_otherwise(rest: dict[str, object], allowed: bool) -> None:
+    if allowed:
+        ServerSettings.model_validate({"rest": rest})
+    else:
+        with pytest.raises(ValueError, match="rest"):
+            ServerSettings.model_validate({"rest": rest})
+
+
+@pytest.mark.parametrize("chef", [{"server_url": "http://chef"}, {"server_url": "chef", "client_name": "a"}])
+def test_chef_server_needs_a_url_a_name_and_a_key(chef: dict[str, object]) -> None:
+    with pytest.raises(ValueError, match="server_url"):
+        ServerSettings.model_validate({"chef": chef})

@@ -131,10 +131,12 @@ def take_input(directory: str) -> tuple[bytes, dict[str, str], list[bytes]]:
         RecordUnreadable: it is damaged.
         OSError: it cannot be read, or not be deleted.
     """
-    record = read_record(directory, INPUT)
+    try:
+        record = read_record(directory, INPUT)
+    finally:
+        drop_input(directory)
     if record is None:
         return b"", {}, []
-    drop_input(directory)
     try:
         patterns = [base64.b64decode(pattern) for pattern in record["redact"]]
         return base64.b64decode(record["stdin"]), dict(record["env"]), patterns

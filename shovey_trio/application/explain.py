@@ -10,8 +10,8 @@ import trio
 from shovey_trio.application.identities import Identities
 from shovey_trio.application.jobs import Jobs
 from shovey_trio.core.authz import may_call
-from shovey_trio.core.command_input import NO_INPUT, CommandInput
-from shovey_trio.core.errors import NotFound, PermissionDenied
+from shovey_trio.core.command_input import NO_INPUT, CommandInput, input_problems
+from shovey_trio.core.errors import InvalidRequest, NotFound, PermissionDenied
 from shovey_trio.core.explain import ExplainRule, ExplainStep, Verdict
 from shovey_trio.core.model import LinkMode, Node, Presence, Principal, Role
 from shovey_trio.nursery.links import Links
@@ -51,7 +51,10 @@ class Explain:
         Raises:
             PermissionDenied: the question is about another user and the caller is no admin.
             NotFound: there is no such user, or no such node.
+            InvalidRequest: no node could be given that input.
         """
+        for field, problem in input_problems(question.input):
+            raise InvalidRequest(f"{field}: {problem}", field=field)
         asked_for = await self._principal(principal, question.as_user)
         node = self._registry.get(principal.organization, question.node)
         if node is None:

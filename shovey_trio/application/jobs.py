@@ -175,8 +175,12 @@ class Jobs:
             raise InvalidRequest(
                 f"run_timeout must be above 0 and at most {limits.max_run_timeout:g} seconds", field="run_timeout"
             )
-        if request.kill_grace is not None and not 0 <= request.kill_grace <= limits.max_kill_grace:
-            raise InvalidRequest(f"kill_grace may be at most {limits.max_kill_grace:g} seconds", field="kill_grace")
+        self._check_kill_grace(request.kill_grace)
+
+    def _check_kill_grace(self, kill_grace: float | None) -> None:
+        limit = self._defaults.max_kill_grace
+        if kill_grace is not None and not 0 <= kill_grace <= limit:
+            raise InvalidRequest(f"kill_grace may be at most {limit:g} seconds", field="kill_grace")
 
     def _new_job(self, principal: Principal, request: StartJob, quorum: str, total: int) -> Job:
         now = self._services.clock.now()
@@ -361,14 +365,22 @@ class Jobs:
 
     # -- cancel
 
-    async def cancel(self, principal: Principal, job_id: str, nodes: Sequence[str]) -> CancelledJob:
+    async def cancel(
+        self, principal: Principal, job_id: str, nodes: Sequence[str], *, kill_grace: float | None = None
+    ) -> CancelledJob:
         """Asks for the cancel of all runs, or of those of some nodes; the request is durable when it returns.
 
+        Args:
+            kill_grace: seconds between TERM and KILL from now on, for the whole job; None leaves it as it is. Unlike
+                the cancel itself it is not kept over a restart.
+
         Raises:
+            InvalidRequest: ``kill_grace`` is longer than permitted; nothing is cancelled.
             NotFound: no such job in the principal's organization.
             UnknownNodes: a node the job has no run on; nothing is cancelled.
             PermissionDenied: the principal's grants do not cover the command on every node; nothing is cancelled.
         """
+        self._check_kill_grace(kill_grace)
         stored = await self._services.store.get_job(principal.organization, job_id)
         if stored is None:
             raise NotFound(f"there is no job {job_id}", job_id=job_id)
@@ -378,6 +390,8 @@ class Jobs:
         names = sorted(set(nodes)) or sorted(live.runs)
         _check_known(job_id, names, live.runs)
         await self._demand_grants(principal, stored.command, names)
+        if kill_grace is not None:
+            live.job = replace(live.job, kill_grace=kill_grace)
         asked = await self._supervisor.cancel(live, names, by=principal.label, whole_job=not nodes)
         finished = sorted(set(names) - set(asked))
         return CancelledJob(job=live.job, cancelling=tuple(asked), already_finished=tuple(finished))

@@ -110,6 +110,7 @@ def _run(names: Sequence[str], options: BenchOptions, json_file: Path | None) ->
         click.echo("\n".join(table(figures)))
 
     document: dict[str, Any] = {}
+    failed = False
 
     async def measure() -> None:
         async with trio.open_nursery() as nursery:
@@ -128,6 +129,9 @@ def _run(names: Sequence[str], options: BenchOptions, json_file: Path | None) ->
     except* (WrongResult, SwarmFailed, ProcessFailed, trio.TooSlowError) as failures:
         for failure in failures.exceptions:
             click.echo(f"error: {failure}", err=True)
+        failed = True
+    if failed:
+        return _FAILED
     if not document:
         return _INTERRUPTED
     if json_file is not None:

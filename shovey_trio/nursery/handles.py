@@ -25,6 +25,9 @@ _INBOX = 16
 _OUTPUT = 4
 
 
+_MAY_NEED_AN_ORDER = (RunState.PENDING, RunState.DISPATCHED, RunState.UNKNOWN)
+
+
 @dataclass(slots=True)
 class Posted:
     """An event on its way to a run's task, and what became of it.
@@ -179,10 +182,8 @@ class JobHandle:
         return self.job.input.needs_secrets and not self.input.secrets
 
     def drop_secrets(self) -> None:
-        """Forgets the secrets once every run has accepted, or ended without."""
-        if self.input.secrets and not any(
-            live.run.accepted_at is None for live in self.runs.values() if not live.run.is_terminal
-        ):
+        """Forgets the secrets once no run can need an order any more; one that is unknown may have accepted none."""
+        if self.input.secrets and not any(self.counts[state] for state in _MAY_NEED_AN_ORDER):
             self.input = replace(self.input, secrets=NO_SECRETS)
 
     def moved(self, before: RunState, after: RunState) -> None:

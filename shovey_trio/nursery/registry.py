@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
@@ -23,6 +23,11 @@ class NodeRegistry:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._nodes: dict[str, dict[str, Node]] = {}
+        self._listeners: list[Callable[[NodeStatus], None]] = []
+
+    def on_presence(self, listener: Callable[[NodeStatus], None]) -> None:
+        """Registers a function that is called with every change of a node's presence; it must not block."""
+        self._listeners.append(listener)
 
     async def load(self) -> None:
         """Reads all nodes from the store; once, at start."""
@@ -72,7 +77,10 @@ class NodeRegistry:
         if node is None or (node.presence is presence and node.presence_reason == reason):
             return None
         self._nodes[organization][name] = replace(node, presence=presence, presence_since=since, presence_reason=reason)
-        return NodeStatus(node=name, organization=organization, presence=presence, since=since, reason=reason)
+        status = NodeStatus(node=name, organization=organization, presence=presence, since=since, reason=reason)
+        for listener in self._listeners:
+            listener(status)
+        return status
 
     async def write_presence(self, status: NodeStatus) -> None:
         """Stores an entry of a node's history, and the node as it is by now; nothing for a node that is gone.

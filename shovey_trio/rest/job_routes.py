@@ -120,7 +120,7 @@ class JobRoutes:
         """Cancels runs and waits a moment for their nodes to prove it; what is not proven by then is still running."""
         wanted = read_cancel_request(read_object(call.body))
         await find_job(self._jobs, call, wanted.job_id)
-        cancelled = await self._jobs.cancel(call.principal, wanted.job_id, wanted.nodes)
+        cancelled = await self._jobs.cancel(call.principal, wanted.job_id, wanted.nodes, kill_grace=wanted.kill_timeout)
         if cancelled.cancelling:
             with trio.move_on_after(self._policy.cancel_wait):
                 await reply.hold(lambda: self._proven(call, cancelled, whole=not wanted.nodes))

@@ -15,12 +15,14 @@ from shovey_trio.application.nodes import Nodes
 from shovey_trio.config import RestSection, ServerSettings
 from shovey_trio.core.errors import ConfigurationInvalid
 from shovey_trio.nursery.ports import Clock
+from shovey_trio.rest import openapi
 from shovey_trio.rest.application import RestApplication
 from shovey_trio.rest.auth import Authenticator, ChefCallers
 from shovey_trio.rest.chef_server import Callers, ChefServer, open_chef_server
 from shovey_trio.rest.connection import HttpLimits
 from shovey_trio.rest.job_routes import JobPolicy, JobRoutes
 from shovey_trio.rest.key_routes import KeyRoutes
+from shovey_trio.rest.messages import json_response
 from shovey_trio.rest.node_routes import NodeRoutes
 from shovey_trio.rest.ports import LegacyNodes
 from shovey_trio.rest.routing import Router
@@ -63,13 +65,15 @@ async def open_rest(
             opened = open_chef_server(settings.chef, organization=organization, clock=clock)
             chef = await stack.enter_async_context(opened)
             known = Callers(callers, chef)
+        router = shim_router(settings, jobs=jobs, nodes=nodes, legacy=legacy)
         application = RestApplication(
-            shim_router(settings, jobs=jobs, nodes=nodes, legacy=legacy),
+            router,
             Authenticator(known, clock=clock, clock_skew=rest.clock_skew),
             organization=organization,
             body_limit=rest.max_body,
             pass_on=None if chef is None else chef.pass_on,
             passed_areas=_CHEFS_OWN,
+            documents={openapi.PATH: json_response(openapi.openapi_document(router))},
         )
         server = await stack.enter_async_context(open_http_server(application, address=rest.listen, options=options))
         _log.info("rest.listening", address=server.address, tls=options.tls is not None, chef=settings.chef.server_url)

@@ -73,7 +73,7 @@ class QueryIssuer:
             RemoteProtocolError, SerfAuthFailed: as ``SerfConnection.command``.
         """
 
-        async def ready() -> PlannedQuery:
+        async def ready() -> PlannedQuery:  # noqa: ASYNC124 - one that had to be prepared would wait
             return query
 
         progress = await self.issue_at_turn(ready)

@@ -22,6 +22,7 @@ import trio
 from shovey_trio.core.errors import Unreachable
 from shovey_trio.rpc.bridge import RpcError
 from shovey_trio.testing.big_output import BIG_OUTPUT_SETTINGS, Measured, big_output_commands, measure_big_output
+from shovey_trio.testing.cancels import Cancels, cancel_hostile_trees
 from shovey_trio.testing.faults import FaultBench, open_bench
 from shovey_trio.testing.history import JobRecord, Rule, Violation
 from shovey_trio.testing.relay import Weather
@@ -358,12 +359,15 @@ def main() -> int:
     parser.add_argument(
         "--output-mib", type=int, default=0, help="instead: one run with so much output (16, 128, 1024)"
     )
+    parser.add_argument("--cancels", type=int, default=0, help="instead: so many cancels of hostile trees")
     parser.add_argument("--keep", action="store_true", help="keep the directory with all logs, whatever happens")
     options = parser.parse_args()
     seed = int(time.time()) if options.seed is None else options.seed
     directory = Path(tempfile.mkdtemp(prefix="shovey-chaos-"))
     if options.output_mib:
         return _measure_output(directory, options.output_mib)
+    if options.cancels:
+        return _cancel(directory, options.cancels)
     print(f"seed {seed}, {options.minutes:g} minutes", flush=True)
     tallies: Mapping[str, Tally] = {}
 
@@ -401,6 +405,21 @@ def _measure_output(directory: Path, mebibytes: int) -> int:
     print(f"{mebibytes} MiB: {measured}")
     within = measured.agent_peak <= _AGENT_MEMORY and measured.daemon_peak <= _DAEMON_MEMORY
     return 0 if within and measured.got == measured.written else 1
+
+
+def _cancel(directory: Path, runs: int) -> int:
+    async def run() -> Cancels:
+        async with open_bench(directory, nodes=NODES) as bench:
+            return await cancel_hostile_trees(bench, runs=runs)
+
+    try:
+        cancels = trio.run(run)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    for violation in cancels.violations:
+        print(violation)
+    print(cancels)
+    return 1 if cancels.violations else 0
 
 
 if __name__ == "__main__":

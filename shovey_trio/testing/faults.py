@@ -13,12 +13,15 @@ import signal
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import trio
 from google.protobuf.duration_pb2 import Duration
+from grpc_health.v1 import health_pb2
 
 from shovey_trio import failpoints
-from shovey_trio.rpc.bridge import RpcError
+from shovey_trio.rpc.bridge import Method, RpcError, open_channel
+from shovey_trio.rpc.bridge.methods import service_methods
 from shovey_trio.rpc.client import ShoveyClient, open_client
 from shovey_trio.rpc.client_retry import RetryPolicy
 from shovey_trio.rpc.paging import decode_resume
@@ -33,7 +36,7 @@ from shovey_trio.v1 import job_service_pb2 as jobs_pb
 _POLL = 0.05
 # A user who does not give up: longer than any fault lasts.
 _PATIENT = RetryPolicy(attempt_deadline=5.0, call_patience=120.0, stream_patience=120.0, longest_pause=0.5)
-_KILL_GRACE = 0.3
+KILL_GRACE = 0.3
 
 # Time compressed: what takes a minute in production takes a second here. The acceptance and the grace outlast every
 # fault, so that nothing ends because a test was slow.
@@ -90,7 +93,7 @@ class FaultBench:
         record = JobRecord(request_id=f"bench-{self._requests}", command=command, nodes=targets, excused=excused)
         self.history.append(record)
         grace = Duration()
-        grace.FromNanoseconds(int(_KILL_GRACE * 1e9))
+        grace.FromNanoseconds(int(KILL_GRACE * 1e9))
         request = jobs_pb.StartJobRequest(
             command=command,
             target=jobs_pb.Target(nodes=jobs_pb.NodeNames(names=targets)),
@@ -121,6 +124,18 @@ class FaultBench:
             if run.state in states:
                 return run
             await trio.sleep(_POLL)
+
+    async def is_serving(self, service: str = "") -> bool:
+        """What the daemon's health service says.
+
+        Raises:
+            RpcError: the daemon is not there, or has no such service.
+        """
+        check: Method[Any, Any] = service_methods(health_pb2.DESCRIPTOR.services_by_name["Health"])["Check"]
+        server, tls, _ = self.fleet.client_tls()
+        async with open_channel(server, tls) as channel:
+            answer = await channel.unary(check, health_pb2.HealthCheckRequest(service=service))
+        return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
 
     # -- harm
 

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -69,21 +70,39 @@ def test_a_scenario_measures_something_and_leaves_nothing_behind(scenario: str, 
 
 
 @pytest.mark.slow
-def test_an_interrupt_ends_everything(scratch: Path) -> None:
+def test_an_interrupt_ends_everything(tmp_path: Path, scratch: Path) -> None:
     environ = {**os.environ, "TMPDIR": str(scratch)}
     command = [*program("shovey-trio"), "bench", "idle", "--agents", "2", "--seconds", "3600"]
-    with subprocess.Popen(command, env=environ, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as bench:
-        while not any("swarm_worker" in Path(f"/proc/{pid}/cmdline").read_text() for pid in children_of(bench.pid)):
-            assert bench.poll() is None, bench.stderr and bench.stderr.read()
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        bench = subprocess.Popen(command, env=environ, stdout=output, stderr=output)
+    try:
+        while not any(b"swarm_worker" in command_line(pid) for pid in children_of(bench.pid)):
+            assert bench.poll() is None, log.read_text("utf-8")
+            time.sleep(0.01)
         bench.send_signal(signal.SIGINT)
         assert bench.wait(timeout=60) == 130
+    finally:
+        bench.kill()
+        bench.wait()
     assert list(scratch.iterdir()) == []
     assert processes_of(scratch) == []
 
 
 def children_of(pid: int) -> list[int]:
-    children = Path(f"/proc/{pid}/task/{pid}/children")
-    return [int(child) for child in children.read_text().split()] if children.exists() else []
+    return [int(child) for child in _read(Path(f"/proc/{pid}/task/{pid}/children")).split()]
+
+
+def command_line(pid: int) -> bytes:
+    return _read(Path(f"/proc/{pid}/cmdline"))
+
+
+def _read(path: Path) -> bytes:
+    """What a file of /proc holds; nothing when its process has ended meanwhile."""
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
 
 
 def test_an_unknown_scenario_is_named_with_those_there_are(scratch: Path) -> None:

@@ -193,8 +193,7 @@ async def test_planted_secret_is_in_no_file_no_command_line_and_no_answer(
         {"secret_env": {"X_TOKEN": SECRET}} if way == "env" else {"stdin": SECRET.encode(), "secret_stdin": True}
     )
     job = (await operator.client.start_job(ask("leak", **secret))).job
-    while not began.exists():
-        await trio.sleep(0.02)
+    await exists(began)
     # While it runs, and again afterwards: what is deleted at the end must not have been there before.
     assert await trio.to_thread.run_sync(where_is, SECRET.encode(), fleet.directory) == []
     go.touch()
@@ -218,6 +217,14 @@ async def test_refused_secret_is_in_no_file_either(operator: Operator, fleet: Fl
     assert await trio.to_thread.run_sync(where_is, SECRET.encode(), fleet.directory) == []
 
 
+async def exists(path: Path) -> None:
+    """Waits until a command has made a file."""
+    while True:
+        if path.exists():
+            return
+        await trio.sleep(0.02)
+
+
 def where_is(secret: bytes, directory: Path) -> list[str]:
     """Every file below a directory, and every command line of the machine, that has the secret in it."""
     files = [path for path in directory.rglob("*") if path.is_file()]
@@ -231,3 +238,25 @@ def where_is(secret: bytes, directory: Path) -> list[str]:
         if secret in data:
             found.append(str(path))
     return found
+
+
+@within(120)
+@pytest.mark.parametrize("sensitive", [True, False])
+async def test_restarted_controller_has_stdin_and_no_secrets(fleet: Fleet, operator: Operator, sensitive: bool) -> None:
+    """A node that has not accepted by then gets an order with what is stored, or its run ends with the reason."""
+    agent = fleet.nodes["db-1"].agent
+    await agent.kill()
+    asked = ask("show", "db-1", args={"name": "x"}, stdin=b"stored or lost", secret_stdin=sensitive)
+    job = (await operator.client.start_job(asked)).job
+    assert not job.finished_at.seconds, "the node counted as down at once"
+    await fleet.controller.stop()
+    await fleet.controller.start()
+    await fleet.wait_ready()
+    await agent.start()
+    finished = await operator.finished(job.id)
+    [ended] = finished.runs.values()
+    if sensitive:
+        assert (state_of(ended), ended.cause) == ("unavailable", "secret_lost")
+    else:
+        assert json.loads(await operator.output(job.id, "db-1"))["stdin"] == "stored or lost"
+    await fleet.wait_up()

@@ -14,8 +14,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from shovey_trio.rpc.bridge import Method, RpcError, open_channel
-from shovey_trio.rpc.bridge.methods import service_methods
+from shovey_trio.rpc.bridge import RpcError
 from shovey_trio.rpc.client_retry import RetryPolicy
 from shovey_trio.testing.faults import FaultBench, open_bench
 from shovey_trio.testing.limits import within
@@ -29,20 +28,8 @@ NODES = ("web-1",)
 _ONCE = RetryPolicy(attempt_deadline=10.0, call_patience=0.0)
 
 
-async def is_serving(bench: FaultBench) -> bool:
-    from grpc_health.v1 import health_pb2
-
-    check: Method = service_methods(health_pb2.DESCRIPTOR.services_by_name["Health"])["Check"]
-    server, tls, _ = bench.fleet.client_tls()
-    async with open_channel(server, tls) as channel:
-        answer = await channel.unary(check, health_pb2.HealthCheckRequest())
-    return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
-
-
 async def wait_serving(bench: FaultBench, serving: bool) -> None:
-    while True:
-        if await is_serving(bench) == serving:
-            return
+    while await bench.is_serving() != serving:  # noqa: ASYNC110 - asked over the network
         await trio.sleep(0.05)
 
 

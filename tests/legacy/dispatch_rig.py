@@ -115,7 +115,7 @@ def principal(node: str) -> Principal:
 async def until(condition: Callable[[], bool]) -> None:
     """Waits, on virtual time."""
     while not condition():  # noqa: ASYNC110 - the condition is anything, and the time is virtual
-        await trio.sleep(0.01)
+        await trio.sleep(0.1)
 
 
 async def reached(rig: LegacyRig, job_id: str, node: str, state: RunState) -> Run:

@@ -48,7 +48,7 @@ async def test_a_large_job_keeps_the_pace_of_the_ring_and_shows_its_progress(
     names = [f"n{number:04d}.example.internal.net" for number in range(300)]
     async with open_legacy_rig(tmp_path, MemoryStore(), _named(*names)) as rig:
         job = await rig.start(*names)
-        await until(lambda: len(rig.orders) == 12)
+        await until(lambda: len(rig.orders) >= 12)
         dispatched = [rig.live(job, name).state for name in names]
         assert RunState.PENDING in dispatched
         assert RunState.DISPATCHED in dispatched
@@ -57,9 +57,9 @@ async def test_a_large_job_keeps_the_pace_of_the_ring_and_shows_its_progress(
                 await rig.say(job, name, "running")
         await until(lambda: all(rig.live(job, name).attempts for name in names))
         times = [query.at for query in rig.orders]
-        assert len(times) >= 25
+        assert len(times) >= 20
         # Ten at once after a rest, then about one a second.
-        assert times[-1] - times[10] >= len(times) - 12
+        assert times[-1] - times[0] >= len(times) - 11
 
 
 async def test_a_node_whose_serf_agent_had_the_order_never_gets_it_again(
@@ -184,12 +184,13 @@ async def test_a_cancel_does_not_wait_behind_starts(autojump_clock: object, tmp_
         await reached(rig, job, "n", RunState.DISPATCHED)
         await rig.say(job, "n", "running")
         await rig.start(*names)
-        await until(lambda: len(rig.orders) == 10)
+        await until(lambda: len(rig.orders) >= 10)
         live = rig.supervisor.job(job)
         assert live is not None
         await rig.supervisor.cancel(live, ["n"], by="user/ops", whole_job=True)
         await until(lambda: len(_cancels(rig)) == 1)
-        assert len(rig.orders) <= 12
+        # One start was waiting for its turn already.
+        assert [query.payload for query in rig.orders].index(_cancels(rig)[0]) <= 11
 
 
 async def test_a_name_that_fits_no_query_fails_alone(autojump_clock: object, tmp_path: Path) -> None:

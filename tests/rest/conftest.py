@@ -125,6 +125,7 @@ async def open_shim(
     never_up: str = NEVER_UP,
     users: Mapping[str, Role] = USERS,
     chef: Mapping[str, object] | None = None,
+    limit: float = HARD_LIMIT,
     **settings: Any,
 ) -> AsyncIterator[Shim]:
     """A shim with agents that are up and one node that never was."""
@@ -136,7 +137,7 @@ async def open_shim(
         {"rest": {"enabled": True, "listen": "127.0.0.1:0", "stream_hold": 0.2, **settings}, "chef": chef or {}}
     )
     agents = {name: FakeAgent(name, clock=clock) for name in up}
-    with trio.fail_after(HARD_LIMIT):
+    with trio.fail_after(limit):
         async with trio.open_nursery() as nursery, open_rig(store, clock=clock) as rig:
             for agent in agents.values():
                 nursery.start_soon(agent.serve)  # noqa: ASYNC113 - an agent may come late

@@ -7,7 +7,7 @@ import trio
 
 from shovey_trio.core.errors import DuplicateChunk
 from shovey_trio.core.model import StreamName
-from shovey_trio.core.orders import RefusalReason
+from shovey_trio.core.orders import OrderKind, RefusalReason
 from shovey_trio.core.states import RunState
 from shovey_trio.testing.chef_client import ChefClient
 from shovey_trio.testing.fake_agents import OnCancel
@@ -183,6 +183,25 @@ async def test_cancel_waits_for_the_proof_and_answers_with_it(shim: Shim) -> Non
     answer = await shim.admin.put("/shovey/jobs/cancel", {"run_id": job_id, "nodes": [], "kill_timeout": "5"})
     assert answer.status == 200
     assert (answer.json["status"], answer.json["nodes"]) == ("cancelled", {"cancelled": list(WEB)})
+
+
+@pytest.mark.parametrize(("given", "seconds"), [("5", 5.0), (7, 7.0), (None, 10.0)])
+async def test_kill_timeout_may_be_text_and_goes_to_the_node(shim: Shim, given: object, seconds: float) -> None:
+    shim.script(run_for=None)
+    job_id = await shim.start("web-1")
+    await shim.until(job_id, "web-1", RunState.RUNNING)
+    await shim.admin.put("/shovey/jobs/cancel", {"run_id": job_id, "nodes": ["web-1"], "kill_timeout": given})
+    (order,) = shim.agents["web-1"].orders_of(OrderKind.CANCEL)
+    assert order.kill_grace == seconds
+
+
+@pytest.mark.parametrize("given", ["soon", -1, True, 1e9])
+async def test_kill_timeout_that_makes_no_sense_is_400_and_nothing_is_cancelled(shim: Shim, given: object) -> None:
+    shim.script(run_for=None)
+    job_id = await shim.start("web-1")
+    body = {"run_id": job_id, "nodes": [], "kill_timeout": given}
+    assert (await shim.admin.put("/shovey/jobs/cancel", body)).status == 400
+    assert not (await shim.rig.run(job_id, "web-1")).cancelling
 
 
 async def test_cancel_that_is_not_proven_in_time_answers_truly_with_an_empty_list() -> None:

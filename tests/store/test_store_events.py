@@ -72,20 +72,20 @@ async def test_events_of_other_jobs_are_not_mixed_in_and_never_share_a_number(st
     assert sorted(seqs) == list(range(min(seqs), min(seqs) + 9))
 
 
-async def test_one_answer_holds_at_most_4_mib_of_output_and_skips_nothing(store: Store, make: Make) -> None:
+async def test_one_answer_holds_at_most_256_kib_of_output_and_skips_nothing(store: Store, make: Make) -> None:
     job, [run] = make.job()
     await store.create_job(job, [run], None)
-    chunks = make.chunks(*[(OUT, bytes([number]) * 1_500_000) for number in range(4)])
+    chunks = make.chunks(*[(OUT, bytes([number]) * 100_000) for number in range(4)])
     for chunk in chunks:
         await store.append_output(run, [chunk])
         await store.write_run(run)
     page = await store.read_events(job.id, after_seq=0, limit=100, include_output=True)
-    assert sum(len(event.chunk.data) for event in page if isinstance(event, OutputEvent)) == 3_000_000
+    assert sum(len(event.chunk.data) for event in page if isinstance(event, OutputEvent)) == 200_000
     story = await all_events(store, job.id, 100)
     assert [event.seq for event in story] == list(range(story[0].seq, story[0].seq + 10))
 
 
-async def test_chunk_over_4_mib_is_given_all_the_same(store: Store, make: Make) -> None:
+async def test_chunk_over_256_kib_is_given_all_the_same(store: Store, make: Make) -> None:
     job, [run] = make.job()
     await store.create_job(job, [run], None)
     await store.append_output(run, make.chunks((OUT, bytes(5 * 1024 * 1024))))
