@@ -17,7 +17,6 @@ twice is made idempotent by whoever does it.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 import re
 from collections.abc import Mapping
@@ -158,7 +157,7 @@ def verify_signature(signature: ChefSignature, *, method: str, path: str, key: R
     try:
         match signature.version:
             case SigningVersion.V1_0 | SigningVersion.V1_1:
-                if key.recover_data_from_signature(signature.signature, PKCS1v15(), None) != text:
+                if key.recover_data_from_signature(signature.signature, PKCS1v15(), NoDigestInfo()) != text:
                     raise _bad_signature(signature.version)
             case SigningVersion.V1_2:
                 key.verify(signature.signature, text, PKCS1v15(), hashes.SHA1())  # noqa: S303 - the protocol's
@@ -317,7 +316,7 @@ def _read_authorization(headers: Mapping[str, str], version: SigningVersion) -> 
         parts.append(line)
     try:
         return base64.b64decode("".join(parts), validate=True)
-    except binascii.Error:
+    except ValueError:  # binascii.Error is one, and characters that are not ASCII are another
         raise _bad_signature(version) from None
 
 

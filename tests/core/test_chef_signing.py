@@ -213,6 +213,12 @@ def test_authorization_zero_is_ignored() -> None:
     accept(signed() | {"x-ops-authorization-0": "zork"})
 
 
+@pytest.mark.parametrize("line", ["é", "=", "a", "?" * 60, ""])
+def test_authorization_that_is_not_base64_is_refused(line: str) -> None:
+    with pytest.raises(SignatureRefused):
+        accept(signed() | {"x-ops-authorization-1": line})
+
+
 def test_request_on_behalf_of_a_web_interface_is_refused() -> None:
     with pytest.raises(SignatureRefused):
         accept(signed() | {"x-ops-request-source": "web"})
