@@ -5,7 +5,6 @@ TERM and INT drain (a second one stops at once); HUP reloads certificates, keys,
 
 from __future__ import annotations
 
-import gc
 import signal
 from collections.abc import AsyncIterator
 
@@ -63,17 +62,6 @@ async def serve(settings: ServerSettings) -> None:
                     nursery.cancel_scope.cancel(reason="drained")
             _log.info("controller.stopped")
         helpers.cancel_scope.cancel(reason="the controller has stopped")
-
-
-def _tune_garbage_collection() -> None:
-    """Keeps full collections from stalling the loop.
-
-    Measured with 1,000 runs in a job: the default thresholds run full collections of 60 to 190 ms in the middle of a
-    fan-out. What is loaded by now lives as long as the process; the rest is mostly freed by reference counting.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 50, 100)
 
 
 async def _until_told(signals: AsyncIterator[int], controller: Controller) -> None:

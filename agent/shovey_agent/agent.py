@@ -69,7 +69,7 @@ async def run_agent(settings: AgentSettings) -> None:
     trust = await trio.to_thread.run_sync(
         lambda: _Trust(store=store, credentials=store.load(), keys=store.load_signing_keys())
     )
-    whitelist = await trio.to_thread.run_sync(WhitelistFile, settings.agent.whitelist)
+    whitelist = await trio.to_thread.run_sync(_open_whitelist, settings.agent.whitelist)
     epoch = EpochFile(state_dir / "epoch")
     now = time.time()
     nonces = await open_nonces(state_dir / "nonces", now=now, longest_life=_LONGEST_ORDER)

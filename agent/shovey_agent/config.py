@@ -30,6 +30,8 @@ ENVIRONMENT_PREFIX: Final = "SHOVEY_AGENT"
 #: Names a configuration file for every command, when no flag does.
 CONFIG_VARIABLE: Final = "SHOVEY_AGENT_CONFIG"
 DEFAULT_FILE: Final = Path("/etc/shovey-agent/shovey-agent.toml")
+#: Where no file is needed: without one, the built-in whitelist (``chef-client`` alone) is in force.
+DEFAULT_WHITELIST_FILE: Final = Path("/etc/shovey-agent/whitelist.json")
 #: Tags travel in each attach and are stored with the node.
 MAX_TAGS: Final = 64
 _TAG_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
@@ -52,7 +54,8 @@ class AgentSection(Section):
 
     state_dir: FilePath = Field(default=Path("/var/lib/shovey-agent"), description="credentials, spool, used nonces")
     whitelist: FilePath = Field(
-        default=Path("/etc/shovey-agent/whitelist.json"), description="commands that may be run; schob's file as it is"
+        default=DEFAULT_WHITELIST_FILE,
+        description="commands that may be run; schob's file as it is; no file in the default place: `chef-client` alone",
     )
     server: OptionalAddress = Field(default="", description="control address; empty: as told at enrolment")
     link: LinkMode = Field(

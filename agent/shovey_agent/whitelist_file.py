@@ -18,16 +18,24 @@ class WhitelistFile:
         problems: what is wrong with the file as it is now; empty while it is the one in force.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, when_missing: Whitelist | None = None) -> None:
         """Reads the file. Blocks.
 
+        Args:
+            path: the file.
+            when_missing: in force as long as there was no file yet: for the place where nobody had to put one.
+
         Raises:
-            WhitelistInvalid: it is missing or broken, and there is no earlier one to go on with.
+            WhitelistInvalid: it is broken, or missing with nothing to stand in.
         """
         self._path = path
         self._seen = _identity(path)
-        self._whitelist = _read(path)
         self.problems: tuple[Problem, ...] = ()
+        if self._seen is None and when_missing is not None:
+            self._whitelist = when_missing
+            _log.info("whitelist.default", path=str(path), commands=sorted(when_missing.entries))
+        else:
+            self._whitelist = _read(path)
 
     def current(self) -> Whitelist:
         """Returns the whitelist in force, reading the file again if it is another one than before. Blocks briefly.

@@ -18,9 +18,9 @@ from shovey_trio.cli.doctor_checks import (
     Status,
     check_certificates,
     check_clock,
-    check_node_clocks,
     check_disk,
     check_files,
+    check_node_clocks,
     check_signing_keys,
     check_store,
 )

@@ -109,7 +109,7 @@ class Goiardi:
 
     async def wait_run(self, job_id: str, node: str, *statuses: str) -> dict[str, Any]:
         """Waits until a run has one of these statuses."""
-        while (found := await self.run(job_id, node))["status"] not in statuses:
+        while (found := await self.run(job_id, node))["status"] not in statuses:  # noqa: ASYNC110 - another program changes it
             await trio.sleep(_POLL)
         return found
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from shovey_agent.whitelist_file import WhitelistFile
 
-from shovey_trio.core.whitelist import NotWhitelisted, WhitelistInvalid
+from shovey_trio.core.whitelist import DEFAULT_WHITELIST, NotWhitelisted, WhitelistInvalid
 
 
 def test_whitelist_is_read_again_when_it_is_edited_or_replaced(tmp_path: Path) -> None:
@@ -60,3 +60,13 @@ def test_first_whitelist_must_be_readable(tmp_path: Path, kind: str) -> None:
             path.mkdir()
     with pytest.raises(WhitelistInvalid):
         WhitelistFile(path)
+
+
+def test_no_file_in_the_default_place_permits_chef_client_alone_until_there_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "whitelist.json"
+    whitelist = WhitelistFile(path, when_missing=DEFAULT_WHITELIST)
+    assert set(whitelist.current().entries) == {"chef-client"}
+    path.write_text('{"uptime": "uptime"}')
+    assert set(whitelist.current().entries) == {"uptime"}
+    path.unlink()
+    assert set(whitelist.current().entries) == {"uptime"}, "a file that is gone keeps the one in force"

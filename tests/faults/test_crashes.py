@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from shovey_trio.testing.chaos import AGENT_POINTS, DAEMON_POINTS, SUPERVISOR_POINTS
+from shovey_trio.testing.chaos_faults import AGENT_POINTS, DAEMON_POINTS, SUPERVISOR_POINTS
 from shovey_trio.testing.faults import FaultBench, until
 from shovey_trio.testing.history import Violation
 from shovey_trio.testing.limits import within

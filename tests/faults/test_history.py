@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -16,13 +17,13 @@ from shovey_trio.v1 import job_pb2 as pb
 RUN_ID = "run-1"
 
 
-def record(command: str = "quick", **changes: object) -> JobRecord:
-    values = {"request_id": "r", "command": command, "nodes": ("web-1",), "job_id": "job-1", **changes}
-    return JobRecord(**values)  # type: ignore[arg-type] # of mixed types by design
+def record(command: str = "quick", **changes: Any) -> JobRecord:
+    values: dict[str, Any] = {"request_id": "r", "command": command, "nodes": ("web-1",), "job_id": "job-1", **changes}
+    return JobRecord(**values)
 
 
-def result(state: pb.RunState.ValueType, *, stdout: bytes = b"", ended: bool = True, **fields: object) -> RunResult:
-    run = pb.Run(id=RUN_ID, node="web-1", state=state, **fields)  # type: ignore[arg-type] # of mixed types by design
+def result(state: pb.RunState.ValueType, *, stdout: bytes = b"", ended: bool = True, **fields: Any) -> RunResult:
+    run = pb.Run(id=RUN_ID, node="web-1", state=state, **fields)
     if ended:
         run.finished_at.GetCurrentTime()
     return RunResult(run=run, stdout=stdout, stderr=b"")
@@ -32,7 +33,7 @@ TRUE_OUTPUT = f"{RUN_ID} quick\n".encode()
 GOOD = result(pb.RUN_STATE_SUCCEEDED, stdout=TRUE_OUTPUT, exit_code=0)
 
 
-def broken(found: RunResult | None, *, starts: int = 1, alive: tuple[int, ...] = (), **changes: object) -> set[Rule]:
+def broken(found: RunResult | None, *, starts: int = 1, alive: tuple[int, ...] = (), **changes: Any) -> set[Rule]:
     results = {} if found is None else {"web-1": found}
     violations = judge_job(record(**changes), results, starts=Counter({RUN_ID: starts}), alive={RUN_ID: alive})
     return {violation.rule for violation in violations}
@@ -91,7 +92,7 @@ def test_a_byte_too_few_or_too_many_is_found(stdout: bytes) -> None:
 
 def test_a_cancelled_run_that_lives_or_has_no_proof_is_found() -> None:
     proven = result(pb.RUN_STATE_CANCELLED, proof=pb.PROOF_KIND_EMPTY_SUBREAPER)
-    asked = {"command": "hostile", "cancel_asked": True}
+    asked: dict[str, Any] = {"command": "hostile", "cancel_asked": True}
     assert broken(proven, **asked) == set()
     assert broken(proven, alive=(1,), **asked) == {Rule.SURVIVOR}
     assert broken(result(pb.RUN_STATE_CANCELLED), **asked) == {Rule.UNPROVEN}

@@ -33,6 +33,7 @@ from shovey_trio.testing.fleet import write_whitelist
 from shovey_trio.testing.limits import within
 from shovey_trio.testing.workload import starts, whitelist
 from shovey_trio.v1 import agent_service_pb2 as pb
+from shovey_trio.v1 import order_pb2
 
 pytestmark = pytest.mark.slow
 
@@ -55,7 +56,7 @@ class BadController:
     """
 
     key: SigningKey
-    batch: list[pb.SignedOrder] = field(default_factory=list)
+    batch: list[order_pb2.SignedOrder] = field(default_factory=list)
     confirm: bool = False
     clock: float = 0.0
     reported: dict[str, pb.RunReport] = field(default_factory=dict)
@@ -146,7 +147,7 @@ class Node:
                 nursery.cancel_scope.cancel(reason="the stream is over")
 
 
-def make_orders(key: SigningKey) -> list[pb.SignedOrder]:
+def make_orders(key: SigningKey) -> list[order_pb2.SignedOrder]:
     """The start orders of some runs, valid for ten minutes."""
     signer = Signer({"default": key})
     now = time.time()
@@ -185,7 +186,7 @@ async def test_an_order_that_comes_a_thousand_times_runs_once(tmp_path: Path, li
         choice = random.Random(1)
         copies = orders * (COPIES // 3 + 1)  # three batches of them are sent
 
-        def shuffled() -> list[pb.SignedOrder]:
+        def shuffled() -> list[order_pb2.SignedOrder]:
             return choice.sample(copies, k=len(copies))
 
         everything_reported = lambda: len(controller.reported) == RUNS  # noqa: E731 - said twice

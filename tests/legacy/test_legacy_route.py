@@ -104,7 +104,7 @@ async def open_route(
                     yield route, operator
                 assert not fleet.noise(), fleet.noise()
             finally:
-                await fleet.end()
+                await fleet.end()  # noqa: ASYNC102 - shielded inside
 
 
 async def test_old_nodes_run_jobs_under_both_kinds_of_names(tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ async def test_after_a_reset_each_node_is_signed_for_with_the_key_it_holds(tmp_p
         assert moved.runs[PLAIN].attempts == 2
         assert ("invalid", 200) in schob.answers
         # Nobody holds the old key any more: it is gone.
-        while len((await trio.to_thread.run_sync(route.key_file.load, ORGANIZATION)).keys) > 1:
+        while len((await trio.to_thread.run_sync(route.key_file.load, ORGANIZATION)).keys) > 1:  # noqa: ASYNC110 - another program changes it
             await trio.sleep(0.1)
         assert (await operator.run("hello", PLAIN)).runs[PLAIN].attempts == 1
         nursery.cancel_scope.cancel(reason="the test is over")
