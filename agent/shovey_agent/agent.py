@@ -6,12 +6,13 @@ import signal
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import structlog
 import trio
 
 from shovey_agent.cgroup import find_delegated_cgroup
-from shovey_agent.config import AgentSettings
+from shovey_agent.config import DEFAULT_WHITELIST_FILE, AgentSettings
 from shovey_agent.credentials import Credentials, CredentialStore
 from shovey_agent.doorbells import DoorbellListener
 from shovey_agent.enroll import renew
@@ -31,6 +32,7 @@ from shovey_trio.config_types import split_address
 from shovey_trio.core.order_signing import KeySet
 from shovey_trio.core.orders import NodeIdentity
 from shovey_trio.core.serf_wire import STREAM_DOORBELLS, STREAM_USER_EVENTS
+from shovey_trio.core.whitelist import DEFAULT_WHITELIST
 from shovey_trio.identity.files import read_secret
 from shovey_trio.observe.systemd import notify
 from shovey_trio.rpc.bridge import open_bridge
@@ -98,6 +100,10 @@ async def run_agent(settings: AgentSettings) -> None:
                 notify("STOPPING=1")
                 nursery.cancel_scope.cancel(reason="the agent was told to stop")
     _log.info("agent.stopped")
+
+
+def _open_whitelist(path: Path) -> WhitelistFile:
+    return WhitelistFile(path, when_missing=DEFAULT_WHITELIST if path == DEFAULT_WHITELIST_FILE else None)
 
 
 async def _until_told(signals: AsyncIterator[int], whitelist: WhitelistFile) -> None:

@@ -55,7 +55,7 @@ class AgentSection(Section):
     state_dir: FilePath = Field(default=Path("/var/lib/shovey-agent"), description="credentials, spool, used nonces")
     whitelist: FilePath = Field(
         default=DEFAULT_WHITELIST_FILE,
-        description="commands that may be run; schob's file as it is; no file in the default place: `chef-client` alone",
+        description="commands that may be run, schob's file as it is; none in the default place: `chef-client` alone",
     )
     server: OptionalAddress = Field(default="", description="control address; empty: as told at enrolment")
     link: LinkMode = Field(

@@ -222,6 +222,6 @@ async def open_legacy_rig(
         if before_jobs is not None:
             await before_jobs(rig)
         await take_up_jobs(store, supervisor)
-        with trio.fail_after(20_000):
+        with trio.fail_after(20_000):  # noqa: ASYNC100 - the test is in the yield
             yield rig
         helpers.cancel_scope.cancel(reason="the test is over")
