@@ -6,10 +6,8 @@ helpers they call, and the listeners open last and close first.
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 from functools import partial
 
 import structlog
@@ -20,34 +18,40 @@ from shovey_trio.application.announcer import Announcer
 from shovey_trio.application.chef_callers import StoredChefCallers
 from shovey_trio.application.explain import Explain
 from shovey_trio.application.identities import Identities
-from shovey_trio.application.jobs import JobDefaults, Jobs
+from shovey_trio.application.jobs import Jobs
 from shovey_trio.application.legacy import LegacyNodes
 from shovey_trio.application.nodes import Nodes
 from shovey_trio.config import ServerSettings
-from shovey_trio.config_types import split_address
+from shovey_trio.controller_settings import (
+    bounds_of,
+    job_defaults_of,
+    load_keys,
+    load_tls,
+    serf_link_of,
+    server_tls,
+    timing_of,
+)
 from shovey_trio.core.authz import POLICY
 from shovey_trio.core.errors import ShoveyError
-from shovey_trio.core.serf_wire import CONTROLLER_START_EVENT
-from shovey_trio.identity.files import read_secret
-from shovey_trio.identity.signing_keys import SigningKeyFile, SigningKeys
+from shovey_trio.housekeeping import announce, delete_history, keep_health, name_misfits
+from shovey_trio.identity.signing_keys import SigningKeys
 from shovey_trio.legacy_route import LegacyRoute, open_legacy_route
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.nursery.credits import ByteCredits
 from shovey_trio.nursery.dispatch import Dispatcher
 from shovey_trio.nursery.inbound import AgentInbox
 from shovey_trio.nursery.links import Links
-from shovey_trio.nursery.ports import Doorbell, SendFollow, SendKeys, Store
+from shovey_trio.nursery.ports import Doorbell, SendFollow, SendKeys
 from shovey_trio.nursery.presence import NodePresence
 from shovey_trio.nursery.recovery import take_up_jobs
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
-from shovey_trio.nursery.settings import Bounds, Timing
 from shovey_trio.nursery.supervisor import Supervisor, open_supervisor
 from shovey_trio.nursery.watch import CommitHub
 from shovey_trio.nursery.whitelist_asks import WhitelistAsks
 from shovey_trio.rest.listener import open_rest
 from shovey_trio.rest.server import HttpServer
-from shovey_trio.rpc.bridge import Listener, Route, Server, ServerOptions, ServerTls, open_server
+from shovey_trio.rpc.bridge import Listener, Route, Server, ServerOptions, open_server
 from shovey_trio.rpc.bridge.health import Health
 from shovey_trio.rpc.bridge.reflection import reflection_routes
 from shovey_trio.rpc.callers import Gatekeeper
@@ -59,10 +63,7 @@ from shovey_trio.rpc.services.job_service import JobService
 from shovey_trio.rpc.services.node_service import NodeService
 from shovey_trio.rpc.signer import Signer
 from shovey_trio.serf.doorbell import NoDoorbell, SerfDoorbell
-from shovey_trio.serf.legacy import LEGACY_EVENTS
-from shovey_trio.serf.link import SerfLink, SerfSettings
 from shovey_trio.store import open_store
-from shovey_trio.tls import ControllerTls, ListenerTls, load_controller_tls, renew_listeners_if_due
 
 _log = structlog.get_logger(__name__)
 
@@ -70,10 +71,6 @@ CONTROL = "control"
 ENROLL = "enroll"
 # Enrolments and renewals under way at once: each costs a signature and two commits.
 _ENROLLING = 4
-# The health service's name for the connection to serf.
-SERF = "serf"
-_HEALTH_TICK = 1.0
-_RETENTION_SLICE = 20
 _DAY = 86_400.0
 
 
@@ -143,8 +140,8 @@ class Controller:
     async def reload(self) -> None:
         """Reads certificates, signing keys, users and revocations again; a file that is bad leaves the old in force."""
         try:
-            tls = await trio.to_thread.run_sync(_load_tls, self._settings)
-            keys = await trio.to_thread.run_sync(_load_keys, self._settings)
+            tls = await trio.to_thread.run_sync(load_tls, self._settings)
+            keys = await trio.to_thread.run_sync(load_keys, self._settings)
             await self._identities.load()
             await self._callers.load()
             await self._registry.load_new()
@@ -153,8 +150,8 @@ class Controller:
         except (ShoveyError, OSError) as error:
             _log.error("controller.reload_failed", error=str(error))
             return
-        self._server.reload_tls(CONTROL, _server_tls(tls.control))
-        self._server.reload_tls(ENROLL, _server_tls(tls.enroll))
+        self._server.reload_tls(CONTROL, server_tls(tls.control))
+        self._server.reload_tls(ENROLL, server_tls(tls.enroll))
         self._replace_keys(keys)
         _log.info("controller.reloaded")
 
@@ -183,15 +180,15 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         ListenError: an address cannot be listened on.
     """
     clock = WallClock()
-    tls = await trio.to_thread.run_sync(_load_tls, settings)
-    keys = await trio.to_thread.run_sync(_load_keys, settings)
+    tls = await trio.to_thread.run_sync(load_tls, settings)
+    keys = await trio.to_thread.run_sync(load_keys, settings)
     async with open_store(settings.store_path) as store:
         epoch = await store.next_epoch(clock.now())
         registry = NodeRegistry(store)
         await registry.load()
         links = Links()
-        timing, bounds = _timing(settings), _bounds(settings)
-        link = _serf_link(settings)
+        timing, bounds = timing_of(settings), bounds_of(settings)
+        link = serf_link_of(settings)
         doorbell: Doorbell = NoDoorbell()
         if link is not None:
             limit = settings.serf.query_size_limit
@@ -232,8 +229,8 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             helpers.start_soon(dispatcher.serve)
             helpers.start_soon(presence.serve)
             helpers.start_soon(presence.serve_members)
-            helpers.start_soon(_keep_health, health, store, doorbell)
-            helpers.start_soon(_delete_history, store, settings)
+            helpers.start_soon(keep_health, health, store, doorbell)
+            helpers.start_soon(delete_history, store, settings)
             if link is not None:
                 helpers.start_soon(link.run)
                 if settings.serf.event_announce:
@@ -243,14 +240,14 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                     store.on_commit(announcer.committed)
                     registry.on_presence(announcer.presence_changed)
                     helpers.start_soon(announcer.serve)
-                helpers.start_soon(_name_misfits, link, doorbell, registry, settings.server.organization)
+                helpers.start_soon(name_misfits, link, doorbell, registry, settings.server.organization)
             await take_up_jobs(store, supervisor)
             jobs = Jobs(
                 services=services,
                 supervisor=supervisor,
                 registry=registry,
                 doorbell=doorbell,
-                defaults=_defaults(settings),
+                defaults=job_defaults_of(settings),
             )
             asks = WhitelistAsks()
             explain = Explain(jobs=jobs, identities=identities, registry=registry, links=links, asks=asks)
@@ -311,11 +308,9 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                     name=CONTROL,
                     address=settings.server.control_listen,
                     routes=control,
-                    tls=_server_tls(tls.control),
+                    tls=server_tls(tls.control),
                 ),
-                Listener(
-                    name=ENROLL, address=settings.server.enroll_listen, routes=enroll, tls=_server_tls(tls.enroll)
-                ),
+                Listener(name=ENROLL, address=settings.server.enroll_listen, routes=enroll, tls=server_tls(tls.enroll)),
             ]
             options = ServerOptions(max_receive_bytes=settings.limits.max_message)
             callers = StoredChefCallers(store=store, clock=clock)
@@ -341,65 +336,10 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                     callers=callers,
                 )
                 if link is not None:
-                    helpers.start_soon(_announce, link)
+                    helpers.start_soon(announce, link)
                 helpers.start_soon(_renew_daily, controller)
                 yield controller
             helpers.cancel_scope.cancel(reason="the controller stops")
-
-
-def _load_tls(settings: ServerSettings) -> ControllerTls:
-    hosts = [split_address(settings.control_address)[0], split_address(settings.enroll_address)[0]]
-    renew_listeners_if_due(settings.directory, hosts=hosts, now=WallClock().now())
-    return load_controller_tls(settings.directory)
-
-
-def _load_keys(settings: ServerSettings) -> SigningKeys:
-    organization = settings.server.organization
-    return SigningKeyFile(settings.directory.signing_keys(organization)).load(organization)
-
-
-def _server_tls(tls: ListenerTls) -> ServerTls:
-    return ServerTls(certificate=tls.certificate, private_key=tls.private_key, client_ca=tls.client_ca)
-
-
-def _timing(settings: ServerSettings) -> Timing:
-    return replace(
-        Timing(),
-        acceptance=settings.jobs.acceptance,
-        order_attempts=settings.jobs.order_attempts,
-        reconnect_grace=settings.jobs.reconnect_grace,
-        stream_lost_after=settings.presence.stream_lost_after,
-        on_demand_fresh=settings.presence.on_demand_fresh,
-    )
-
-
-def _bounds(settings: ServerSettings) -> Bounds:
-    limits = settings.limits
-    return replace(
-        Bounds(),
-        live_jobs=limits.max_live_jobs,
-        live_runs=limits.max_live_runs,
-        watchers=limits.max_watchers,
-        attached=limits.max_attached,
-        output_buffer=limits.output_buffer,
-    )
-
-
-def _defaults(settings: ServerSettings) -> JobDefaults:
-    jobs = settings.jobs
-    return JobDefaults(
-        run_timeout=jobs.default_run_timeout, max_run_timeout=jobs.max_run_timeout, kill_grace=jobs.kill_grace
-    )
-
-
-def _serf_link(settings: ServerSettings) -> SerfLink | None:
-    if not settings.serf.enabled:
-        return None
-    host, port = split_address(settings.serf.address)
-    key_file = settings.serf.auth_key_file
-    auth_key = read_secret(key_file).decode().strip() if key_file else None
-    events = LEGACY_EVENTS if settings.legacy.enabled else ()
-    return SerfLink(SerfSettings(host=host, port=port, auth_key=auth_key, events=events))
 
 
 def _tell_followed(supervisor: Supervisor, links: Links, job_id: str, node: str | None, followed: bool) -> None:
@@ -420,76 +360,8 @@ def _check_policy(routes: Sequence[Route]) -> None:
         raise RuntimeError(f"no policy for {', '.join(forgotten)}")
 
 
-async def _announce(link: SerfLink) -> None:
-    """Says on the gossip ring that a controller has started; agents that wait may call at once."""
-    while True:
-        try:
-            await link.wait_connected()
-            name = link.snapshot().node_name or ""
-            await link.announce(CONTROLLER_START_EVENT, name.encode())
-        except ShoveyError as error:
-            _log.warning("serf.announce_failed", error=error.message)
-            await trio.sleep(_HEALTH_TICK)
-        else:
-            return
-
-
-async def _name_misfits(link: SerfLink, doorbell: Doorbell, registry: NodeRegistry, organization: str) -> None:
-    """Reports, once serf is there, the registered nodes that it could never ring."""
-    await link.wait_connected()
-    misfits = doorbell.unaddressable(organization, sorted(registry.of(organization)))
-    if misfits:
-        _log.warning("serf.names_do_not_fit", nodes=list(misfits))
-
-
-async def _keep_health(health: Health, store: Store, doorbell: Doorbell) -> None:
-    """NOT_SERVING while the store cannot write. Serf being away is no reason, streams carry on without it.
-
-    Serf has a health of its own, as service ``serf``, where it is used.
-    """
-    told: dict[str, bool] = {"": True}
-    clock = WallClock()
-    while True:
-        if store.failure:
-            # Nobody else may have anything to write, and then nobody would ever find out that it works again.
-            with contextlib.suppress(ShoveyError):
-                await store.probe(clock.now())
-        serf = doorbell.status()
-        now = {"": not store.failure} | ({SERF: serf.connected} if serf.configured else {})
-        # Only what changes: a drain has said NOT_SERVING for good.
-        for service in [service for service in now if told.get(service) is not now[service]]:
-            health.set_serving(service, now[service])
-            _log.warning(
-                "health.changed",
-                service=service,
-                serving=now[service],
-                error=serf.last_error if service == SERF else store.failure,
-            )
-        told = now
-        await trio.sleep(_HEALTH_TICK)
-
-
 async def _renew_daily(controller: Controller) -> None:
     """Renews the listeners' certificates in time: reloading does, and costs nothing when nothing is due."""
     while True:
         await trio.sleep(_DAY)
         await controller.reload()
-
-
-async def _delete_history(store: Store, settings: ServerSettings) -> None:
-    clock = WallClock()
-    while True:
-        now = clock.now()
-        try:
-            while (
-                await store.delete_history(
-                    jobs_before=now - settings.retention.jobs,
-                    statuses_before=now - settings.retention.statuses,
-                    limit=_RETENTION_SLICE,
-                )
-                == _RETENTION_SLICE
-            ):
-                await trio.lowlevel.checkpoint()
-        except ShoveyError as error:
-            _log.warning("retention.failed", error=error.message)
-        await trio.sleep(settings.retention.sweep_every)

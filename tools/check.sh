@@ -16,8 +16,10 @@ generated_code_is_current() {
 }
 async_rules() {
   # ASYNC109: a deadline is a parameter where gRPC makes it one. ASYNC114, 124: handlers have their shape from an
-  # interface. ASYNC9xx: optional rules that are not house style.
-  python_files | xargs "$bin/flake8-async" --disable ASYNC109,ASYNC114,ASYNC124,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
+  # interface. ASYNC9xx: optional rules that are not house style. ASYNC110 in tests: other processes set no event.
+  local off=ASYNC109,ASYNC114,ASYNC124,ASYNC900,ASYNC910,ASYNC911,ASYNC912,ASYNC913
+  python_files | grep -v '^tests/' | xargs "$bin/flake8-async" --disable $off
+  python_files | grep '^tests/' | xargs "$bin/flake8-async" --disable $off,ASYNC110
 }
 
 step "format" "$bin/ruff" format --check .

@@ -312,7 +312,7 @@ async def open_fleet(
             await fleet.wait_up()
             yield fleet
         finally:
-            await fleet.end()
+            await fleet.end()  # noqa: ASYNC102 - shielded, with a deadline, in there
 
 
 async def _add_and_start(fleet: Fleet, spec: NodeSpec, serf: SerfAgentProcess | None) -> None:

@@ -45,7 +45,7 @@ def keep_fleet(make_nodes: MakeNodes, *, serf: bool, **options: Any) -> Iterator
     def run(directory: Path) -> None:
         try:
             trio.run(keep, directory)
-        except BaseException as failure:  # noqa: BLE001 - raised again in the test's thread
+        except BaseException as failure:  # noqa: BLE001, ASYNC103 - raised again in the test's thread
             failures.append(failure)
         finally:
             up.set()

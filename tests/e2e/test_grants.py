@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import pytest
+import trio
 
 from shovey_trio.cli.settings import load_client_settings
 from shovey_trio.core.errors import Code
@@ -126,8 +127,9 @@ async def test_node_that_is_away_is_said_to_be_so_and_not_guessed(fleet: Fleet, 
         [whitelist] = [step for step in answer.steps if step.rule == "whitelist"]
         assert (whitelist.verdict, whitelist.detail) == (pb.VERDICT_UNKNOWN, "the node is not attached")
     finally:
-        await agent.start()
-        await fleet.wait_up()
+        with trio.CancelScope(deadline=trio.current_time() + 30, shield=True):
+            await agent.start()
+            await fleet.wait_up()
 
 
 def verdicts(answer: pb.ExplainRunResponse) -> dict[str, str]:
