@@ -144,6 +144,8 @@ def invoke(arguments: Sequence[str]) -> int:
 
 def main() -> None:
     """Entry point of ``shovey-agent``."""
+    # structlog imports rich where it is installed, for tracebacks that are not wanted here: 8 MiB on every node.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None: importing it is an ImportError
     sys.exit(invoke(sys.argv[1:]))
 
 

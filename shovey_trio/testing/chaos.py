@@ -126,9 +126,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1_000_000, help="at most so many rounds")
     parser.add_argument("--seed", type=int, default=None, help="repeats the choices of an earlier run")
     parser.add_argument("--only", default="", help="only faults with this in their name")
-    parser.add_argument(
-        "--output-mib", type=int, default=0, help="instead: one run with so much output (16, 128, 1024)"
-    )
+    parser.add_argument("--output-mib", type=int, choices=(16, 128, 1024), help="instead: one run with so much output")
     parser.add_argument("--cancels", type=int, default=0, help="instead: so many cancels of hostile trees")
     parser.add_argument("--keep", action="store_true", help="keep the directory with all logs, whatever happens")
     options = parser.parse_args()
