@@ -79,7 +79,9 @@ async def test_much_output_and_a_slow_reader_cost_neither_bytes_nor_memory(bench
     async with bench_of(nodes=("web-1",), agent_settings=BIG_OUTPUT_SETTINGS, commands=big_output_commands()) as bench:
         measured = await measure_big_output(bench, mebibytes=16)
     assert measured.got == measured.written
-    assert measured.agent_peak <= 64 * 2**20
+    # The share of pages that others map too depends on what else runs on the machine, so the whole figure is for
+    # tools/chaos.sh; what moving output costs is the same everywhere.
+    assert measured.agent_growth <= 16 * 2**20
     assert measured.daemon_peak <= 256 * 2**20
 
 
