@@ -17,6 +17,7 @@ from shovey_trio.config_types import (
     ByteSize,
     Duration,
     FilePath,
+    LogSection,
     OptionalAddress,
     PositiveDuration,
     PositiveInt,
@@ -219,17 +220,6 @@ class LimitsSection(Section):
     )
     max_message: ByteSize = Field(default=4 * 2**20, description="one gRPC message")
     enroll_per_minute: PositiveInt = Field(default=60, description="Enroll and Renew calls, all callers together")
-
-
-class LogSection(Section):
-    """What is logged, to standard error."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="the least severe that is logged"
-    )
-    format: Literal["auto", "console", "json"] = Field(
-        default="auto", description="`auto`: console on a terminal, else json"
-    )
 
 
 class ServerSettings(Section):

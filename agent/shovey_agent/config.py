@@ -19,6 +19,7 @@ from shovey_trio.config_types import (
     ByteSize,
     Duration,
     FilePath,
+    LogSection,
     OptionalAddress,
     PositiveDuration,
     PositiveInt,
@@ -114,17 +115,6 @@ class ReconnectSection(Section):
         if self.delay_min > self.delay_max:
             raise ValueError("delay_min is longer than delay_max")
         return self
-
-
-class LogSection(Section):
-    """What is logged, to standard error."""
-
-    level: Literal["debug", "info", "warning", "error"] = Field(
-        default="info", description="the least severe that is logged"
-    )
-    format: Literal["auto", "console", "json"] = Field(
-        default="auto", description="`auto`: console on a terminal, else json"
-    )
 
 
 class AgentSettings(Section):
