@@ -109,16 +109,17 @@ async def test_nothing_on_the_ring_ends_the_agent_or_runs_twice(rig: Rig) -> Non
             seen.append(record.payload)
             break
     (order,) = seen
+    log = rig.schob.process.log
     async with rig.serf_srv.connect() as ring:
-        for payload in (
-            b"not json",
-            b"\xff" * 200,
-            b"{}",
-            b'{"action":"start","command":1}',
-            order,
-            order.replace(b"hello", b"flood"),
+        for payload, refused in (
+            (b"not json", "order.malformed"),
+            (b"\xff" * 200, "order.malformed"),
+            (b"{}", "order.malformed"),
+            (b'{"action":"start","command":1}', "order.malformed"),
+            (order, "replayed"),
+            (order.replace(b"hello", b"flood"), "bad_signature"),
         ):
-            await _query(ring, payload)
+            await _query_until_told(ring, payload, log, refused)
         # The serf agent of the node goes away and comes back: schob would end here.
         await rig.serf.kill()
         await trio.sleep(0.5)
@@ -133,10 +134,9 @@ async def test_nothing_on_the_ring_ends_the_agent_or_runs_twice(rig: Rig) -> Non
     assert later["output"] == "hello\n"
     run = await goiardi.run(job, NODE)
     assert (run["status"], run["output"]) == ("succeeded", "hello\n")
-    log = rig.schob.process.log.read_text()
-    assert log.count("order.malformed") == 4
-    assert "bad_signature" in log
-    assert log.count(f"run.accepted                   command=hello run_id={job}") <= 1
+    told = log.read_text()
+    accepted = [line for line in told.splitlines() if "run.accepted" in line and job in line]
+    assert len(accepted) == 1
 
 
 def _commands(rig: Rig) -> list[int]:
@@ -152,6 +152,20 @@ def _commands(rig: Rig) -> list[int]:
         if marker in environment and state != "Z":
             found.append(int(directory.name))
     return found
+
+
+async def _query_until_told(ring: SerfConnection, payload: bytes, log: Path, refusal: str) -> None:
+    """Send a payload to the node until its agent says in its log that it refused it.
+
+    Serf acks a query before any of its listeners has it, and gossip may lose one: the agent's own word is the proof.
+    """
+    before = log.read_text().count(refusal)
+    while True:
+        await _query(ring, payload)
+        with trio.move_on_after(2):
+            while log.read_text().count(refusal) == before:  # noqa: ASYNC110 - another program changes it
+                await trio.sleep(0.05)
+            return
 
 
 async def _query(ring: SerfConnection, payload: bytes) -> None:
