@@ -1,9 +1,10 @@
 """What the gRPC bridge costs: CPU microseconds per operation, as a ratio to plain grpc.aio on asyncio in the same run.
 
-``python bench/bridge.py [--rounds N] [--seconds S] [--json FILE]``. A server and a load process each; the CPU of the
-whole process under test (C core threads included) over the operations it did, rounds interleaved, medians. Absolute
-figures carry the machine's noise; the ratios are what counts. Compared are the server (under a grpc.aio client) and
-the client (against a grpc.aio server).
+``python bench/bridge.py [--rounds N] [--seconds S] [--streams N …] [--json FILE]``. A server and a load process each;
+the CPU of the whole process under test (C core threads included) over the operations it did, rounds interleaved,
+medians. Absolute figures carry the machine's noise; the ratios are what counts. Compared are the servers (each of the
+bridge's back-ends, under a grpc.aio client) and the client (against a grpc.aio server). ``--streams`` opens that many
+streams on a server, a hundred to a connection, and leaves them idle: CPU to open one, and memory of one.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 SCENARIOS = ("unary", "watch", "upload", "echo")
-ENGINES = ("aio", "bridge")
+SERVERS = ("aio", "trio-asyncio", "native")
+CLIENTS = ("aio", "bridge")
 TICK = os.sysconf("SC_CLK_TCK")
 UNARY_IN_FLIGHT = 64
 STREAMS = 4
+STREAMS_ON_A_CONNECTION = 100
 
 
 def cpu_seconds(pid: int) -> float:
@@ -52,50 +55,89 @@ def load(engine: str, address: str, scenario: str, seconds: float) -> tuple[int,
     return int(operations), float(cpu)
 
 
+def resident_kib(pid: int) -> int:
+    """Return the resident memory of a process."""
+    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
 def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=float, default=1.0)
+    parser.add_argument("--streams", type=int, nargs="*", default=[1000])
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
-    costs: dict[tuple[str, str, str], list[float]] = {}
-    rates: dict[tuple[str, str, str], list[float]] = {}
-    for _ in range(options.rounds):
-        for scenario in SCENARIOS:
-            for side in ("server", "client"):
-                for engine in ENGINES:
-                    serving, calling = (engine, "aio") if side == "server" else ("aio", engine)
-                    with server(serving) as (pid, address):
-                        load("aio", address, scenario, 0.2)  # warm
-                        before = cpu_seconds(pid)
-                        operations, client_cpu = load(calling, address, scenario, options.seconds)
-                        spent = cpu_seconds(pid) - before if side == "server" else client_cpu
-                    key = (side, scenario, engine)
-                    costs.setdefault(key, []).append(spent / operations * 1e6)
-                    rates.setdefault(key, []).append(operations / options.seconds)
-    print(f"{'':8}{'':8}{'grpc.aio µs':>12}{'bridge µs':>12}{'ratio':>8}{'bridge op/s':>14}")
-    report = []
-    for side in ("server", "client"):
-        for scenario in SCENARIOS:
-            plain, ours = (statistics.median(costs[side, scenario, engine]) for engine in ENGINES)
-            rate = max(rates[side, scenario, "bridge"])
-            print(f"{side:8}{scenario:8}{plain:12.0f}{ours:12.0f}{ours / plain:8.2f}{rate:14.0f}")
-            report.append({"side": side, "scenario": scenario, "aio_us": plain, "bridge_us": ours, "rate": rate})
+    report = compare_costs(options.rounds, options.seconds) + compare_idle_streams(options.streams)
     if options.json is not None:
         options.json.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
 
 
-def serve_bridge() -> None:
-    """Serve the probe service through the bridge."""
+def compare_costs(rounds: int, seconds: float) -> list[dict[str, object]]:
+    """Measure the scenarios against all servers and with all clients."""
+    pairs = [("server", engine) for engine in SERVERS] + [("client", engine) for engine in CLIENTS]
+    costs: dict[tuple[str, str, str], list[float]] = {}
+    rates: dict[tuple[str, str, str], list[float]] = {}
+    for _ in range(rounds):
+        for scenario in SCENARIOS:
+            for side, engine in pairs:
+                serving, calling = (engine, "aio") if side == "server" else ("aio", engine)
+                with server(serving) as (pid, address):
+                    load("aio", address, scenario, 0.2)  # warm
+                    before = cpu_seconds(pid)
+                    operations, client_cpu = load(calling, address, scenario, seconds)
+                    spent = cpu_seconds(pid) - before if side == "server" else client_cpu
+                costs.setdefault((side, scenario, engine), []).append(spent / operations * 1e6)
+                rates.setdefault((side, scenario, engine), []).append(operations / seconds)
+    print(f"{'':8}{'':8}{'':14}{'CPU µs':>10}{'to grpc.aio':>14}{'best op/s':>12}")
+    report: list[dict[str, object]] = []
+    for scenario in SCENARIOS:
+        for side, engine in pairs:
+            cost, rate = statistics.median(costs[side, scenario, engine]), max(rates[side, scenario, engine])
+            ratio = cost / statistics.median(costs[side, scenario, "aio"])
+            print(f"{scenario:8}{side:8}{engine:14}{cost:10.0f}{ratio:14.2f}{rate:12.0f}")
+            report.append(
+                {"side": side, "scenario": scenario, "engine": engine, "cpu_us": cost, "ratio": ratio, "rate": rate}
+            )
+    return report
+
+
+def compare_idle_streams(counts: list[int]) -> list[dict[str, object]]:
+    """Open streams on all servers and leave them idle."""
+    if counts:
+        print(f"{'':8}{'':8}{'':14}{'CPU µs':>10}{'KiB each':>14}{'opened/s':>12}")
+    report: list[dict[str, object]] = []
+    for count in counts:
+        for engine in SERVERS:
+            with server(engine) as (pid, address):
+                load("aio", address, "echo", 0.2)  # warm
+                before, cpu = resident_kib(pid), cpu_seconds(pid)
+                command = [sys.executable, __file__, "hold", address, str(count)]
+                with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as holder:
+                    assert holder.stdout is not None
+                    assert holder.stdin is not None
+                    took = float(holder.stdout.readline())
+                    time.sleep(0.5)  # what the server still does about it
+                    each, spent = (resident_kib(pid) - before) / count, cpu_seconds(pid) - cpu
+                    holder.stdin.close()
+            print(f"{'streams':8}{count:<8}{engine:14}{spent / count * 1e6:10.0f}{each:14.1f}{count / took:12.0f}")
+            report.append(
+                {"streams": count, "engine": engine, "cpu_us": spent / count * 1e6, "kib": each, "rate": count / took}
+            )
+    return report
+
+
+def serve_bridge(engine: str) -> None:
+    """Serve the probe service through a back-end of the bridge."""
     import trio
 
-    from shovey_trio.rpc.bridge import Listener, open_server
+    from shovey_trio.rpc.bridge import Backend, Listener, open_server
     from shovey_trio.testing.rpc_probe import Probe
 
     async def run() -> None:
         listener = Listener(name="a", address="127.0.0.1:0", routes=Probe().routes())
-        async with open_server([listener]) as running:
+        async with open_server([listener], backend=Backend(engine)) as running:
             print(running.port("a"), flush=True)
             await trio.sleep_forever()
 
@@ -111,7 +153,9 @@ def serve_aio() -> None:
     """Serve the same methods with grpc.aio on asyncio, handlers as its documentation shows them."""
     import asyncio
 
-    import grpc
+    from shovey_trio.rpc.bridge import ServerOptions  # before grpc: it sets what grpc reads when it loads
+
+    import grpc  # isort: skip
     from google.protobuf.wrappers_pb2 import StringValue
 
     payload = StringValue(value="x" * 1024)
@@ -135,7 +179,7 @@ def serve_aio() -> None:
             await context.write(message)
 
     async def run() -> None:
-        running = grpc.aio.server(options=[("grpc.http2.bdp_probe", 0)])
+        running = grpc.aio.server(options=ServerOptions().arguments())
         handlers = {
             "Unary": grpc.unary_unary_rpc_method_handler(unary, **codec),
             "Watch": grpc.unary_stream_rpc_method_handler(watch, **codec),
@@ -146,6 +190,37 @@ def serve_aio() -> None:
         print(running.add_insecure_port("127.0.0.1:0"), flush=True)
         await running.start()
         await running.wait_for_termination()
+
+    asyncio.run(run())
+
+
+def hold(address: str, count: int) -> None:
+    """Open ``count`` streams, say how long it took, and keep them until the standard input ends."""
+    import asyncio
+
+    import grpc
+    from google.protobuf.wrappers_pb2 import StringValue
+
+    codec = {"request_serializer": StringValue.SerializeToString, "response_deserializer": StringValue.FromString}
+
+    async def run() -> None:
+        # Channels to one target share a connection unless their options tell them apart.
+        channels = [
+            grpc.aio.insecure_channel(address, options=[("connection", number)])
+            for number in range(-(-count // STREAMS_ON_A_CONNECTION))
+        ]
+        calls = []
+
+        async def open_one(number: int) -> None:
+            call = channels[number % len(channels)].stream_stream("/probe.Probe/Echo", **codec)()
+            calls.append(call)
+            await call.write(StringValue(value="x"))
+            await call.read()
+
+        began = time.perf_counter()
+        await asyncio.gather(*[open_one(number) for number in range(count)])
+        print(time.perf_counter() - began, flush=True)
+        await asyncio.to_thread(sys.stdin.read)
 
     asyncio.run(run())
 
@@ -257,10 +332,12 @@ def load_aio(address: str, scenario: str, seconds: float) -> tuple[int, float]:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["serve", "bridge"]:
-            serve_bridge()
         case ["serve", "aio"]:
             serve_aio()
+        case ["serve", engine]:
+            serve_bridge(engine)
+        case ["hold", address, count]:
+            hold(address, int(count))
         case ["load", engine, address, scenario, seconds]:
             print(*(load_bridge if engine == "bridge" else load_aio)(address, scenario, float(seconds)))
         case _:

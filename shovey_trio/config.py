@@ -27,6 +27,7 @@ from shovey_trio.config_types import (
     split_address,
 )
 from shovey_trio.core.errors import InvalidRequest
+from shovey_trio.identity.key_places import KeySource, VaultCredentials, VaultOptions
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.identity.names import check_organization
 
@@ -156,6 +157,9 @@ class RestSection(Section):
         default=20.0, description="how long a reader of a stream that is not complete is kept waiting"
     )
     max_connections: PositiveInt = Field(default=1000, description="open connections; further ones get 503")
+    max_connections_per_peer: PositiveInt = Field(
+        default=500, description="open connections of one address, such as a proxy's; further ones get 503"
+    )
     max_body: ByteSize = Field(default=1_000_000, description="body of a request; larger ones get 413")
     head_timeout: PositiveDuration = Field(default=10.0, description="time for a request's headers, else 408")
     body_timeout: PositiveDuration = Field(default=60.0, description="time for a request's body, else 408")
@@ -200,12 +204,81 @@ class ChefSection(Section):
         return self
 
 
+class GrpcSection(Section):
+    """How gRPC is served."""
+
+    backend: Literal["trio-asyncio", "native"] = Field(
+        default="trio-asyncio",
+        description="`trio-asyncio`: grpcio's public asyncio server; `native`: grpcio's completion queue straight into "
+        "trio, cheaper per call, replaced by the other where it does not work with the grpcio that is installed",
+    )
+
+
 class RetentionSection(Section):
     """What is deleted, and when."""
 
     jobs: PositiveDuration = Field(default=30 * 86_400.0, description="finished jobs with runs, events and output")
     statuses: PositiveDuration = Field(default=30 * 86_400.0, description="presence history of nodes")
+    audit: PositiveDuration = Field(default=400 * 86_400.0, description="audit records; what is left still verifies")
     sweep_every: PositiveDuration = Field(default=3600.0, description="how often old history is looked for")
+
+
+class SecretsSection(Section):
+    """Where private keys come from."""
+
+    signing_keys: KeySource = Field(
+        default=KeySource.FILES, description="keys that sign orders: `files`, `environment` or `vault`"
+    )
+    legacy_keys: KeySource = Field(
+        default=KeySource.FILES, description="RSA keys for old nodes: `files`, `environment` or `vault`"
+    )
+
+
+class VaultSection(Section):
+    """A Vault (or OpenBao) with secrets of KV version 2; used where `[secrets]` says so."""
+
+    address: str = Field(default="", description="its URL, `https://…`; always verified")
+    ca_file: FilePath | Literal[""] = Field(default="", description="CA certificates of it; empty: the system's")
+    namespace: str = Field(default="", description="namespace; empty: none")
+    mount: str = Field(default="secret", description="where the KV engine is mounted")
+    path: str = Field(
+        default="shovey-trio", description="secrets are `PATH/ORG/signing` and `PATH/ORG/legacy`, field `document`"
+    )
+    token_file: FilePath | Literal[""] = Field(default="", description="file (0600) with a token, which is renewed")
+    role_id: str = Field(default="", description="role id of AppRole, in the place of a token")
+    secret_id_file: FilePath | Literal[""] = Field(default="", description="file (0600) with the role's secret id")
+    approle_mount: str = Field(default="approle", description="where AppRole is mounted")
+    timeout: PositiveDuration = Field(default=10.0, description="time for a question")
+    refresh: PositiveDuration = Field(default=30.0, description="how often the keys are read again")
+
+    @model_validator(mode="after")
+    def _complete(self) -> Self:
+        if not self.address:
+            return self
+        if not self.address.startswith("https://"):
+            raise ValueError("address must begin with https://")
+        if bool(self.token_file) == bool(self.role_id and self.secret_id_file):
+            raise ValueError("either token_file, or role_id and secret_id_file")
+        return self
+
+    @property
+    def options(self) -> VaultOptions:
+        """As the client takes it."""
+        return VaultOptions(
+            address=self.address,
+            ca_file=str(self.ca_file),
+            namespace=self.namespace,
+            mount=self.mount,
+            approle_mount=self.approle_mount,
+            timeout=self.timeout,
+        )
+
+    @property
+    def credentials(self) -> VaultCredentials:
+        """As the client takes them."""
+        return VaultCredentials(
+            token_file=self.token_file or None, role_id=self.role_id, secret_id_file=self.secret_id_file or None
+        )
 
 
 class LimitsSection(Section):
@@ -219,7 +292,12 @@ class LimitsSection(Section):
         default=64 * 2**20, description="output received and not yet durable, all runs together"
     )
     max_message: ByteSize = Field(default=4 * 2**20, description="one gRPC message")
+    max_streams: PositiveInt = Field(default=2000, description="calls at a time on one gRPC connection")
+    max_connections: PositiveInt = Field(default=25_000, description="connections to one gRPC listener")
     enroll_per_minute: PositiveInt = Field(default=60, description="Enroll and Renew calls, all callers together")
+    failed_auth_per_minute: PositiveInt = Field(
+        default=30, description="failed proofs of one name at one address (ten times as many of all names there)"
+    )
 
 
 class ServerSettings(Section):
@@ -233,7 +311,10 @@ class ServerSettings(Section):
     legacy: LegacySection = Field(default_factory=LegacySection)
     rest: RestSection = Field(default_factory=RestSection)
     chef: ChefSection = Field(default_factory=ChefSection)
+    grpc: GrpcSection = Field(default_factory=GrpcSection)
     retention: RetentionSection = Field(default_factory=RetentionSection)
+    secrets: SecretsSection = Field(default_factory=SecretsSection)
+    vault: VaultSection = Field(default_factory=VaultSection)
     limits: LimitsSection = Field(default_factory=LimitsSection)
     log: LogSection = Field(default_factory=LogSection)
 
@@ -248,6 +329,12 @@ class ServerSettings(Section):
     def _legacy_needs_serf(self) -> Self:
         if self.legacy.enabled and not self.serf.enabled:
             raise ValueError("legacy.enabled needs serf.enabled = true: nothing else reaches old nodes")
+        return self
+
+    @model_validator(mode="after")
+    def _vault_is_named(self) -> Self:
+        if KeySource.VAULT in (self.secrets.signing_keys, self.secrets.legacy_keys) and not self.vault.address:
+            raise ValueError("[secrets] names vault, and vault.address is empty")
         return self
 
     @property

@@ -6,7 +6,7 @@ helpers they call, and the listeners open last and close first.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 
@@ -15,15 +15,24 @@ import trio
 
 from shovey_trio import __version__
 from shovey_trio.application.announcer import Announcer
+from shovey_trio.application.attempts import FailedAttempts
+from shovey_trio.application.audit import AuditLog
+from shovey_trio.application.audit_anchor import open_anchor
 from shovey_trio.application.chef_callers import StoredChefCallers
 from shovey_trio.application.explain import Explain
 from shovey_trio.application.identities import Identities
 from shovey_trio.application.jobs import Jobs
 from shovey_trio.application.legacy import LegacyNodes
 from shovey_trio.application.nodes import Nodes
+from shovey_trio.application.organization_keys import OrganizationKeys
 from shovey_trio.config import ServerSettings
+from shovey_trio.controller_reload import Reload
 from shovey_trio.controller_settings import (
+    CONTROL,
+    ENROLL,
+    backend_of,
     bounds_of,
+    check_files,
     job_defaults_of,
     load_keys,
     load_tls,
@@ -31,17 +40,20 @@ from shovey_trio.controller_settings import (
     server_tls,
     timing_of,
 )
+from shovey_trio.core.audit import AuditAction
 from shovey_trio.core.authz import POLICY
-from shovey_trio.core.errors import ShoveyError
-from shovey_trio.housekeeping import announce, delete_history, keep_health, name_misfits
-from shovey_trio.identity.signing_keys import SigningKeys
-from shovey_trio.legacy_route import LegacyRoute, open_legacy_route
+from shovey_trio.core.errors import Unauthenticated
+from shovey_trio.file_watch import marks, reload_on_change
+from shovey_trio.housekeeping import KeyNews, announce, delete_history, keep_health, name_misfits
+from shovey_trio.identity.audit_files import AuditFiles
+from shovey_trio.identity.key_places import KeySource
+from shovey_trio.legacy_route import open_legacy_route
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.nursery.credits import ByteCredits
 from shovey_trio.nursery.dispatch import Dispatcher
 from shovey_trio.nursery.inbound import AgentInbox
 from shovey_trio.nursery.links import Links
-from shovey_trio.nursery.ports import Doorbell, SendFollow, SendKeys
+from shovey_trio.nursery.ports import Doorbell, SendFollow
 from shovey_trio.nursery.presence import NodePresence
 from shovey_trio.nursery.recovery import take_up_jobs
 from shovey_trio.nursery.registry import NodeRegistry
@@ -67,10 +79,10 @@ from shovey_trio.store import open_store
 
 _log = structlog.get_logger(__name__)
 
-CONTROL = "control"
-ENROLL = "enroll"
 # Enrolments and renewals under way at once: each costs a signature and two commits.
 _ENROLLING = 4
+# Seconds for the last records of the audit log, and its signed head.
+_LAST_RECORDS = 5.0
 _DAY = 86_400.0
 
 
@@ -83,30 +95,20 @@ class Controller:
         settings: ServerSettings,
         server: Server,
         supervisor: Supervisor,
-        identities: Identities,
         links: Links,
         health: Health,
-        signer: Signer,
-        doorbell: Doorbell,
-        registry: NodeRegistry,
-        legacy: LegacyRoute | None,
         legacy_nodes: LegacyNodes | None,
         rest: HttpServer | None,
-        callers: StoredChefCallers,
+        reload: Reload,
     ) -> None:
         self._settings = settings
         self._server = server
         self._supervisor = supervisor
-        self._identities = identities
         self._links = links
         self._health = health
-        self._signer = signer
-        self._doorbell = doorbell
-        self._registry = registry
-        self._legacy = legacy
         self.legacy_nodes = legacy_nodes
         self._rest = rest
-        self._callers = callers
+        self._reload = reload
 
     @property
     def control_port(self) -> int:
@@ -138,35 +140,8 @@ class Controller:
             await self._server.stop(grace=grace)
 
     async def reload(self) -> None:
-        """Reads certificates, signing keys, users and revocations again; a file that is bad leaves the old in force."""
-        try:
-            tls = await trio.to_thread.run_sync(load_tls, self._settings)
-            keys = await trio.to_thread.run_sync(load_keys, self._settings)
-            await self._identities.load()
-            await self._callers.load()
-            await self._registry.load_new()
-            if self._legacy is not None:
-                await self._legacy.keyring.reload()
-        except (ShoveyError, OSError) as error:
-            _log.error("controller.reload_failed", error=str(error))
-            return
-        self._server.reload_tls(CONTROL, server_tls(tls.control))
-        self._server.reload_tls(ENROLL, server_tls(tls.enroll))
-        self._replace_keys(keys)
-        _log.info("controller.reloaded")
-
-    def _replace_keys(self, keys: SigningKeys) -> None:
-        before = self._identities.key_set(keys.organization)
-        published = keys.published()
-        self._identities.replace_keys(keys)
-        if published != before:
-            # On each stream ahead of the first order that only they verify.
-            for link in self._links:
-                if link.organization == keys.organization:
-                    link.send_nowait(SendKeys(keys=published))
-        self._signer.replace({keys.organization: keys.active})
-        if isinstance(self._doorbell, SerfDoorbell):
-            self._doorbell.replace_key(keys.active.private_key)
+        """Reads certificates, keys, users, nodes and revocations again; what is bad leaves the old of it in force."""
+        await self._reload()
 
 
 @asynccontextmanager
@@ -180,10 +155,17 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         ListenError: an address cannot be listened on.
     """
     clock = WallClock()
+    await trio.to_thread.run_sync(check_files, settings)
     tls = await trio.to_thread.run_sync(load_tls, settings)
-    keys = await trio.to_thread.run_sync(load_keys, settings)
+    seen = await trio.to_thread.run_sync(marks, settings.directory)
+    keys = OrganizationKeys(await trio.to_thread.run_sync(load_keys, settings))
     async with open_store(settings.store_path) as store:
         epoch = await store.next_epoch(clock.now())
+        audit = AuditLog(store=store, clock=clock, organization=settings.server.organization)
+        anchor = await open_anchor(store=store, file=AuditFiles(settings.directory), clock=clock)
+        for organization in keys.active():
+            await audit.keys_changed(keys.published(organization), AuditAction.CONTROLLER_STARTED, epoch=epoch)
+        attempts = FailedAttempts(per_minute=settings.limits.failed_auth_per_minute, audit=audit, clock=clock)
         registry = NodeRegistry(store)
         await registry.load()
         links = Links()
@@ -192,10 +174,8 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         doorbell: Doorbell = NoDoorbell()
         if link is not None:
             limit = settings.serf.query_size_limit
-            doorbell = SerfDoorbell(
-                link=link, signing_key=keys.active.private_key, epoch=epoch, clock=clock, limit=limit
-            )
-        signer = Signer({keys.organization: keys.active})
+            doorbell = SerfDoorbell(link=link, signing_key=keys.for_doorbells, epoch=epoch, clock=clock, limit=limit)
+        signer = Signer(keys.active())
         hub = CommitHub(max_watchers=bounds.watchers)
         store.on_commit(hub.committed)
         dispatcher = Dispatcher(links=links, doorbell=doorbell, timing=timing)
@@ -212,7 +192,9 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             bounds=bounds,
             legacy=None if legacy is None else legacy.dispatcher,
         )
-        identities = Identities(services=services, registry=registry, authority=tls.authority, signing_keys=keys)
+        identities = Identities(
+            services=services, registry=registry, authority=tls.authority, ca_certificates=tls.ca_pem, keys=keys
+        )
         await identities.load()
         health = Health()
         async with trio.open_nursery() as helpers, open_supervisor(services) as supervisor:
@@ -231,6 +213,8 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             helpers.start_soon(presence.serve_members)
             helpers.start_soon(keep_health, health, store, doorbell)
             helpers.start_soon(delete_history, store, settings)
+            helpers.start_soon(audit.serve)
+            helpers.start_soon(anchor.serve)
             if link is not None:
                 helpers.start_soon(link.run)
                 if settings.serf.event_announce:
@@ -253,6 +237,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             explain = Explain(jobs=jobs, identities=identities, registry=registry, links=links, asks=asks)
             nodes = Nodes(services=services, supervisor=supervisor, registry=registry, doorbell=doorbell)
             inbox = AgentInbox(services=services, supervisor=supervisor, presence=presence, links=links)
+            inbox.on_foreign(audit.note_foreign_run)
             legacy_nodes = None
             if legacy is not None:
                 legacy_nodes = legacy.start(
@@ -283,6 +268,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                     clock=clock,
                     epoch=epoch,
                     asks=asks,
+                    audit=audit,
                 ).routes(),
                 *AdminService(
                     facts=facts,
@@ -300,6 +286,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 control_address=settings.control_address,
                 limiter=trio.CapacityLimiter(_ENROLLING),
                 rate=CallRate(settings.limits.enroll_per_minute, clock),
+                attempts=attempts,
             )
             enroll = [*enrollment.routes(), *health.routes()]
             _check_policy([*control, *enroll])
@@ -312,34 +299,77 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 ),
                 Listener(name=ENROLL, address=settings.server.enroll_listen, routes=enroll, tls=server_tls(tls.enroll)),
             ]
-            options = ServerOptions(max_receive_bytes=settings.limits.max_message)
+            gatekeeper = Gatekeeper(identities, audit=audit, attempts=attempts)
+            options = ServerOptions(
+                max_receive_bytes=settings.limits.max_message,
+                max_concurrent_streams=settings.limits.max_streams,
+                max_connections=settings.limits.max_connections,
+            )
             callers = StoredChefCallers(store=store, clock=clock)
             async with (
                 open_server(
-                    listeners, authorize=Gatekeeper(identities), map_error=status_of, options=options
+                    listeners,
+                    authorize=gatekeeper,
+                    map_error=gatekeeper.status_of,
+                    options=options,
+                    backend=backend_of(settings),
                 ) as server,
-                open_rest(settings, jobs=jobs, nodes=nodes, callers=callers, legacy=legacy_nodes, clock=clock) as rest,
+                open_rest(
+                    settings,
+                    jobs=jobs,
+                    nodes=nodes,
+                    callers=callers,
+                    legacy=legacy_nodes,
+                    clock=clock,
+                    audit=audit,
+                    attempts=attempts,
+                ) as rest,
             ):
+                identities.on_revoked(partial(_end_calls, server))
+                news = KeyNews(link)
+                reload = Reload(
+                    settings=settings,
+                    server=server,
+                    identities=identities,
+                    keys=keys,
+                    signer=signer,
+                    links=links,
+                    callers=callers,
+                    nodes=nodes,
+                    legacy=legacy,
+                    keys_changed=news.tell,
+                    audit=audit,
+                )
+                helpers.start_soon(partial(reload_on_change, settings.directory, reload, seen=seen))
+                helpers.start_soon(news.serve)
+                if settings.secrets.signing_keys is KeySource.VAULT:
+                    helpers.start_soon(reload.keys_again, settings.vault.refresh)
                 controller = Controller(
                     settings=settings,
                     server=server,
                     supervisor=supervisor,
-                    identities=identities,
                     links=links,
                     health=health,
-                    signer=signer,
-                    doorbell=doorbell,
-                    registry=registry,
-                    legacy=legacy,
                     legacy_nodes=legacy_nodes,
                     rest=rest,
-                    callers=callers,
+                    reload=reload,
                 )
                 if link is not None:
                     helpers.start_soon(announce, link)
                 helpers.start_soon(_renew_daily, controller)
                 yield controller
             helpers.cancel_scope.cancel(reason="the controller stops")
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _LAST_RECORDS):
+            await audit.close()
+            await anchor.sign()
+
+
+def _end_calls(server: Server, serials: Collection[str]) -> None:
+    """Whoever holds a certificate that is void has no stream from this moment on; new calls are refused anyhow."""
+    status = status_of(Unauthenticated("the certificate is revoked", cause="revoked"))
+    assert status is not None  # it is an error of ours
+    if ended := server.end_calls(serials, status):
+        _log.info("certificates.revoked", calls_ended=ended)
 
 
 def _tell_followed(supervisor: Supervisor, links: Links, job_id: str, node: str | None, followed: bool) -> None:

@@ -6,6 +6,7 @@ TERM and INT drain (a second one stops at once); HUP reloads certificates, keys,
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import AsyncIterator
 
 import structlog
@@ -21,6 +22,10 @@ from shovey_trio.observe.systemd import notify
 
 _log = structlog.get_logger(__name__)
 
+# Seconds for which a busy thread may keep Python from the others (Python's default: 5 ms). The loop lets Python go with
+# every message it sends, and would wait that long to have it back while the store's writer encodes a commit.
+_SWITCH_INTERVAL = 0.001
+
 
 def run(settings: ServerSettings) -> None:
     """Runs the controller until it is told to stop.
@@ -29,6 +34,7 @@ def run(settings: ServerSettings) -> None:
         ShoveyError: it cannot start; the message says why.
     """
     configure_logging(level=settings.log.level, format_=settings.log.format)
+    sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
         trio.run(serve, settings)
     except BaseExceptionGroup as group:

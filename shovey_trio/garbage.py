@@ -6,9 +6,10 @@ this program is freed by reference counts or dies young; what is left are the re
 long. So:
 
 * what is there once the daemon has started stays for good, and is not looked at again;
-* young objects are collected in larger, rarer portions (a millisecond each);
-* the oldest generation is collected when the loop is idle – ``collect_when_idle`` – and by Python itself only if that
-  moment does not come for very long.
+* young objects are collected in larger, rarer portions: most have died by then, so that the few left are all that is
+  looked at;
+* the older generations are collected when the loop is idle – ``collect_when_idle`` – and by Python itself only if that
+  moment does not come for very long. A fan-out is over by then, and with it what would have been looked at.
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from trio.testing import wait_all_tasks_blocked  # in trio's testing namespace, 
 
 _log = structlog.get_logger(__name__)
 
-# Objects that make a collection of the youngest generation, collections of it that make one of the middle one (up to
-# 100,000 objects, some 10 ms), and collections of that which make Python collect the oldest.
-_THRESHOLDS: Final = (10_000, 10, 500)
-# Collections of the middle generation since the last full one from which a full one is worth its pause.
+# Objects that make a collection of the youngest generation (some 10 to 30 ms when all of them live: a fan-out),
+# collections of it that make Python collect the middle one, and collections of that which make it collect the oldest.
+_THRESHOLDS: Final = (20_000, 50, 500)
+# Collections of the youngest generation from which the middle one is worth its pause, and so on for the oldest.
+_MIDDLE_DUE: Final = 3
 _DUE: Final = 20
 _LOOK_EVERY: Final = 5.0
 # Seconds that no task was ready to run for; shorter than the pause between two tasks that only tick.
@@ -40,12 +42,14 @@ def settle_memory() -> None:
 
 
 async def collect_when_idle() -> None:
-    """Collects all generations when a collection is due and no other task has had anything to do, until cancelled."""
+    """Collects the older generations when that is due and no other task has anything to do, until cancelled."""
     while True:
         await trio.sleep(_LOOK_EVERY)
-        *_, middle = gc.get_count()
-        if middle >= _DUE:
+        _, young, middle = gc.get_count()
+        if young >= _MIDDLE_DUE or middle >= _DUE:
             await wait_all_tasks_blocked(_IDLE_FOR)
             began = trio.current_time()
-            found = gc.collect()
-            _log.debug("garbage.collected", objects=found, seconds=round(trio.current_time() - began, 4))
+            generation = 2 if middle >= _DUE else 1
+            found = gc.collect(generation)
+            took = round(trio.current_time() - began, 4)
+            _log.debug("garbage.collected", generation=generation, objects=found, seconds=took)

@@ -38,6 +38,30 @@ async def announce(link: SerfLink) -> None:
             return
 
 
+class KeyNews:
+    """Says on the gossip ring that there are other signing keys, in the words of a controller that has started.
+
+    Who is attached was told on its stream. On-demand agents call because of it, and are told then: until they have
+    called, they know doorbells by the old keys alone, and a revoked one is no secret's loss to them.
+    """
+
+    def __init__(self, link: SerfLink | None) -> None:
+        self._link = link
+        self._news = trio.Event()
+
+    def tell(self) -> None:
+        """Has the news told; nobody waits for it."""
+        self._news.set()
+
+    async def serve(self) -> None:
+        """Tells news until cancelled."""
+        while True:
+            await self._news.wait()
+            self._news = trio.Event()
+            if self._link is not None:
+                await announce(self._link)
+
+
 async def name_misfits(link: SerfLink, doorbell: Doorbell, registry: NodeRegistry, organization: str) -> None:
     """Reports, once serf is there, the registered nodes that it could never ring."""
     await link.wait_connected()
@@ -87,6 +111,9 @@ async def delete_history(store: Store, settings: ServerSettings) -> None:
                 == _RETENTION_SLICE
             ):
                 await trio.lowlevel.checkpoint()
+            await store.prune_audit(
+                before=now - settings.retention.audit, now=now, organization=settings.server.organization
+            )
         except ShoveyError as error:
             _log.warning("retention.failed", error=error.message)
         await trio.sleep(settings.retention.sweep_every)

@@ -5,14 +5,17 @@ Only there when ``legacy.enabled`` says so: without it no order leaves in a quer
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import trio
 
 from shovey_trio.application.legacy import LegacyNodes
-from shovey_trio.application.legacy_keyring import LegacyKeyring
+from shovey_trio.application.legacy_keyring import LegacyKeyring, LegacyRing
 from shovey_trio.config import ServerSettings
+from shovey_trio.controller_settings import legacy_key_place
 from shovey_trio.identity.legacy_keys import LegacyKeyFile
+from shovey_trio.identity.organizations import organizations
 from shovey_trio.nursery.inbound import AgentInbox
 from shovey_trio.nursery.legacy_dispatch import LegacyDispatcher
 from shovey_trio.nursery.legacy_presence import LegacyPresence
@@ -73,7 +76,7 @@ class LegacyRoute:
 async def open_legacy_route(
     settings: ServerSettings, *, link: SerfLink | None, registry: NodeRegistry, clock: Clock, timing: Timing
 ) -> LegacyRoute | None:
-    """The route, or None where it is not enabled. A data directory without a key for it gets one.
+    """The route, or None where it is not enabled. An organization without a key for it gets one.
 
     Raises:
         ShoveyError: the key cannot be used.
@@ -81,11 +84,14 @@ async def open_legacy_route(
     """
     if link is None or not settings.legacy.enabled:
         return None
-    organization = settings.server.organization
-    file = LegacyKeyFile(settings.directory.legacy_keys(organization))
-    keys = await trio.to_thread.run_sync(lambda: file.ensure(organization, now=clock.now()))
-    bell = SerfLegacyBell(link, limit=settings.serf.query_size_limit)
-    keyring = LegacyKeyring(file=file, keys=keys, registry=registry)
+
+    def load() -> Mapping[str, LegacyRing]:
+        names = {settings.server.organization, *organizations(settings.directory)}
+        return {name: _ring(settings, name, clock.now()) for name in sorted(names)}
+
+    rings = await trio.to_thread.run_sync(load)
+    bell = SerfLegacyBell(link, organization=settings.server.organization, limit=settings.serf.query_size_limit)
+    keyring = LegacyKeyring(rings, load=load, registry=registry)
     return LegacyRoute(
         link=link,
         registry=registry,
@@ -93,3 +99,10 @@ async def open_legacy_route(
         keyring=keyring,
         dispatcher=LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing),
     )
+
+
+def _ring(settings: ServerSettings, organization: str, now: float) -> LegacyRing:
+    place = legacy_key_place(settings, organization)
+    if isinstance(place, LegacyKeyFile):
+        return LegacyRing(file=place, keys=place.ensure(organization, now=now))
+    return LegacyRing(file=place, keys=place.load(organization))

@@ -15,6 +15,7 @@ from shovey_trio.identity.authority import (
     CertificateAuthority,
     CertificateUnreadable,
     hosts_of,
+    issued_by,
     listener_hosts,
     read_certificates,
     renew_at,
@@ -93,10 +94,10 @@ def issue_listener_files(authority: CertificateAuthority, pair: KeyPair, *, host
 
 
 def renew_listeners_if_due(directory: DataDirectory, *, hosts: Iterable[str] = (), now: float) -> tuple[str, ...]:
-    """Renews the listeners' certificates that are past two thirds of their life or lack one of ``hosts``; blocking.
+    """Renews the listeners' certificates that are past two thirds of their life, of another CA, or short of a host.
 
     A renewed certificate keeps its key (so that a crash between two files cannot part them) and all its names. To be
-    called at start, on HUP and once a day, before ``load_controller_tls``.
+    called at start, on HUP and once a day, before ``load_controller_tls``; blocking.
 
     Returns:
         The names of the listeners whose certificate is new: ``control``, ``enroll``.
@@ -109,7 +110,8 @@ def renew_listeners_if_due(directory: DataDirectory, *, hosts: Iterable[str] = (
     for pair in (directory.control, directory.enroll):
         leaf = read_certificates(read_public(pair.certificate))[0]
         wanted = tuple(dict.fromkeys((*hosts_of(leaf), *listener_hosts(hosts))))
-        if now < renew_at(leaf) and set(wanted) == set(hosts_of(leaf)):
+        # Another issuer: the CA was replaced, and new nodes are told to trust the new one alone.
+        if issued_by(leaf, authority.certificate) and now < renew_at(leaf) and set(wanted) == set(hosts_of(leaf)):
             continue
         request = make_request(load_private_key(read_secret(pair.key)))
         write_public(pair.certificate, authority.issue_listener(csr=request, hosts=wanted, now=now).chain)

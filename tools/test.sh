@@ -41,6 +41,11 @@ look_for_programs() {
   need serf serf "the tests with real serf agents"
   need node nodejs "the test of the Node.js example"
   need npm npm "the test of the Node.js example"
+  need ruby ruby "the tests with knife's own signing code"
+  ruby -e 'require "openssl"; require "mixlib/authentication/signedheaderauth"' 2>/dev/null || {
+    missing+=(ruby-mixlib-authentication)
+    skipped+=("ruby-mixlib-authentication is not installed, so the tests with knife's own signing code cannot run")
+  }
   # Only when there are such tests: the package is a whole server.
   if grep -rqE 'mark\.goiardi' tests --include='test_*.py'; then
     need goiardi goiardi "the tests beside a real goiardi"

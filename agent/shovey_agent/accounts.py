@@ -5,6 +5,8 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -50,3 +52,28 @@ def resolve_account(user: str, group: str) -> Account | None:
         raise AccountUnusable(f"this agent is not root and cannot run a command as {wanted}")
     groups = tuple(os.getgrouplist(entry.pw_name, gid))
     return Account(name=entry.pw_name, home=entry.pw_dir, uid=entry.pw_uid, gid=gid, groups=groups)
+
+
+@contextmanager
+def acting_as(account: Account | None) -> Iterator[None]:
+    """Has the whole process, all threads of it, read and write files as another account, and then as itself again.
+
+    So that root writes in a directory of somebody else's without being led elsewhere by what lies in there. For a
+    program that does nothing else meanwhile. None, and the account that this process has anyway, change nothing.
+
+    Raises:
+        OSError: only root becomes another account.
+    """
+    if account is None or account.uid == os.geteuid():
+        yield
+        return
+    uid, gid, groups = os.geteuid(), os.getegid(), os.getgroups()
+    os.setgroups(account.groups)
+    try:
+        os.setegid(account.gid)
+        os.seteuid(account.uid)
+        yield
+    finally:
+        os.seteuid(uid)
+        os.setegid(gid)
+        os.setgroups(groups)

@@ -1,10 +1,15 @@
-"""The agent, put together: one ``trio.run`` around executor, link, doorbells and renewal."""
+"""The agent, put together: one ``trio.run`` around desk, link, doorbells and renewal.
+
+The desk is where orders are acted on: in this process, or, where ``launcher.socket`` is set, in the launcher's
+(``launcher``). Then this process needs no right but to talk to the network, to serf and to that socket.
+"""
 
 from __future__ import annotations
 
 import signal
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,27 +17,27 @@ import structlog
 import trio
 
 from shovey_agent.cgroup import find_delegated_cgroup
-from shovey_agent.config import DEFAULT_WHITELIST_FILE, AgentSettings
+from shovey_agent.config import AgentSettings
 from shovey_agent.credentials import Credentials, CredentialStore
+from shovey_agent.desk import OrderDesk
+from shovey_agent.desk_client import RemoteDesk
 from shovey_agent.doorbells import DoorbellListener
 from shovey_agent.enroll import renew
 from shovey_agent.enroll_call import call_renew
-from shovey_agent.epoch import EpochFile
-from shovey_agent.executor import Executor, ExecutorConfig, open_executor
-from shovey_agent.gate import VOID_LIFETIME, OrderGate
+from shovey_agent.executor import ExecutorConfig
 from shovey_agent.link import ControllerLink, renew_in_time
-from shovey_agent.nonces import NonceFile, open_nonces
+from shovey_agent.local_desk import open_local_desk
 from shovey_agent.proc_posix import boot_id
-from shovey_agent.runs import OutputGrown, Started
 from shovey_agent.session import Hello, Session
 from shovey_agent.spool import SpoolLimits
-from shovey_agent.whitelist_file import WhitelistFile
+from shovey_agent.trusted_keys import TrustedKeys
+from shovey_agent.whitelist_file import WhitelistFile, open_whitelist
 from shovey_trio import __version__
 from shovey_trio.config_types import split_address
-from shovey_trio.core.order_signing import KeySet
+from shovey_trio.core.key_sets import KeySetRefused
+from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.orders import NodeIdentity
 from shovey_trio.core.serf_wire import STREAM_DOORBELLS, STREAM_USER_EVENTS
-from shovey_trio.core.whitelist import DEFAULT_WHITELIST
 from shovey_trio.identity.files import read_secret
 from shovey_trio.observe.systemd import notify
 from shovey_trio.rpc.bridge import open_bridge
@@ -40,23 +45,45 @@ from shovey_trio.serf.link import SerfLink, SerfSettings
 
 _log = structlog.get_logger(__name__)
 _RENEWAL_DEADLINE = 30.0
-# Orders that live longer are refused: a node whose nonce file is damaged refuses every order for this long.
-_LONGEST_ORDER = 7200.0
 
 
 @dataclass(slots=True)
 class _Trust:
-    """What may change while the agent runs: its credentials and the controller's signing keys."""
+    """What may change while the agent runs: its credentials and what it believes of the controller's signing keys."""
 
     store: CredentialStore
     credentials: Credentials
-    keys: KeySet
+    keys: TrustedKeys
 
-    def learn_keys(self, keys: KeySet) -> None:
-        """Keeps newer signing keys, told by the controller over a stream that mutual TLS vouches for."""
-        if self.store.save_signing_keys(keys):
-            self.keys = keys
-            _log.info("keys.changed", serial=keys.serial)
+    @classmethod
+    def load(cls, store: CredentialStore) -> _Trust:
+        credentials = store.load()
+        return cls(
+            store=store, credentials=credentials, keys=TrustedKeys.load(store.signing_keys, credentials.organization)
+        )
+
+    @property
+    def identity(self) -> NodeIdentity:
+        return NodeIdentity(
+            organization=self.credentials.organization,
+            node=self.credentials.node,
+            agent_instance=self.credentials.agent_instance,
+        )
+
+    async def learn_keys(self, offered: PublishedKeys, desk: OrderDesk) -> None:
+        """Takes what the controller says of its keys; what is not believed changes nothing and ends nothing."""
+        try:
+            await trio.to_thread.run_sync(self.keys.learn, offered)
+        except KeySetRefused as error:
+            _log.error("keys.refused", reason=error.refusal.value, error=error.message)
+            return
+        except OSError as error:
+            _log.error("keys.not_written", error=str(error))
+        try:
+            await desk.learn_keys(offered.signed)
+        except OSError as error:
+            # Its disk is full, or it is away, and then this stream ends too.
+            _log.error("keys.not_passed_on", error=str(error))
 
 
 async def run_agent(settings: AgentSettings) -> None:
@@ -66,24 +93,13 @@ async def run_agent(settings: AgentSettings) -> None:
         NotEnrolled: there are no credentials.
         ShoveyError: something in the state directory or the whitelist is unusable; the message names it.
     """
-    state_dir = settings.agent.state_dir
-    store = CredentialStore(state_dir)
-    trust = await trio.to_thread.run_sync(
-        lambda: _Trust(store=store, credentials=store.load(), keys=store.load_signing_keys())
-    )
-    whitelist = await trio.to_thread.run_sync(_open_whitelist, settings.agent.whitelist)
-    epoch = EpochFile(state_dir / "epoch")
-    now = time.time()
-    nonces = await open_nonces(state_dir / "nonces", now=now, longest_life=_LONGEST_ORDER)
-    voided = await open_nonces(state_dir / "voided", now=now, longest_life=_LONGEST_ORDER + VOID_LIFETIME)
+    trust = await trio.to_thread.run_sync(_Trust.load, CredentialStore(settings.agent.state_dir))
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         # One asyncio loop for all calls: an on-demand agent opens and closes channels all day.
-        async with open_bridge(), open_executor(executor_config(settings)) as executor:
-            await executor.adopt()
-            gate = _gate(trust, nonces, voided, epoch, whitelist)
-            link = _link(settings, trust, executor, gate)
+        async with open_bridge(), _open_desk(settings, trust) as (desk, whitelist):
+            link = _link(settings, trust, desk)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_tell_news, executor, link)
+                nursery.start_soon(desk.serve, link)
                 nursery.start_soon(link.serve)
                 nursery.start_soon(_keep_certificate, trust, link)
                 if settings.serf.enabled:
@@ -93,7 +109,7 @@ async def run_agent(settings: AgentSettings) -> None:
                     node=trust.credentials.node,
                     organization=trust.credentials.organization,
                     link=settings.agent.link.value,
-                    commands=len(whitelist.current().entries),
+                    commands=None if whitelist is None else len(whitelist.current().entries),
                 )
                 notify("READY=1")
                 await _until_told(signals, whitelist)
@@ -102,26 +118,24 @@ async def run_agent(settings: AgentSettings) -> None:
     _log.info("agent.stopped")
 
 
-def _open_whitelist(path: Path) -> WhitelistFile:
-    return WhitelistFile(path, when_missing=DEFAULT_WHITELIST if path == DEFAULT_WHITELIST_FILE else None)
+@asynccontextmanager
+async def _open_desk(settings: AgentSettings, trust: _Trust) -> AsyncIterator[tuple[OrderDesk, WhitelistFile | None]]:
+    """The desk, and the whitelist where that is this process's to read."""
+    if settings.launcher.socket:
+        yield RemoteDesk(Path(settings.launcher.socket), trust.identity), None
+        return
+    whitelist = await trio.to_thread.run_sync(open_whitelist, settings.agent.whitelist)
+    config = executor_config(settings)
+    async with open_local_desk(config, identity=trust.identity, keys=trust.keys, whitelist=whitelist) as desk:
+        yield desk, whitelist
 
 
-async def _until_told(signals: AsyncIterator[int], whitelist: WhitelistFile) -> None:
+async def _until_told(signals: AsyncIterator[int], whitelist: WhitelistFile | None) -> None:
     async for number in signals:
         if number != signal.SIGHUP:
             return
-        await trio.to_thread.run_sync(whitelist.current)
-
-
-async def _tell_news(executor: Executor, link: ControllerLink) -> None:
-    async for event in executor.events:
-        match event:
-            case OutputGrown(run_id=run_id):
-                link.note(run_id, output=True)
-            case Started(run_id=run_id):
-                link.note(run_id)
-            case _:
-                link.note(event.report.run_id)
+        if whitelist is not None:
+            await trio.to_thread.run_sync(whitelist.current)
 
 
 async def _keep_certificate(trust: _Trust, link: ControllerLink) -> None:
@@ -129,7 +143,7 @@ async def _keep_certificate(trust: _Trust, link: ControllerLink) -> None:
         with trio.fail_after(_RENEWAL_DEADLINE):
             trust.credentials = await renew(trust.credentials, trust.store, call_renew)
         _log.info("certificate.renewed", expires_at=trust.credentials.expires_at)
-        link.reconnect("the certificate was renewed")
+        link.credentials_changed()
 
     await renew_in_time(lambda: trust.credentials, renew_now, now=time.time)
 
@@ -144,24 +158,7 @@ def executor_config(settings: AgentSettings) -> ExecutorConfig:
     )
 
 
-def _gate(trust: _Trust, nonces: NonceFile, voided: NonceFile, epoch: EpochFile, whitelist: WhitelistFile) -> OrderGate:
-    credentials = trust.credentials
-    identity = NodeIdentity(
-        organization=credentials.organization,
-        node=credentials.node,
-        agent_instance=credentials.agent_instance,
-    )
-    return OrderGate(
-        identity=identity,
-        keys=lambda: trust.keys,
-        nonces=nonces,
-        voided=voided,
-        epoch=epoch,
-        whitelist=whitelist,
-    )
-
-
-def _link(settings: AgentSettings, trust: _Trust, executor: Executor, gate: OrderGate) -> ControllerLink:
+def _link(settings: AgentSettings, trust: _Trust, desk: OrderDesk) -> ControllerLink:
     hello = Hello(
         agent_instance=trust.credentials.agent_instance,
         agent_version=__version__,
@@ -170,11 +167,16 @@ def _link(settings: AgentSettings, trust: _Trust, executor: Executor, gate: Orde
         boot_id=boot_id(),
     )
 
+    async def learn_keys(offered: PublishedKeys) -> None:
+        await trust.learn_keys(offered, desk)
+
+    taking = trio.Lock()
+
     def new_session(woken_by: str) -> Session:
-        return Session(hello=hello, executor=executor, gate=gate, new_keys=trust.learn_keys, woken_by=woken_by)
+        return Session(hello=hello, desk=desk, new_keys=learn_keys, woken_by=woken_by, taking=taking)
 
     return ControllerLink(
-        executor=executor,
+        desk=desk,
         mode=settings.agent.link,
         reconnect=settings.reconnect,
         server=settings.agent.server or trust.credentials.control_address,
@@ -192,6 +194,6 @@ def _doorbells(settings: AgentSettings, trust: _Trust, link: ControllerLink) -> 
         link=SerfLink(SerfSettings(host=host, port=port, auth_key=auth_key, events=events)),
         organization=trust.credentials.organization,
         node=trust.credentials.node,
-        keys=lambda: trust.keys,
+        keys=trust.keys.usable,
         wake=link.wake,
     )

@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import click
 
@@ -65,26 +65,61 @@ def run(
 
 
 @cli.command()
+@click.option("--config", "-c", type=_PATH, help="Configuration file.")
+@click.option("--state-dir", type=_PATH, help="The launcher's spool, used nonces and keys.")
+@click.option("--whitelist", "-w", type=_PATH, help="Commands that may be run.")
+@click.option("--socket", type=_PATH, help="Where the agent's network part finds the launcher.")
+@click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting.")
+def launcher(
+    config: Path | None,
+    state_dir: Path | None,
+    whitelist: Path | None,
+    socket: Path | None,
+    assignments: tuple[str, ...],
+) -> None:
+    """Run the launcher in the foreground: the root part of an agent whose network part needs no rights."""
+    from shovey_agent.config import find_config_file, load_agent_settings
+    from shovey_agent.launcher_plan import become_launcher, plan_launcher
+    from shovey_trio.config_sources import parse_overrides
+
+    named = {"launcher.state_dir": state_dir, "agent.whitelist": whitelist, "launcher.socket": socket}
+    overrides = list(parse_overrides(assignments))
+    overrides += [(key, value) for key, value in named.items() if value is not None]
+    file = find_config_file(flag=config, environ=os.environ)
+    settings = load_agent_settings(file, environ=os.environ, overrides=overrides)
+    become_launcher(plan_launcher(settings))
+
+
+@cli.command()
 @click.argument("join", required=False)
 @click.option("--join-file", type=click.File("r"), help="Read the join string from a file, - for standard input.")
 @click.option("--state-dir", type=_PATH, default=Path("/var/lib/shovey-agent"), show_default=True)
 @click.option("--again", is_flag=True, help="Replace credentials that are there; the node becomes a new instance.")
-def enroll(join: str | None, join_file: TextIO | None, state_dir: Path, again: bool) -> None:
+@click.option("--split", is_flag=True, help="As root, for an agent in two parts: the launcher gets its keys too.")
+@click.option("--user", metavar="NAME", default="shovey-agent", show_default=True, help="The network part's account.")
+@click.option("--launcher-dir", type=_PATH, default=Path("/var/lib/shovey-agent-launcher"), show_default=True)
+def enroll(
+    join: str | None, join_file: TextIO | None, state_dir: Path, again: bool, split: bool, **two_parts: Any
+) -> None:
     """Exchange the JOIN string that `shovey-trio node token NAME` printed for this node's credentials."""
     import trio
 
     from shovey_agent.credentials import CredentialStore
     from shovey_agent.enroll import enroll as exchange
     from shovey_agent.enroll_call import call_enroll
+    from shovey_agent.enroll_split import prepare_split
     from shovey_trio.core.enrollment import decode_join
 
     if (join is None) == (join_file is None):
         raise click.UsageError("give the join string, or --join-file")
     ticket = decode_join(join if join is not None else "".join(join_file or ()))
 
+    parts = prepare_split(state_dir, two_parts["launcher_dir"], user=two_parts["user"]) if split else None
+
     async def main() -> None:
         with trio.fail_after(_ENROLL_DEADLINE):
-            credentials = await exchange(ticket, CredentialStore(state_dir), call_enroll, again=again)
+            store = CredentialStore(state_dir)
+            credentials = await exchange(ticket, store, call_enroll, again=again, split=parts)
         click.echo(f"enrolled as {credentials.organization}:{credentials.node}; credentials are in {state_dir}")
 
     # Not inside the asyncio loop that the bridge drives: there it would look like a bug of ours.

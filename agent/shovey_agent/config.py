@@ -13,6 +13,7 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from shovey_agent.whitelist_file import DEFAULT_WHITELIST_FILE
 from shovey_trio.config_sources import Sources, load_settings
 from shovey_trio.config_types import (
     Address,
@@ -31,8 +32,6 @@ ENVIRONMENT_PREFIX: Final = "SHOVEY_AGENT"
 #: Names a configuration file for every command, when no flag does.
 CONFIG_VARIABLE: Final = "SHOVEY_AGENT_CONFIG"
 DEFAULT_FILE: Final = Path("/etc/shovey-agent/shovey-agent.toml")
-#: Where no file is needed: without one, the built-in whitelist (``chef-client`` alone) is in force.
-DEFAULT_WHITELIST_FILE: Final = Path("/etc/shovey-agent/whitelist.json")
 #: Tags travel in each attach and are stored with the node.
 MAX_TAGS: Final = 64
 _TAG_KEY: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._/-]{0,62}")
@@ -69,6 +68,18 @@ class AgentSection(Section):
     protocol: Literal["grpc", "shovey"] = Field(
         default="grpc", description="`shovey`: work as a schob for goiardi or for a controller's legacy route"
     )
+
+
+class LauncherSection(Section):
+    """The agent in two parts: this one faces the network, a launcher that is root runs the commands."""
+
+    socket: FilePath | Literal[""] = Field(
+        default="", description="the launcher's Unix socket; empty: no launcher, this process runs the commands"
+    )
+    state_dir: FilePath = Field(
+        default=Path("/var/lib/shovey-agent-launcher"), description="the launcher's spool, used nonces and keys"
+    )
+    user: str = Field(default="shovey-agent", description="account of the network part, which may use the socket")
 
 
 class LegacySection(Section):
@@ -121,6 +132,7 @@ class AgentSettings(Section):
     """All settings of the agent."""
 
     agent: AgentSection = Field(default_factory=AgentSection)
+    launcher: LauncherSection = Field(default_factory=LauncherSection)
     serf: SerfSection = Field(default_factory=SerfSection)
     legacy: LegacySection = Field(default_factory=LegacySection)
     runs: RunsSection = Field(default_factory=RunsSection)
@@ -134,6 +146,8 @@ class AgentSettings(Section):
         if self.agent.protocol == "shovey":
             if not self.serf.enabled:
                 raise ValueError('agent.protocol = "shovey" needs serf.enabled = true: orders come over serf')
+            if self.launcher.socket:
+                raise ValueError('agent.protocol = "shovey" works without a launcher: leave launcher.socket empty')
             legacy = self.legacy
             missing = [
                 name for name in ("endpoint", "node_name", "key_file", "sign_pub_key") if not getattr(legacy, name)

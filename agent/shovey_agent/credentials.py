@@ -1,28 +1,28 @@
 """A node's credentials, as they lie in the agent's state directory.
 
 Key, certificate, trusted CAs and names are one file (0600) that is replaced at once, so that no crash can leave a key
-beside another key's certificate. The controller's signing keys change on their own and have a file of their own.
+beside another key's certificate. The controller's signing keys change on their own (``trusted_keys``).
 """
 
 from __future__ import annotations
 
 import json
-from base64 import b64decode, b64encode
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from cryptography import x509
 
+from shovey_agent.trusted_keys import SIGNING_KEYS_FILE
 from shovey_trio.core.errors import Code, Exit, NodeProtocolError, ShoveyError
-from shovey_trio.core.order_signing import PUBLIC_KEY_BYTES, KeySet, PublicKey, key_id_of
 from shovey_trio.identity.authority import read_certificates, renew_at
-from shovey_trio.identity.files import FileUnusable, make_secret_directory, read_secret, write_secret
+from shovey_trio.identity.files import FileUnusable, check_private, make_secret_directory, read_secret, write_secret
 from shovey_trio.identity.names import parse_identity
 from shovey_trio.identity.requests import KeyUnreadable, load_private_key
 
 _FORMAT: Final = 1
+#: What an agent keeps beside its credentials; it must be nobody else's to read or to change either.
+_PRIVATE: Final = ("nonces", "voided", "epoch", "runs", SIGNING_KEYS_FILE)
 
 
 class NotEnrolled(ShoveyError):
@@ -67,23 +67,33 @@ class CredentialStore:
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
         self._credentials = state_dir / "credentials.json"
-        self._keys = state_dir / "signing-keys.json"
+        #: See ``trusted_keys``.
+        self.signing_keys = state_dir / SIGNING_KEYS_FILE
 
     def load(self) -> Credentials:
         """The node's credentials, checked.
 
         Raises:
             NotEnrolled: there are none.
-            InsecureFile: somebody other than its owner can read them.
+            InsecureFile: somebody other than its owner can read them, or the state beside them.
             FileUnusable: they are damaged.
         """
+        check_private((self.state_dir, *(self.state_dir / name for name in _PRIVATE)))
         if not self._credentials.exists():
             raise NotEnrolled(f"{self.state_dir} holds no credentials: run shovey-agent enroll with a join string")
         data = read_secret(self._credentials)
         try:
             credentials = _parse_credentials(json.loads(data))
             check_issued(credentials)
-        except (ValueError, KeyError, TypeError, AttributeError, KeyUnreadable, NodeProtocolError) as exc:
+        except (
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            RecursionError,
+            KeyUnreadable,
+            NodeProtocolError,
+        ) as exc:
             # Named by its type alone: the text of a parser's error could quote the key.
             raise FileUnusable(
                 f"{self._credentials}: damaged ({type(exc).__name__}); enrol this node again",
@@ -110,65 +120,6 @@ class CredentialStore:
         }
         make_secret_directory(self.state_dir)
         write_secret(self._credentials, json.dumps(document, indent=1).encode("ascii") + b"\n")
-
-    def load_signing_keys(self) -> KeySet:
-        """The controller's signing keys as last heard.
-
-        Raises:
-            NotEnrolled: there are none.
-            InsecureFile: somebody else could have written them.
-            FileUnusable: they are damaged.
-        """
-        if not self._keys.exists():
-            raise NotEnrolled(f"{self.state_dir} holds no signing keys: enrol this node again")
-        try:
-            return _parse_keys(json.loads(read_secret(self._keys)))
-        except (ValueError, KeyError, TypeError) as exc:
-            raise FileUnusable(f"{self._keys}: damaged ({type(exc).__name__})", path=str(self._keys)) from None
-
-    def save_signing_keys(self, keys: KeySet) -> bool:
-        """Keeps ``keys`` if their serial is higher than that of the set at hand; says whether it did.
-
-        Raises:
-            NodeProtocolError: a key is not a key, none is there, or they are another organization's.
-            OSError: they cannot be written; the old ones are untouched.
-        """
-        _check_keys(keys)
-        if self._keys.exists():
-            known = self.load_signing_keys()
-            if known.organization != keys.organization:
-                raise NodeProtocolError(f"signing keys of {keys.organization!r}, expected {known.organization!r}")
-            if keys.serial <= known.serial:
-                return False
-        self._write_keys(keys)
-        return True
-
-    def replace_signing_keys(self, keys: KeySet) -> None:
-        """Keeps ``keys`` whatever was there before: at enrolment, when a join string vouches for the controller.
-
-        Raises:
-            NodeProtocolError, OSError: as ``save_signing_keys``.
-        """
-        _check_keys(keys)
-        self._write_keys(keys)
-
-    def _write_keys(self, keys: KeySet) -> None:
-        document = {
-            "format": _FORMAT,
-            "organization": keys.organization,
-            "serial": keys.serial,
-            "keys": [
-                {
-                    "key_id": key.key_id,
-                    "public_key": b64encode(key.public_bytes).decode("ascii"),
-                    "created_at": key.created_at,
-                    "active": key.active,
-                }
-                for key in keys.keys
-            ],
-        }
-        make_secret_directory(self.state_dir)
-        write_secret(self._keys, json.dumps(document, indent=1).encode("ascii") + b"\n")
 
 
 def check_issued(credentials: Credentials) -> None:
@@ -198,29 +149,3 @@ def _parse_credentials(document: dict[str, Any]) -> Credentials:
     for name in ("certificate_chain", "ca_certificates", "private_key"):
         document[name] = document[name].encode("ascii")
     return Credentials(**document)
-
-
-def _check_keys(keys: KeySet) -> None:
-    if not keys.keys or keys.serial < 1:
-        raise NodeProtocolError("an empty set of signing keys")
-    for key in keys.keys:
-        if len(key.public_bytes) != PUBLIC_KEY_BYTES or key.key_id != key_id_of(key.public_bytes):
-            raise NodeProtocolError(f"signing key {key.key_id[:32]!r} is malformed")
-
-
-def _parse_keys(document: Mapping[str, Any]) -> KeySet:
-    if document["format"] != _FORMAT:
-        raise ValueError("unknown format")
-    return KeySet(
-        organization=str(document["organization"]),
-        serial=int(document["serial"]),
-        keys=tuple(
-            PublicKey(
-                key_id=str(entry["key_id"]),
-                public_bytes=b64decode(entry["public_key"], validate=True),
-                created_at=float(entry["created_at"]),
-                active=bool(entry["active"]),
-            )
-            for entry in document["keys"]
-        ),
-    )

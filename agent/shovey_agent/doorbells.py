@@ -7,7 +7,7 @@ that there is nothing. Still it is verified first, because even that is worth re
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 import trio
@@ -16,7 +16,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 from shovey_trio.core.doorbell import DoorbellRefused, attach_delay, is_for, short_key_id, verify
 from shovey_trio.core.doorbell_plan import SPREAD_PER_TARGET_MS
 from shovey_trio.core.errors import ShoveyError
-from shovey_trio.core.order_signing import KeySet
+from shovey_trio.core.key_sets import PublicKey
 from shovey_trio.core.orders import MAX_CLOCK_SKEW
 from shovey_trio.core.serf_wire import AGENT_START_EVENT, CONTROLLER_START_EVENT, DOORBELL_QUERY
 from shovey_trio.serf.link import ReceivedQuery, SerfLink
@@ -31,7 +31,7 @@ class DoorbellListener:
     Args:
         link: to the serf agent; its ``run`` is started by ``serve``.
         organization, node: this agent's names.
-        keys: the controller's signing keys as known now.
+        keys: the controller's signing keys that are believed at a time (unix seconds).
         wake: called with the job's id (empty: unknown) when the agent should call its controller.
     """
 
@@ -41,7 +41,7 @@ class DoorbellListener:
         link: SerfLink,
         organization: str,
         node: str,
-        keys: Callable[[], KeySet],
+        keys: Callable[[float], Sequence[PublicKey]],
         wake: Callable[[str], None],
     ) -> None:
         self._link = link
@@ -69,7 +69,7 @@ class DoorbellListener:
     def _rung(self, nursery: trio.Nursery, payload: bytes) -> None:
         keys = {
             short_key_id(key): key
-            for key in (Ed25519PublicKey.from_public_bytes(known.public_bytes) for known in self._keys().keys)
+            for key in (Ed25519PublicKey.from_public_bytes(known.public_bytes) for known in self._keys(time.time()))
         }
         try:
             doorbell = verify(payload, keys=keys, organization=self._organization, now=time.time(), skew=MAX_CLOCK_SKEW)

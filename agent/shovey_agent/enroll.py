@@ -8,15 +8,20 @@ from __future__ import annotations
 import uuid
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from shovey_agent.accounts import Account, acting_as
 from shovey_agent.credentials import Credentials, CredentialStore, NotEnrolled, check_issued
+from shovey_agent.launcher_trust import save_trust
+from shovey_agent.trusted_keys import TrustedKeys
 from shovey_trio.core.enrollment import JoinTicket
-from shovey_trio.core.errors import Code, Exit, NodeProtocolError, ShoveyError
-from shovey_trio.core.order_signing import KeySet
+from shovey_trio.core.errors import Code, Exit, ShoveyError
+from shovey_trio.core.key_trust import PublishedKeys
+from shovey_trio.core.orders import NodeIdentity
 from shovey_trio.identity.names import node_identity
 from shovey_trio.identity.renewal import prove_possession
 from shovey_trio.identity.requests import load_private_key, make_private_key, make_request, private_key_pem
@@ -47,7 +52,7 @@ class EnrollAnswer:
 
     certificate_chain: bytes
     ca_certificates: bytes
-    signing_keys: KeySet
+    signing_keys: PublishedKeys
     control_address: str
 
 
@@ -70,12 +75,26 @@ class RenewAnswer:
     ca_certificates: bytes
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """An agent in two parts: who gets what.
+
+    Attributes:
+        account: the network part's; credentials are written as it, in its own directory. None for this process's own.
+        launcher_dir: what the launcher must know goes here, and the network part cannot write it.
+    """
+
+    account: Account | None
+    launcher_dir: Path
+
+
 async def enroll(
     join: JoinTicket,
     store: CredentialStore,
     call: Callable[[EnrollCall], Awaitable[EnrollAnswer]],
     *,
     again: bool = False,
+    split: Split | None = None,
 ) -> Credentials:
     """Exchanges a join string for credentials and stores them.
 
@@ -86,15 +105,19 @@ async def enroll(
         store: where the credentials go.
         call: performs the RPC.
         again: replace credentials that are there; the node becomes a new instance.
+        split: for an agent in two parts.
 
     Raises:
         AlreadyEnrolled: there are credentials and ``again`` is not set.
+        LauncherNotSetUp: with ``split``, when the controller has no root key.
         NodeProtocolError: the controller's answer is not for this key, this name or this organization.
+        KeySetRefused: its signing keys are not those of the organization that the join string is from.
         And whatever ``call`` raises.
     """
     identity = node_identity(join.organization, join.node)
+    account = None if split is None else split.account
     if not again:
-        await trio.to_thread.run_sync(_refuse_enrolled, store)
+        await trio.to_thread.run_sync(_refuse_enrolled, store, account)
     key = make_private_key()
     instance = str(uuid.uuid4())
     answer = await call(
@@ -119,13 +142,18 @@ async def enroll(
         private_key=private_key_pem(key),
     )
     check_issued(credentials)
-    if answer.signing_keys.organization != identity.organization:
-        raise NodeProtocolError("the signing keys are another organization's")
+    # The join string vouches for the root key; one from before there were root keys leaves that to the controller, for
+    # whose listener the string's CA vouches.
+    keys = TrustedKeys.unset(store.signing_keys, identity.organization, root_public_key=join.root_public_key)
 
     def write() -> None:
         # Keys first: credentials are what says that this node is enrolled.
-        store.replace_signing_keys(answer.signing_keys)
-        store.save(credentials)
+        if split is not None:
+            node = NodeIdentity(organization=identity.organization, node=identity.name, agent_instance=instance)
+            save_trust(split.launcher_dir, node, answer.signing_keys, root_public_key=join.root_public_key)
+        with acting_as(account):
+            keys.learn(answer.signing_keys)
+            store.save(credentials)
 
     await trio.to_thread.run_sync(write)
     return credentials
@@ -164,9 +192,10 @@ async def renew(
     return fresh
 
 
-def _refuse_enrolled(store: CredentialStore) -> None:
+def _refuse_enrolled(store: CredentialStore, account: Account | None) -> None:
     try:
-        found = store.load()
+        with acting_as(account):
+            found = store.load()
     except NotEnrolled:
         return
     raise AlreadyEnrolled(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from shovey_agent.enroll import EnrollAnswer, EnrollCall, RenewAnswer, RenewCall
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import ClientTls, open_channel
-from shovey_trio.rpc.convert import key_set_value
+from shovey_trio.rpc.convert import keys_value
 from shovey_trio.v1 import agent_service_pb2 as pb
 
 
@@ -29,7 +29,7 @@ async def call_enroll(call: EnrollCall) -> EnrollAnswer:
     return EnrollAnswer(
         certificate_chain=answer.certificate_chain,
         ca_certificates=answer.ca_certificates,
-        signing_keys=key_set_value(answer.signing_keys),
+        signing_keys=keys_value(answer.signing_keys),
         control_address=answer.control_address,
     )
 

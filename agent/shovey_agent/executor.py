@@ -19,7 +19,6 @@ import trio
 
 from shovey_agent.cgroup import remove_empty_groups
 from shovey_agent.follower import RunFollower
-from shovey_agent.launcher import Launcher, open_launcher
 from shovey_agent.proc_posix import boot_id
 from shovey_agent.runs import (
     Accepted,
@@ -35,6 +34,7 @@ from shovey_agent.runs import (
     StartOutcome,
 )
 from shovey_agent.spool import RunExists, Spool, SpoolError, SpoolFull, SpoolLimits, is_run_id
+from shovey_agent.zygote_client import Zygote, open_zygote
 from shovey_trio.core.model import OutputChunk
 
 _T = TypeVar("_T")
@@ -76,12 +76,12 @@ class Executor:
         *,
         config: ExecutorConfig,
         spool: Spool,
-        launcher: Launcher,
+        zygote: Zygote,
         nursery: trio.Nursery,
     ) -> None:
         self._config = config
         self._spool = spool
-        self._launcher = launcher
+        self._zygote = zygote
         self._nursery = nursery
         self._accepting = trio.Lock()
         self._disk = trio.CapacityLimiter(_DISK_THREADS)
@@ -227,7 +227,7 @@ class Executor:
         follower = RunFollower(
             known,
             spool=self._spool,
-            launcher=self._launcher,
+            zygote=self._zygote,
             send=self._send,
             disk=self._disk,
             poll_interval=self._config.poll_interval,
@@ -264,8 +264,8 @@ async def open_executor(config: ExecutorConfig) -> AsyncIterator[Executor]:
     """
     spool = Spool(config.state_dir, config.limits)
     await trio.to_thread.run_sync(spool.prepare)
-    async with open_launcher() as launcher, trio.open_nursery() as nursery:
-        yield Executor(config=config, spool=spool, launcher=launcher, nursery=nursery)
+    async with open_zygote() as zygote, trio.open_nursery() as nursery:
+        yield Executor(config=config, spool=spool, zygote=zygote, nursery=nursery)
         nursery.cancel_scope.cancel(reason="the executor closes; its runs go on")
 
 

@@ -16,7 +16,6 @@ import structlog
 import trio
 
 from shovey_agent.bury import StillSupervised, abandon_run, bury_run, find_supervisor
-from shovey_agent.launcher import Launcher, LaunchFailed, receive_pidfd
 from shovey_agent.output_reader import OutputReader
 from shovey_agent.proc_posix import boot_id
 from shovey_agent.runs import (
@@ -31,6 +30,7 @@ from shovey_agent.runs import (
 )
 from shovey_agent.spool import Spool
 from shovey_agent.spool_files import OUTPUT
+from shovey_agent.zygote_client import LaunchFailed, Zygote, receive_pidfd
 
 _log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -53,7 +53,7 @@ class RunFollower:
         known: KnownRun,
         *,
         spool: Spool,
-        launcher: Launcher,
+        zygote: Zygote,
         send: trio.MemorySendChannel[RunEvent],
         disk: trio.CapacityLimiter,
         poll_interval: float,
@@ -62,7 +62,7 @@ class RunFollower:
         self._output = os.path.join(spool.directory(known.run_id), OUTPUT)
         self.reader = OutputReader(self._output)
         self._spool = spool
-        self._launcher = launcher
+        self._zygote = zygote
         self._send = send
         self._disk = disk
         self._poll_interval = poll_interval
@@ -122,7 +122,7 @@ class RunFollower:
             fresh = self._pidfd is None and await self._on_disk(self._is_waiting)
         if fresh:
             try:
-                channel = await self._launcher.launch(self._spool.directory(self.known.run_id))
+                channel = await self._zygote.launch(self._spool.directory(self.known.run_id))
             except LaunchFailed as error:
                 _log.error("run.launch_failed", run=self.known.run_id, error=str(error))
                 return

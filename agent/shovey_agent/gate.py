@@ -7,7 +7,6 @@ node, instance, kind, epoch, expiry), then this node's own disk (nonce, void run
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import trio
@@ -18,7 +17,7 @@ from shovey_agent.nonces import NonceFile, NonceVerdict
 from shovey_agent.runs import RunSpec
 from shovey_agent.whitelist_file import WhitelistFile
 from shovey_trio.core.command_input import CommandInput
-from shovey_trio.core.order_signing import KeySet, verify_order
+from shovey_trio.core.order_signing import OrderKeys, verify_order
 from shovey_trio.core.orders import NodeIdentity, Order, OrderKind, RefusalReason, SignedOrder, judge_order
 from shovey_trio.core.whitelist import NotWhitelisted
 from shovey_trio.core.whitelist_entry import Entry
@@ -62,7 +61,7 @@ class OrderGate:
         self,
         *,
         identity: NodeIdentity,
-        keys: Callable[[], KeySet],
+        keys: OrderKeys,
         nonces: NonceFile,
         voided: NonceFile,
         epoch: EpochFile,
@@ -83,7 +82,7 @@ class OrderGate:
             controller_now: the controller's time, as measured at attach.
             skew: how wrong that may be, in seconds.
         """
-        if (reason := verify_order(signed, self._keys().by_id())) is not None:
+        if (reason := verify_order(signed, self._keys, controller_now)) is not None:
             return Refusal(reason=reason)
         order = parse_order(signed.order, signed.sealed)
         if isinstance(order, RefusalReason):

@@ -1,164 +1,186 @@
-"""The agent's end of the zygote: asks it for supervisors, and starts it again when it is gone."""
+"""The launcher: the small root process of a split agent.
+
+It owns what decides about commands – whitelist, keys, nonces, epoch, spool – and runs them; it talks to nobody but the
+network part, on a Unix socket, and believes nothing that this says (``desk_server``). So whoever breaks into the part
+that faces the network gains a process of an account without rights, which can drop orders and reports, and start or
+end nothing.
+
+``python -m shovey_agent.launcher PLAN`` is what ``shovey-agent launcher`` becomes once the settings are read: this
+process lives as long as the machine, and the libraries that read settings would be half of its memory.
+"""
 
 from __future__ import annotations
 
-import array
+import contextlib
+import fcntl
+import json
 import os
+import pwd
+import signal
 import socket
-import subprocess
+import stat
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 import structlog
 import trio
 
-import shovey_agent
-import shovey_trio
-from shovey_trio import failpoints
+from shovey_agent.cgroup import find_delegated_cgroup
+from shovey_agent.desk_server import DeskServer
+from shovey_agent.executor import ExecutorConfig
+from shovey_agent.launcher_plan import LauncherPlan
+from shovey_agent.launcher_trust import load_trust
+from shovey_agent.local_desk import open_local_desk
+from shovey_agent.spool import SpoolLimits
+from shovey_agent.whitelist_file import WhitelistFile, open_whitelist
+from shovey_trio.core.errors import Code, Exit, ShoveyError
+from shovey_trio.identity.files import check_secret_directory
+from shovey_trio.observe.logs import configure_logging
+from shovey_trio.observe.systemd import notify
 
-_log = structlog.get_logger()
+_log = structlog.get_logger(__name__)
 
-_ATTEMPTS = 2
-_CLOSE_DEADLINE_S = 2.0
-
-
-class LaunchFailed(Exception):
-    """No supervisor could be had: out of processes, memory or descriptors."""
-
-    reason: ClassVar[str] = "LAUNCH_FAILED"
-
-
-class Launcher:
-    """Starts supervisors. Use ``open_launcher``."""
-
-    def __init__(self) -> None:
-        self._lock = trio.Lock()
-        self._process: trio.Process | None = None
-        self._control: trio.socket.SocketType | None = None
-
-    @property
-    def pid(self) -> int | None:
-        """The zygote's pid, for the curious and for tests."""
-        return None if self._process is None else self._process.pid
-
-    async def launch(self, directory: str) -> trio.socket.SocketType:
-        """Asks for a supervisor of a spool directory.
-
-        Cancelled, the supervisor may or may not have been asked for: the spool tells.
-
-        Returns:
-            The supervisor's end of the conversation: ``ready`` with a pidfd, ``started``, end. An end without ``ready``
-            means that there is no supervisor. The caller closes it.
-
-        Raises:
-            LaunchFailed: it could not be asked.
-        """
-        async with self._lock:
-            for _ in range(_ATTEMPTS):
-                control = await self._connect()
-                try:
-                    return await self._ask(control, directory)
-                except OSError as error:
-                    _log.warning("zygote.lost", error=str(error))
-                    await self.aclose()
-        raise LaunchFailed("the launcher process ends as soon as it is started")
-
-    async def prepare(self) -> None:
-        """Starts the zygote now, so that the first run does not wait for it.
-
-        Raises:
-            LaunchFailed: it cannot be started.
-        """
-        async with self._lock:
-            await self._connect()
-
-    async def aclose(self) -> None:
-        """Ends the zygote; the supervisors it made live on."""
-        if self._control is not None:
-            self._control.close()
-            self._control = None
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_DEADLINE_S):
-            # It ends by itself once the control socket is closed.
-            await process.wait()
-        if process.returncode is None:
-            process.kill()
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_DEADLINE_S):
-                await process.wait()
-
-    async def _connect(self) -> trio.socket.SocketType:
-        if self._control is not None:
-            return self._control
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        try:
-            with theirs:
-                self._process = await trio.lowlevel.open_process(
-                    [sys.executable, "-I", "-S", _program(), *_import_roots()],
-                    stdin=theirs.fileno(),
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                    # Supervisors keep this environment in /proc: nothing in it may look like a run's mark.
-                    env={"LANG": "C.UTF-8", **failpoints.environment()},
-                    cwd="/",
-                    start_new_session=True,
-                )
-        except OSError as error:
-            ours.close()
-            raise LaunchFailed(str(error)) from error
-        except BaseException:
-            ours.close()
-            raise
-        self._control = trio.socket.from_stdlib_socket(ours)
-        return self._control
-
-    async def _ask(self, control: trio.socket.SocketType, directory: str) -> trio.socket.SocketType:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            try:
-                rights = (socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [theirs.fileno()]))
-                await control.sendmsg([os.fsencode(directory)], [rights])
-            except BaseException:
-                ours.close()
-                raise
-        return trio.socket.from_stdlib_socket(ours)
+# Connections that wait to be accepted.
+_BACKLOG = 16
 
 
-@asynccontextmanager
-async def open_launcher() -> AsyncIterator[Launcher]:
-    """Opens the launcher with its zygote running, and ends the zygote, not the supervisors, at the end.
+class LauncherUnusable(ShoveyError):
+    """The launcher cannot be what it has to be: alone, with a socket of its own, and known to its network part."""
+
+    reason, code, http, exit = "LAUNCHER_UNUSABLE", Code.FAILED_PRECONDITION, 500, Exit.USAGE
+
+
+async def run_launcher(plan: LauncherPlan) -> None:
+    """Runs the launcher until TERM or INT. Its commands go on without it; the next start adopts them.
 
     Raises:
-        LaunchFailed: it cannot be started.
+        LauncherNotSetUp: this node was not enrolled for it.
+        ShoveyError: a file, the whitelist or the network part's account is unusable; the message names it.
     """
-    launcher = Launcher()
+    state_dir, address = Path(plan.state_dir), Path(plan.socket)
+    check_secret_directory(state_dir)
+    trust = await trio.to_thread.run_sync(load_trust, state_dir)
+    peer = await trio.to_thread.run_sync(_account_id, plan.user)
+    whitelist = await trio.to_thread.run_sync(lambda: open_whitelist(Path(plan.whitelist), guarded=True))
+    config = ExecutorConfig(
+        state_dir=state_dir,
+        max_runs=plan.max_runs,
+        limits=SpoolLimits(head_cap=plan.output_cap, total_cap=plan.spool_cap),
+        cgroup=find_delegated_cgroup(),
+    )
+    with (
+        _alone(state_dir / "launcher.lock"),
+        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
+    ):
+        async with open_local_desk(config, identity=trust.identity, keys=trust.keys, whitelist=whitelist) as desk:
+            server = DeskServer(desk=desk, trust=trust, peers=frozenset({peer, os.geteuid()}), now=time.time)
+            with listening(address, owner=peer) as listener:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(server.serve, listener)
+                    _log.info(
+                        "launcher.ready",
+                        node=trust.identity.node,
+                        organization=trust.identity.organization,
+                        socket=plan.socket,
+                        peer=plan.user,
+                        runs=len(desk.known_runs()),
+                        commands=len(whitelist.current().entries),
+                        cgroup=config.cgroup,
+                    )
+                    notify("READY=1")
+                    async for number in signals:
+                        if number != signal.SIGHUP:
+                            break
+                        await trio.to_thread.run_sync(_reload, whitelist)
+                    notify("STOPPING=1")
+                    nursery.cancel_scope.cancel(reason="the launcher was told to stop")
+    _log.info("launcher.stopped")
+
+
+@contextlib.contextmanager
+def listening(path: Path, *, owner: int) -> Iterator[socket.socket]:
+    """A Unix socket at ``path`` that ``owner`` alone may connect to, beside root; gone at the end.
+
+    Raises:
+        LauncherUnusable: the path is taken by something else, or others may write in its directory.
+    """
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as listener:
+        try:
+            _demand_own_directory(path.parent)
+            if path.is_socket():
+                path.unlink()  # of a launcher that was killed: the lock says that there is no other
+            before = os.umask(0o177)
+            try:
+                listener.bind(os.fspath(path))
+            finally:
+                os.umask(before)
+            if owner != os.geteuid():
+                os.chown(path, owner, -1, follow_symlinks=False)
+            listener.listen(_BACKLOG)
+        except OSError as error:
+            raise LauncherUnusable(f"{path}: {error.strerror or error}") from error
+        try:
+            yield listener
+        finally:
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+@contextlib.contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Holds a lock: two launchers of one directory would each know half of the nonces."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
-        await launcher.prepare()
-        yield launcher
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise LauncherUnusable(f"another launcher works in {path.parent}") from None
+        yield
     finally:
-        await launcher.aclose()
+        os.close(descriptor)
 
 
-def receive_pidfd(ancillary: list[tuple[int, int, bytes]]) -> int | None:
-    """Returns the descriptor that came with a message, if one did. The caller closes it."""
-    for level, kind, data in ancillary:
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors = array.array("i")
-            descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-            if descriptors:
-                return descriptors[0]
-    return None
+def _demand_own_directory(directory: Path) -> None:
+    """Where others could rename or link, they could have this process act on files of their choice."""
+    found = directory.stat()
+    if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH) or found.st_uid not in (0, os.geteuid()):
+        raise LauncherUnusable(
+            f"{directory} can be written by others (mode {stat.S_IMODE(found.st_mode):04o}, user {found.st_uid}):"
+            " the launcher's socket needs a directory of root's"
+        )
 
 
-def _program() -> str:
-    return str(Path(shovey_agent.__file__).with_name("zygote.py"))
+def _account_id(name: str) -> int:
+    try:
+        return pwd.getpwnam(name).pw_uid
+    except KeyError:
+        raise LauncherUnusable(f"there is no account {name!r} for the network part (launcher.user)") from None
 
 
-def _import_roots() -> list[str]:
-    """Where the two packages are: one directory when installed, two in a source tree."""
-    roots = (Path(package.__file__ or "").resolve().parent.parent for package in (shovey_agent, shovey_trio))
-    return [str(root) for root in dict.fromkeys(roots)]
+def _reload(whitelist: WhitelistFile) -> None:
+    whitelist.current()
+
+
+def main(text: str) -> int:
+    """Runs the launcher of a plan in JSON; returns the exit code."""
+    plan = LauncherPlan(**json.loads(text))
+    configure_logging(level=plan.log_level, format_=plan.log_format)
+    failed: BaseException | None = None
+    try:
+        trio.run(run_launcher, plan)
+    except* (ShoveyError, OSError) as group:
+        failed = group
+    while isinstance(failed, BaseExceptionGroup):
+        failed = failed.exceptions[0]
+    if failed is None:
+        return 0
+    reason = getattr(failed, "reason", type(failed).__name__)
+    print(f"shovey-agent: {getattr(failed, 'message', failed)} ({reason})", file=sys.stderr)
+    return failed.exit.value if isinstance(failed, ShoveyError) else Exit.UNREACHABLE.value
+
+
+if __name__ == "__main__":
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None: importing it is an ImportError
+    sys.exit(main(sys.argv[1]))

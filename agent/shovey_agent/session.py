@@ -3,35 +3,36 @@
 What is told is derived from the runs as the executor knows them, not from a queue of messages: a new stream starts
 with the list of all runs, and every change marks its run to be told about. So nothing can be lost between streams, and
 telling twice is harmless.
+
+Two streams of one agent overlap when the second takes over from the first (``link``). Its list of runs must not become
+untrue before the controller has read it, so no order is taken between hello and welcome, on either of them: what came
+on the first meanwhile waits, and is sent again on the second.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import structlog
 import trio
 
-from shovey_agent.executor import Executor
-from shovey_agent.gate import OrderGate, Refusal
+from shovey_agent.desk import Declined, Ending, Known, OrderDesk, Taken, Verdict, Voided
 from shovey_agent.reports import report_of
-from shovey_agent.runs import Accepted, Duplicate, KnownRun, RunPhase
-from shovey_agent.runs import Refused as NotTaken
+from shovey_agent.runs import KnownRun, RunPhase
 from shovey_agent.shipper import OutputShipper
 from shovey_trio.core.errors import NodeProtocolError
 from shovey_trio.core.events import ReportOutcome, RunReport
+from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.model import LinkMode, ProofKind
-from shovey_trio.core.order_signing import KeySet
-from shovey_trio.core.orders import Order, OrderKind, RefusalReason
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Channel, ClientStream
 from shovey_trio.rpc.convert import (
     LINKS,
     ORDER_KINDS,
     asked_input,
-    key_set_value,
+    keys_value,
     report_message,
     seconds,
     signed_order_value,
@@ -45,11 +46,6 @@ AttachStream = ClientStream[pb.AttachRequest, pb.AttachResponse]
 
 # How long the controller may take to answer a hello, or a wish to leave.
 _ANSWER = 20.0
-# How often a running command's output is looked at: while somebody reads it live, and otherwise.
-_FOLLOWED = 0.1
-_UNFOLLOWED = 1.0
-# How long the disk may take for an order (its nonce, its spool) before this agent gives it up.
-_TAKING = 60.0
 
 _KNOWN = {
     RunPhase.ACCEPTED: pb.KNOWN_RUN_STATE_ACCEPTED,
@@ -72,6 +68,8 @@ class Hello:
 class Session:
     """An attached agent's side of its stream. Use ``run`` once.
 
+    ``taking`` is held while an order is taken, and from hello to welcome; sessions that may overlap share one.
+
     Attributes:
         welcomed: whether the controller has taken this agent.
         took_leave: whether the stream ended because there was nothing to do, in agreement with the controller.
@@ -81,17 +79,17 @@ class Session:
         self,
         *,
         hello: Hello,
-        executor: Executor,
-        gate: OrderGate,
-        new_keys: Callable[[KeySet], None],
+        desk: OrderDesk,
+        new_keys: Callable[[PublishedKeys], Awaitable[None]],
         woken_by: str,
+        taking: trio.Lock | None = None,
     ) -> None:
+        self._taking = taking or trio.Lock()
         self._hello = hello
-        self._executor = executor
-        self._gate = gate
+        self._desk = desk
         self._new_keys = new_keys
         self._woken_by = woken_by
-        self._shipper = OutputShipper(executor)
+        self._shipper = OutputShipper(desk)
         # What of each run was told on this stream: its furthest phase.
         self._told: dict[str, RunPhase] = {}
         self._news: dict[str, None] = {}
@@ -128,9 +126,11 @@ class Session:
         """
         async with channel.stream(methods.ATTACH) as stream:
             with trio.fail_after(_ANSWER):
-                await self._say_hello(stream)
-            self.welcomed = True
-            started()
+                async with self._taking:
+                    await self._say_hello(stream)
+                    self.welcomed = True
+                    # Still under the lock: whatever this stream takes over from must not take another order.
+                    started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell, stream)
                 nursery.start_soon(self._shipper.ship, channel)
@@ -142,7 +142,7 @@ class Session:
     # -- up
 
     async def _say_hello(self, stream: AttachStream) -> None:
-        runs = [run for run in self._executor.known_runs() if not run.reported]
+        runs = [run for run in self._desk.known_runs() if not run.reported]
         await stream.send(
             pb.AttachRequest(
                 hello=pb.AttachHello(
@@ -166,7 +166,7 @@ class Session:
         welcome = first.welcome
         self._controller_offset = seconds(welcome.controller_time) - trio.current_time()
         self._nothing_waits = not welcome.pending_orders
-        self._new_keys(key_set_value(welcome.signing_keys))
+        await self._new_keys(keys_value(welcome.signing_keys))
         durable = {position.run_id: position.durable_position for position in welcome.positions}
         for run in runs:
             # The hello has told how far it is; the report of a finished run follows.
@@ -183,7 +183,7 @@ class Session:
                     continue
                 run_id = next(iter(self._news))
                 del self._news[run_id]
-                known = self._executor.known_run(run_id)
+                known = self._desk.known_run(run_id)
                 if known is not None:
                     await self._tell_run(stream, known)
             self._work = trio.Event()
@@ -224,101 +224,56 @@ class Session:
     async def _take(self, message: pb.AttachResponse) -> None:
         match message.WhichOneof("message"):
             case "order":
-                # A break of the stream between using the nonce up and having the run in the spool would leave an
-                # order that can never be taken again.
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _TAKING) as taking:
-                    await self._take_order(message)
-                if taking.cancelled_caught:
-                    _log.error("order.given_up", seconds=_TAKING)
+                await self._take_order(message)
             case "report_durable":
-                await self._confirmed(message.report_durable.run_id)
+                await self._forget(message.report_durable.run_id)
             case "forget":
                 await self._forget(message.forget.run_id)
             case "follow":
-                interval = _FOLLOWED if message.follow.followed else _UNFOLLOWED
-                self._executor.set_poll_interval(message.follow.run_id, interval)
+                await self._desk.follow(message.follow.run_id, followed=message.follow.followed)
             case "ask_whitelist":
                 await self._answer(message.ask_whitelist)
             case "signing_keys":
-                self._new_keys(key_set_value(message.signing_keys))
+                await self._new_keys(keys_value(message.signing_keys))
             case other:
                 _log.warning("controller.unexpected_message", message=other)
 
     async def _take_order(self, message: pb.AttachResponse) -> None:
-        signed = signed_order_value(message.order)
-        now = trio.current_time() + self._controller_offset
-        order = self._gate.believe(signed, controller_now=now)
-        if isinstance(order, Refusal):
-            self._refuse(order)
-            return
-        self._last_run_id = order.run_id
-        known = self._executor.known_run(order.run_id)
-        if order.kind is OrderKind.CANCEL:
-            await self._cancel(order, known, now)
-            return
-        if known is not None:
-            self._tell_again(known)
-            return
-        try:
-            spec = await self._gate.admit(order, signed, controller_now=now)
-        except OSError as error:
-            spec = Refusal(reason=RefusalReason.SPOOL_FULL, detail=str(error), order=order)
-        if isinstance(spec, Refusal):
-            self._refuse(spec)
-            return
-        match await self._executor.start(spec):
-            case Accepted(run=run):
-                _log.info("run.accepted", run_id=run.run_id, job_id=run.job_id, command=order.command)
+        async with self._taking:
+            now = trio.current_time() + self._controller_offset
+            verdict = await self._desk.take(signed_order_value(message.order), controller_now=now)
+        self._last_run_id = _run_of(verdict) or self._last_run_id
+        match verdict:
+            case Taken(run=run):
                 self.note(run.run_id)
-            case Duplicate(run=run):
+            case Known(run=run):
                 self._tell_again(run)
-            case NotTaken(reason=reason, detail=detail):
-                self._refuse(
-                    Refusal(reason=_TAKEN_NOT.get(reason.value, RefusalReason.SPAWN_FAILED), detail=detail, order=order)
+            case Voided(run_id=run_id):
+                report = RunReport(
+                    run_id=run_id,
+                    outcome=ReportOutcome.CANCELLED,
+                    proof=ProofKind.NEVER_STARTED,
+                    finished_at=time.time(),
                 )
+                self._say(pb.AttachRequest(report=report_message(report)))
+            case Declined():
+                self._refuse(verdict)
+            case Ending():
+                pass  # how it ended will be told
 
     async def _answer(self, ask: pb.AskWhitelist) -> None:
-        cleared = await self._gate.clear(ask.command, asked_input(ask))
-        if isinstance(cleared, Refusal):
-            answer = pb.WhitelistAnswer(ask_id=ask.ask_id, reason=cleared.reason.value, detail=cleared.detail)
-        else:
-            detail = f"it would run {cleared.permit.argv[0]} as {cleared.account_name}"
-            answer = pb.WhitelistAnswer(ask_id=ask.ask_id, permitted=True, detail=detail)
+        word = await self._desk.ask(ask.command, asked_input(ask))
+        answer = pb.WhitelistAnswer(ask_id=ask.ask_id, permitted=word.permitted, reason=word.reason, detail=word.detail)
         self._say(pb.AttachRequest(whitelist_answer=answer))
 
-    async def _cancel(self, order: Order, known: KnownRun | None, now: float) -> None:
-        if known is None:
-            await self._gate.void(order, controller_now=now)
-            _log.info("run.voided", run_id=order.run_id)
-            report = RunReport(
-                run_id=order.run_id,
-                outcome=ReportOutcome.CANCELLED,
-                proof=ProofKind.NEVER_STARTED,
-                finished_at=time.time(),
-            )
-            self._say(pb.AttachRequest(report=report_message(report)))
-            return
-        if known.phase is RunPhase.FINISHED:
-            self._tell_again(known)
-            return
-        _log.info("run.cancelling", run_id=order.run_id)
-        await self._executor.cancel(order.run_id, grace=order.kill_grace)
-
-    def _refuse(self, refusal: Refusal) -> None:
-        order = refusal.order
-        _log.warning(
-            "order.refused",
-            reason=refusal.reason.value,
-            detail=refusal.detail,
-            run_id=order.run_id if order else None,
-        )
-        if order is None:
+    def _refuse(self, declined: Declined) -> None:
+        if not declined.run_id:
             return  # nothing in it can be believed, not even which run it is about
         refused = pb.OrderRefused(
-            run_id=order.run_id,
-            reason=refusal.reason.value,
-            detail=refusal.detail,
-            kind=ORDER_KINDS.number(order.kind),
+            run_id=declined.run_id,
+            reason=declined.reason.value,
+            detail=declined.detail,
+            kind=ORDER_KINDS.number(declined.order_kind),
         )
         self._say(pb.AttachRequest(refused=refused))
 
@@ -326,25 +281,14 @@ class Session:
         self._told.pop(run.run_id, None)
         self.note(run.run_id)
 
-    async def _confirmed(self, run_id: str) -> None:
-        known = self._executor.known_run(run_id)
-        if known is not None and known.phase is RunPhase.FINISHED:
-            try:
-                await self._executor.mark_reported(run_id)
-            except OSError as error:
-                # On a full disk: clearing the run is what makes room. Without the mark it is reported again at worst.
-                _log.warning("run.not_marked", run_id=run_id, error=str(error))
-            await self._forget(run_id)
-
     async def _forget(self, run_id: str) -> None:
-        """Clears a run from the spool; one that still runs here is ended first, and cleared when it has."""
-        known = self._executor.known_run(run_id)
-        if known is not None and known.phase is not RunPhase.FINISHED:
-            await self._executor.cancel(run_id, grace=10.0)
-            return
-        await self._executor.forget(run_id)
-        self._shipper.forget(run_id)
-        self._told.pop(run_id, None)
+        """Clears a run from the spool; one that still runs goes on until its own end, and is reported then.
+
+        Only a signed order ends a command, and this is none.
+        """
+        if await self._desk.confirm(run_id):
+            self._shipper.forget(run_id)
+            self._told.pop(run_id, None)
 
     # -- leaving
 
@@ -357,15 +301,15 @@ class Session:
                 patience = linger
                 continue
             patience = linger
-            if not self._executor.known_runs() and not self._outbox:
+            if not self._desk.known_runs() and not self._outbox:
                 self._say(pb.AttachRequest(detach=pb.Detach(last_run_id=self._last_run_id)))
                 with trio.move_on_after(_ANSWER):
                     await self._activity.wait()
 
 
-_TAKEN_NOT = {
-    "busy": RefusalReason.BUSY,
-    "spool_full": RefusalReason.SPOOL_FULL,
-    "spool_error": RefusalReason.SPOOL_FULL,
-    "invalid_spec": RefusalReason.MALFORMED,
-}
+def _run_of(verdict: Verdict) -> str:
+    match verdict:
+        case Taken(run=run) | Known(run=run):
+            return run.run_id
+        case _:
+            return verdict.run_id

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import trio
 
-from shovey_agent.executor import Executor
-from shovey_agent.runs import RunPhase
+from shovey_agent.runs import KnownRun, RunPhase
 from shovey_trio.core.model import OutputChunk
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Channel, ClientStream
@@ -28,6 +28,16 @@ _WINDOW = 1024 * 1024
 _STALLED = 15.0
 # Seconds without output after which the stream is closed.
 _IDLE = 10.0
+
+
+class OutputSource(Protocol):
+    """Where output is read from: the part of ``desk.OrderDesk`` that matters here."""
+
+    def known_run(self, run_id: str) -> KnownRun | None:
+        """See ``OrderDesk``."""
+
+    async def read_output(self, run_id: str, position: int, limit: int) -> tuple[OutputChunk, ...]:
+        """See ``OrderDesk``."""
 
 
 @dataclass(slots=True)
@@ -68,8 +78,8 @@ class _Parcel:
 class OutputShipper:
     """The output of all runs on one stream to the controller; made anew for each stream."""
 
-    def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+    def __init__(self, source: OutputSource) -> None:
+        self._source = source
         self._shipments: dict[str, _Shipment] = {}
         self._dirty: dict[str, None] = {}  # a set that keeps its order: runs take turns
         self._work = trio.Event()
@@ -77,7 +87,7 @@ class OutputShipper:
     async def resume(self, run_id: str, durable: int) -> None:
         """Continues a run behind what the controller has; finds the hole again where the spool has one."""
         shipment = self._shipments[run_id] = _Shipment(sent=durable, durable=durable)
-        known = self._executor.known_run(run_id)
+        known = self._source.known_run(run_id)
         if known is not None and known.exit is not None and known.exit.dropped_bytes:
             await self._find_hole(run_id, shipment)
         self.grew(run_id)
@@ -95,7 +105,7 @@ class OutputShipper:
     def is_shipped(self, run_id: str) -> bool:
         """Whether all output that is in the spool now is durable at the controller, or wanted no more."""
         shipment = self._shipments.get(run_id)
-        known = self._executor.known_run(run_id)
+        known = self._source.known_run(run_id)
         if known is None or (shipment is not None and shipment.closed):
             return True
         if known.phase is not RunPhase.FINISHED or known.exit is None:
@@ -132,7 +142,7 @@ class OutputShipper:
                 continue
             shipment = self._shipments.setdefault(run_id, _Shipment(sent=0, durable=0))
             room = min(_WINDOW_PER_RUN - shipment.in_flight, _WINDOW - self._in_flight())
-            chunks = await self._executor.read_output(run_id, shipment.spool_position(), room)
+            chunks = await self._source.read_output(run_id, shipment.spool_position(), room)
             if chunks:  # else it was taken from the dirty ones; growing puts it back
                 return _Parcel(run_id=run_id, shipment=shipment, chunks=chunks)
 
@@ -185,7 +195,7 @@ class OutputShipper:
 
     async def _find_hole(self, run_id: str, shipment: _Shipment) -> None:
         position = 0
-        while chunks := await self._executor.read_output(run_id, position, _WINDOW):
+        while chunks := await self._source.read_output(run_id, position, _WINDOW):
             for chunk in chunks:
                 if chunk.position > position:
                     shipment.hole_at, shipment.hole_length = position, chunk.position - position

@@ -47,6 +47,8 @@ from shovey_trio.core.model import OutputExtent, ProofKind
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
 # Directory and records of a run, in blocks of 4 KiB: order, spec, exit, supervisor, started, reported.
 _RUN_COST = 28 * 1024
+# Seconds since 1970: the year 10000.
+_NO_TIME = 253_402_300_800
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
@@ -158,9 +160,9 @@ class Spool:
         phase = RunPhase.ACCEPTED if started is None else RunPhase.RUNNING
         return KnownRun(
             run_id=run_id,
-            job_id=str(spec.get("job_id", "")),
+            job_id=_words(str(spec.get("job_id", ""))),
             accepted_at=_number(spec, "accepted_at") or os.stat(directory).st_mtime,
-            command=str(spec.get("command", "")),
+            command=_words(str(spec.get("command", ""))),
             lock=str(spec.get("lock", "")),
             phase=phase if report is None else RunPhase.FINISHED,
             started_at=started_at if report is None else report.started_at,
@@ -179,14 +181,16 @@ class Spool:
             return ExitReport(
                 run_id=run_id,
                 cause=ExitCause(record["cause"]),
-                detail=str(record["detail"]),
-                exit_code=record["exit_code"],
-                signal=record["signal"],
-                started_at=record["started_at"],
-                finished_at=float(record["finished_at"]),
+                detail=_words(str(record["detail"])),
+                exit_code=None if record["exit_code"] is None else _whole(record, "exit_code", below=256),
+                signal=None if record["signal"] is None else _whole(record, "signal", below=128),
+                started_at=_number(record, "started_at"),
+                finished_at=_time(record, "finished_at"),
                 proof=None if proof is None else ProofKind(proof),
-                output=OutputExtent(stdout_bytes=int(record["stdout_bytes"]), stderr_bytes=int(record["stderr_bytes"])),
-                dropped_bytes=int(record["dropped_stdout"]) + int(record["dropped_stderr"]),
+                output=OutputExtent(
+                    stdout_bytes=_whole(record, "stdout_bytes"), stderr_bytes=_whole(record, "stderr_bytes")
+                ),
+                dropped_bytes=_whole(record, "dropped_stdout") + _whole(record, "dropped_stderr"),
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -204,8 +208,10 @@ class Spool:
         spec = _read(directory, SPEC)
         if spec is None or spec.get("boot_id") != boot_id or os.path.exists(os.path.join(directory, SUPERVISOR)):
             return False
+        if spec.get("deadline_at") is None:
+            return True
         deadline_at = _number(spec, "deadline_at")
-        return deadline_at is None or now < deadline_at
+        return deadline_at is not None and now < deadline_at
 
     def claim_for_agent(self, run_id: str) -> bool:
         """Takes the run from any supervisor that has not claimed it yet; returns whether that was in time."""
@@ -357,5 +363,28 @@ def _read(directory: str, name: str) -> dict[str, Any] | None:
 
 
 def _number(record: dict[str, Any], key: str) -> float | None:
+    """A time, or None when there is none that a clock can have shown."""
     value = record.get(key)
-    return float(value) if isinstance(value, int | float) else None
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    # Not by isfinite alone: JSON has whole numbers that no double holds.
+    return float(value) if 0 <= value < _NO_TIME else None
+
+
+def _time(record: dict[str, Any], key: str) -> float:
+    value = _number(record, key)
+    if value is None:
+        raise ValueError(key)
+    return value
+
+
+def _whole(record: dict[str, Any], key: str, *, below: int = 2**62) -> int:
+    value = record[key]
+    if type(value) is not int or not 0 <= value < below:
+        raise ValueError(key)
+    return value
+
+
+def _words(text: str) -> str:
+    """What can be told: half a surrogate pair, which JSON can hold, is in no message."""
+    return text.encode("utf-8", "replace").decode()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 
+from shovey_trio.application.audit import audit_entry
+from shovey_trio.application.organization_keys import OrganizationKeys
+from shovey_trio.core.audit import AuditAction, AuditEntry
+from shovey_trio.core.chef_principals import ChefPrincipalKind
 from shovey_trio.core.enrollment import (
     DEFAULT_TOKEN_LIFETIME,
     MAX_TOKEN_LIFETIME,
@@ -15,13 +19,12 @@ from shovey_trio.core.enrollment import (
     token_digest,
 )
 from shovey_trio.core.errors import InvalidEnrollmentToken, InvalidRequest, NotFound, Unauthenticated
+from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.model import LinkMode, Node, Presence, Principal, Role, User
-from shovey_trio.core.order_signing import KeySet
-from shovey_trio.identity.authority import CertificateAuthority, IssuedCertificate
+from shovey_trio.identity.authority import CertificateAuthority, IssuedCertificate, read_certificates
 from shovey_trio.identity.names import Identity, PrincipalKind, node_identity, user_identity
 from shovey_trio.identity.renewal import verify_renewal
 from shovey_trio.identity.requests import read_request
-from shovey_trio.identity.signing_keys import SigningKeys
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 
@@ -37,7 +40,7 @@ class Enrolled:
 
     certificate: IssuedCertificate
     ca_certificates: bytes
-    keys: KeySet
+    keys: PublishedKeys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,39 +60,49 @@ class Identities:
         services: Services,
         registry: NodeRegistry,
         authority: CertificateAuthority,
-        signing_keys: SigningKeys,
+        ca_certificates: bytes,
+        keys: OrganizationKeys,
     ) -> None:
         self._services = services
         self._registry = registry
-        self._authority = authority
-        self._signing_keys = signing_keys
+        self._keys = keys
         self._users: dict[tuple[str, str], User] = {}
         self._revoked: set[str] = set()
+        self._on_revoked: list[Callable[[Collection[str]], None]] = []
+        self.replace_authority(authority, ca_certificates)
+
+    def replace_authority(self, authority: CertificateAuthority, ca_certificates: bytes) -> None:
+        """Issues with ``authority`` from now on, and believes the CAs in ``ca_certificates`` (PEM), which it gives out.
+
+        Raises:
+            CertificateUnreadable: ``ca_certificates`` does not parse; nothing has changed.
+        """
+        self._trusted = read_certificates(ca_certificates)
+        self._authority = authority
+        self._ca_certificates = ca_certificates
+
+    def on_revoked(self, listener: Callable[[Collection[str]], None]) -> None:
+        """Registers a function that is told the serials of certificates as they become void; it must not block."""
+        self._on_revoked.append(listener)
 
     async def load(self) -> None:
         """Reads users and revocations; at start, and when an offline command may have changed them."""
         users = await self._services.store.load_users()
         self._users = {(user.organization, user.name): user for user in users}
-        self._revoked = set(await self._services.store.revoked_serials())
+        self._void(await self._services.store.revoked_serials())
 
     @property
     def ca_certificates(self) -> bytes:
         """PEM, what clients and nodes must trust."""
-        return self._authority.pem
+        return self._ca_certificates
 
-    def key_set(self, organization: str) -> KeySet:
+    def keys(self, organization: str) -> PublishedKeys:
         """The public keys that orders of an organization are signed with.
 
         Raises:
             NotFound: an organization this controller does not serve.
         """
-        if organization != self._signing_keys.organization:
-            raise NotFound(f"there is no organization {organization}")
-        return self._signing_keys.published()
-
-    def replace_keys(self, keys: SigningKeys) -> None:
-        """Publishes other signing keys from now on."""
-        self._signing_keys = keys
+        return self._keys.published(organization)
 
     async def principal(self, identity: Identity, serial: str) -> Principal:
         """Who holds a verified certificate, with the role that holds right now.
@@ -132,6 +145,9 @@ class Identities:
             organization=identity.organization,
             node=identity.name,
             expires_at=expires_at,
+            audit=self._entry(
+                AuditAction.ENROLLMENT_OPENED, identity, principal.label, detail={"expires_at": expires_at}
+            ),
         )
         return EnrollmentToken(token=token, expires_at=expires_at)
 
@@ -150,7 +166,17 @@ class Identities:
         read_request(csr)
         now = self._services.clock.now()
         used = await self._services.store.use_enrollment_token(
-            digest=token_digest(token), organization=organization, node=node, now=now
+            digest=token_digest(token),
+            organization=organization,
+            node=node,
+            now=now,
+            audit=self._entry(
+                AuditAction.NODE_ENROLLED,
+                identity,
+                identity.label,
+                rule="a one-time token",
+                detail={"agent_instance": agent_instance},
+            ),
         )
         if not used:
             _log.warning("enrollment.refused", organization=organization, node=node)
@@ -175,7 +201,7 @@ class Identities:
             )
         )
         _log.info("node.enrolled", organization=organization, node=node)
-        return Enrolled(certificate=certificate, ca_certificates=self.ca_certificates, keys=self.key_set(organization))
+        return Enrolled(certificate=certificate, ca_certificates=self.ca_certificates, keys=self.keys(organization))
 
     async def renew(self, *, certificate: bytes, csr: bytes, proof: bytes) -> IssuedCertificate:
         """A fresh certificate for the holder of an old one, up to 90 days after its end.
@@ -189,16 +215,24 @@ class Identities:
             certificate=certificate,
             csr=csr,
             proof=proof,
-            authorities=[self._authority.certificate],
+            authorities=self._trusted,
             revoked=self._revoked,
             now=now,
         )
         await self.principal(verified.identity, verified.serial)
-        return await self._issue(verified.identity, csr, now)
+        renewed = self._entry(
+            AuditAction.CERTIFICATE_RENEWED,
+            verified.identity,
+            verified.identity.label,
+            rule="the key of a certificate that is not revoked",
+            detail={"replaces": verified.serial},
+        )
+        return await self._issue(verified.identity, csr, now, renewed, renews=verified.serial)
 
     async def revoke_node(self, principal: Principal, node: str) -> None:
         """Voids every certificate of a node."""
-        await self._revoke(node_identity(principal.organization, node))
+        identity = node_identity(principal.organization, node)
+        await self._revoke(identity, self._entry(AuditAction.NODE_REMOVED, identity, principal.label))
 
     async def note_agent(
         self, node: Node, *, link: LinkMode, tags: dict[str, str], version: str, clock_skew: float
@@ -207,7 +241,8 @@ class Identities:
         said = (node.link, dict(node.tags), node.agent_version) == (link, tags, version)
         # Not for every few milliseconds: a write per attach would be a heartbeat.
         if not said or node.clock_skew is None or abs(node.clock_skew - clock_skew) > _SKEW_STEP:
-            await self._registry.put(replace(node, link=link, tags=tags, agent_version=version, clock_skew=clock_skew))
+            noted = replace(node, link=link, tags=tags, agent_version=version, clock_skew=clock_skew)
+            await self._registry.put(noted, only_known=True)
 
     # -- users
 
@@ -227,7 +262,13 @@ class Identities:
         known = self._users.get(key)
         created_at = known.created_at if known else now
         user = User(name=name, organization=identity.organization, role=role, created_at=created_at)
-        await self._services.store.write_user(user)
+        certified = self._entry(
+            AuditAction.USER_CERTIFIED,
+            identity,
+            principal.label,
+            detail={"role": role.value, "before": known.role.value if known else ""},
+        )
+        await self._services.store.write_user(user, audit=certified)
         self._users[key] = user
         return user, await self._issue(identity, csr, now)
 
@@ -238,7 +279,7 @@ class Identities:
         return sorted(users, key=lambda user: user.name)
 
     async def remove_user(self, principal: Principal, name: str) -> None:
-        """Removes a user and voids every certificate of theirs.
+        """Removes a user and voids every certificate and Chef key of theirs.
 
         Raises:
             NotFound: no such user.
@@ -247,20 +288,56 @@ class Identities:
         if name == principal.name:
             raise InvalidRequest("you cannot remove the user you are calling as", field="name")
         identity = user_identity(principal.organization, name)
-        if not await self._services.store.remove_user(identity.organization, identity.name):
+        removed = self._entry(AuditAction.USER_REMOVED, identity, principal.label)
+        if not await self._services.store.remove_user(identity.organization, identity.name, audit=removed):
             raise NotFound(f"there is no user {name}")
         self._users.pop((identity.organization, identity.name), None)
+        await self._services.store.remove_chef_principal(identity.organization, ChefPrincipalKind.USER, identity.name)
         await self._revoke(identity)
 
-    async def _revoke(self, identity: Identity) -> None:
-        self._revoked |= set(await self._services.store.revoke_certificates(identity.organization, identity.label))
+    async def _revoke(self, identity: Identity, audit: AuditEntry | None = None) -> None:
+        self._void(await self._services.store.revoke_certificates(identity.organization, identity.label, audit=audit))
 
-    async def _issue(self, identity: Identity, csr: bytes, now: float) -> IssuedCertificate:
+    def _void(self, serials: Collection[str]) -> None:
+        """No certificate that was void becomes valid again, so what is known is only added to."""
+        fresh = set(serials) - self._revoked
+        self._revoked |= fresh
+        if fresh:
+            for listener in self._on_revoked:
+                listener(fresh)
+
+    def _entry(
+        self,
+        action: AuditAction,
+        identity: Identity,
+        principal: str,
+        *,
+        rule: str = "",
+        detail: Mapping[str, object] | None = None,
+    ) -> AuditEntry:
+        return audit_entry(
+            self._services.clock.now(),
+            action,
+            organization=identity.organization,
+            principal=principal,
+            rule=rule,
+            subject=identity.label,
+            detail=detail,
+        )
+
+    async def _issue(
+        self, identity: Identity, csr: bytes, now: float, audit: AuditEntry | None = None, *, renews: str = ""
+    ) -> IssuedCertificate:
         issued = self._authority.issue_client(csr=csr, identity=identity, now=now)
-        await self._services.store.write_certificate(
+        written = await self._services.store.write_certificate(
             serial=issued.serial,
             organization=identity.organization,
             subject=identity.label,
             expires_at=issued.expires_at,
+            renews=renews,
+            audit=audit,
         )
+        if not written:
+            # Revoked meanwhile, or beside this daemon. What was issued is recorded nowhere, and goes nowhere.
+            raise Unauthenticated(f"the certificate of {identity.label} is revoked", cause="revoked")
         return issued

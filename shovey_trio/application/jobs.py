@@ -4,15 +4,28 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import TypeVar
 
+import structlog
 import trio
 
+from shovey_trio.application.job_audit import cancelled_entry, started_entry
 from shovey_trio.core import ids
 from shovey_trio.core.command_input import NO_INPUT, CommandInput, input_problems
-from shovey_trio.core.errors import InvalidRequest, NotFound, PermissionDenied, UnknownNodes, VotingUnsupported
+from shovey_trio.core.errors import (
+    Draining,
+    InvalidRequest,
+    NoTargets,
+    NotFound,
+    Overloaded,
+    PermissionDenied,
+    StoreUnavailable,
+    UnknownNodes,
+    VotingUnsupported,
+)
 from shovey_trio.core.grants import GrantDecision, decide_grants
 from shovey_trio.core.job_machine import admit
 from shovey_trio.core.model import (
@@ -39,10 +52,15 @@ from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.nursery.watch import WatchPosition, follow_output, watch_job
 
+_log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
 
+# What keeps a new job from being made, and says nothing about one that was made before.
+_NO_NEW_JOB = (Draining, Overloaded, StoreUnavailable, NoTargets, UnknownNodes)
 # Between two looks of somebody who waits: a job of thousands of runs commits all the time.
 _LOOK_PAUSE = 0.1
+# Runs that are made before other tasks get a turn: 10 µs each.
+_MADE = 500
 _MAX_COMMAND = 256
 _MAX_REQUEST_ID = 128
 
@@ -127,15 +145,28 @@ class Jobs:
         asks for, nothing is sent and the job is ``quorum_failed``. Both are decided before the job is stored, so that
         the first commit already holds them.
 
+        A request that was made before gets its job, whatever could keep a new one from being made now.
+
         Raises:
             InvalidRequest, InvalidQuorum, NoTargets, UnknownNodes, VotingUnsupported: nothing was stored.
             PermissionDenied: the principal's grants do not cover the command on every node; nothing was stored.
             RequestIdReused, Overloaded, Draining, StoreUnavailable: nothing was stored.
         """
         self._check(request)
+        try:
+            return await self._start(principal, request)
+        except _NO_NEW_JOB as error:
+            failure = error
+        # Not asked before every start: it is a read, and hardly ever finds anything.
+        made = await self._made_before(principal, request)
+        if made is None:
+            raise failure
+        return StartedJob(job=made)
+
+    async def _start(self, principal: Principal, request: StartJob) -> StartedJob:
         nodes = self._registry.of(principal.organization)
         targets = resolve(request.selection, nodes, accept_unknown=request.accept_unknown)
-        await self._demand_grants(principal, request.command, targets)
+        rule = await self._demand_grants(principal, request.command, targets)
         quorum = request.quorum or "100%"
         required_nodes(quorum, len(targets))
         up = [name for name in targets if name in nodes and nodes[name].presence is Presence.UP]
@@ -144,19 +175,31 @@ class Jobs:
         if request.dry_run:
             resolved = tuple(self.resolved(nodes[name]) for name in targets if name in nodes)
             return StartedJob(job=replace(decided, id=""), targets=resolved)
-        runs = [self._new_run(decided, name, nodes.get(name)) for name in targets]
-        counts = {state: sum(run.state is state for run in runs) for state in {run.state for run in runs}}
-        decided = replace(decided, run_counts=counts)
-        key = None
-        if request.request_id:
-            key = RequestKey(
-                organization=principal.organization,
-                principal=principal.label,
-                request_id=request.request_id,
-                digest=_digest(request),
-            )
-        created = await self._supervisor.launch(decided, runs, key, request.input)
+        runs: list[Run] = []
+        for name in targets:
+            runs.append(self._new_run(decided, name, nodes.get(name)))
+            if len(runs) % _MADE == 0:
+                await trio.lowlevel.checkpoint()
+        decided = replace(decided, run_counts=dict(Counter(run.state for run in runs)))
+        created = await self._supervisor.launch(
+            decided,
+            runs,
+            _request_key(principal, request),
+            request.input,
+            audit=started_entry(decided, runs, principal, rule),
+        )
         return StartedJob(job=created.job)
+
+    async def _made_before(self, principal: Principal, request: StartJob) -> Job | None:
+        key = None if request.dry_run else _request_key(principal, request)
+        if key is None:
+            return None
+        try:
+            return await self._services.store.find_request(key)
+        except StoreUnavailable as error:
+            # What is wrong with the start itself is the better answer.
+            _log.warning("request.not_looked_up", error=error.message)
+            return None
 
     def _check(self, request: StartJob) -> None:
         if request.vote:
@@ -207,6 +250,8 @@ class Jobs:
             created_at=job.created_at,
             updated_at=job.created_at,
             nonce=self._services.random_bytes(NONCE_BYTES),
+            # Whoever is enrolled under this name from now on is somebody else, and gets nothing that waits for it.
+            agent_instance=None if node is None else node.agent_instance or None,
             # Decided here, for the life of the run: an order for an old node must never go out by two ways.
             route=Route.LEGACY if node is not None and node.link is LinkMode.LEGACY else None,
         )
@@ -241,6 +286,11 @@ class Jobs:
         Raises:
             NotFound: no such job in the principal's organization.
         """
+        live = self._supervisor.job(job_id)
+        if live is not None and live.stored.organization == principal.organization:
+            # What is durable of a live job is in memory; a thousand clients that ask again and again cost no reads.
+            await trio.lowlevel.checkpoint()
+            return live.stored, self.counts(live.stored)
         job = await self._services.store.get_job(principal.organization, job_id)
         if job is None:
             raise NotFound(f"there is no job {job_id}", job_id=job_id)
@@ -389,17 +439,22 @@ class Jobs:
             return await self._cancel_ended(stored, nodes)
         names = sorted(set(nodes)) or sorted(live.runs)
         _check_known(job_id, names, live.runs)
-        await self._demand_grants(principal, stored.command, names)
+        rule = await self._demand_grants(principal, stored.command, names)
+        # Before it is carried out: what was asked is on record even if only a part of it is done when power fails.
+        asked_for = cancelled_entry(stored, nodes, principal, rule, self._services.clock.now())
+        await self._services.store.append_audit([asked_for])
         if kill_grace is not None:
             live.job = replace(live.job, kill_grace=kill_grace)
         asked = await self._supervisor.cancel(live, names, by=principal.label, whole_job=not nodes)
         finished = sorted(set(names) - set(asked))
         return CancelledJob(job=live.job, cancelling=tuple(asked), already_finished=tuple(finished))
 
-    async def _demand_grants(self, principal: Principal, command: str, nodes: Sequence[str]) -> None:
+    async def _demand_grants(self, principal: Principal, command: str, nodes: Sequence[str]) -> str:
+        """The rule that permits it."""
         decision = await self.grants_for(principal, command, nodes)
         if not decision.is_allowed:
             raise PermissionDenied(decision.rule, nodes=",".join(decision.refused[:1000]))
+        return decision.rule
 
     async def grants_for(self, principal: Principal, command: str, nodes: Sequence[str]) -> GrantDecision:
         """What a principal's grants say of a command on nodes. Read from the store, so that a change holds at once."""
@@ -429,6 +484,17 @@ def _check_known(job_id: str, names: Sequence[str], known: Mapping[str, object] 
         raise UnknownNodes(
             f"job {job_id} has no run on {', '.join(unknown[:20])}", job_id=job_id, nodes=",".join(unknown[:1000])
         )
+
+
+def _request_key(principal: Principal, request: StartJob) -> RequestKey | None:
+    if not request.request_id:
+        return None
+    return RequestKey(
+        organization=principal.organization,
+        principal=principal.label,
+        request_id=request.request_id,
+        digest=_digest(request),
+    )
 
 
 def _digest(request: StartJob) -> bytes:

@@ -12,8 +12,10 @@ from typing import Final
 import structlog
 import trio
 
+from shovey_trio.application.audit import audit_entry, origin
 from shovey_trio.application.legacy_keyring import LegacyKeyring
 from shovey_trio.application.legacy_sequences import RunSequences, SequenceBook
+from shovey_trio.core.audit import AuditAction
 from shovey_trio.core.errors import DuplicateChunk, IllegalReport, NotFound, PermissionDenied, StoreUnavailable
 from shovey_trio.core.events import LegacyEnded, LegacyKeyRefused, LegacyOutputOver, NodeRefused, NodeStarted
 from shovey_trio.core.model import OutputChunk, Principal, Role, Route, Run
@@ -77,9 +79,9 @@ class LegacyNodes:
             await self._after_the_end(run, event)
             return
         if isinstance(event, NodeStarted | LegacyEnded) and live.signed_with:
-            self._keyring.fits(node, live.signed_with)
+            self._keyring.fits(run.organization, node, live.signed_with)
         if isinstance(event, LegacyEnded):
-            await self._conclude(live, await self._book.of(run.id))
+            await self._conclude(live, await self._book.of(run.id, is_silent=_is_silent(live)))
 
     async def stream_put(self, principal: Principal, job_id: str, node: str, body: Mapping[str, object]) -> None:
         """Takes a piece of a run's output; durable when it returns.
@@ -95,10 +97,11 @@ class LegacyNodes:
         run, live = await self._find(principal, job_id, node)
         put = parse_stream_put(body)
         await self._heard(run)
-        sequences = await self._book.of(run.id)
+        sequences = await self._book.of(run.id, is_silent=_is_silent(live))
         sequence = sequences.of(put.stream)
-        with trio.move_on_after(self._services.timing.legacy_reorder):
-            await sequence.wait_turn(put.seq)
+        if put.seq > sequence.expected:
+            with trio.move_on_after(self._services.timing.legacy_reorder):
+                await sequence.wait_turn(put.seq)
         async with sequences.lock:
             if sequence.knows(put.seq):
                 raise DuplicateChunk(f"sequence {put.seq} for {job_id} - {node} already exists", seq=str(put.seq))
@@ -118,7 +121,15 @@ class LegacyNodes:
 
     async def reset_key(self, organization: str) -> str:
         """Makes a new key and returns its PEM; see ``LegacyKeyring.reset``."""
-        return await self._keyring.reset(organization)
+        pem = await self._keyring.reset(organization)
+        reset = audit_entry(
+            self._services.clock.now(),
+            AuditAction.LEGACY_KEY_RESET,
+            organization=organization,
+            principal=origin().principal,
+        )
+        await self._services.store.append_audit([reset])
+        return pem
 
     # -- reports
 
@@ -144,7 +155,7 @@ class LegacyNodes:
             return event
         # Once per run: a node that holds none of our keys has no valid order, and that is the run's end.
         live.other_key_tried = True
-        if live.signed_with and self._keyring.does_not_fit(run.node, live.signed_with):
+        if live.signed_with and self._keyring.does_not_fit(run.organization, run.node, live.signed_with):
             return LegacyKeyRefused(detail=put.error)
         return event
 
@@ -189,6 +200,10 @@ class LegacyNodes:
             # The numbers are read from the store again: they hold this piece, or not.
             self._book.forget(run.id)
             raise StoreUnavailable("the output was not stored in time", retry_after_s="1")
+
+
+def _is_silent(live: RunHandle | None) -> bool:
+    return live is not None and live.extent.position == 0
 
 
 class _Stored:

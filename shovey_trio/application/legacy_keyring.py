@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
-from typing import Final
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
 
 import structlog
 import trio
@@ -12,7 +13,7 @@ import trio
 from shovey_trio.core.errors import NotFound, ShoveyError
 from shovey_trio.core.model import LinkMode
 from shovey_trio.core.shovey_wire import format_time, sign_payload
-from shovey_trio.identity.legacy_keys import LegacyKeyFile, LegacyKeys, make_legacy_key
+from shovey_trio.identity.legacy_keys import LegacyKeys, make_legacy_key
 from shovey_trio.nursery.registry import NodeRegistry
 
 _log = structlog.get_logger(__name__)
@@ -21,25 +22,56 @@ _log = structlog.get_logger(__name__)
 _WRITE_AFTER: Final = 1.0
 
 
-class LegacyKeyring:
-    """Implements ``nursery.ports.LegacySigner``. ``serve`` must run for what nodes show to become durable."""
+class LegacyKeyPlace(Protocol):
+    """Where the keys are kept: ``LegacyKeyFile``, or a document elsewhere; it blocks."""
 
-    def __init__(self, *, file: LegacyKeyFile, keys: LegacyKeys, registry: NodeRegistry) -> None:
-        self._file = file
-        self._keys = keys
+    def change(self, organization: str, change: Callable[[LegacyKeys], LegacyKeys]) -> LegacyKeys:
+        """See ``LegacyKeyFile.change``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyRing:
+    """An organization's keys, and the file they are from."""
+
+    file: LegacyKeyPlace
+    keys: LegacyKeys
+
+
+LoadRings = Callable[[], Mapping[str, LegacyRing]]
+"""Reads the keys of every organization; blocks."""
+
+
+class LegacyKeyring:
+    """Implements ``nursery.ports.LegacySigner``. ``serve`` must run for what nodes show to become durable.
+
+    Args:
+        rings: by organization, as ``load`` has read them.
+        load: reads them again.
+    """
+
+    def __init__(self, rings: Mapping[str, LegacyRing], *, load: LoadRings, registry: NodeRegistry) -> None:
+        self._rings = dict(rings)
+        self._load = load
         self._registry = registry
-        self._shown: dict[str, str] = {}
+        # Key ids by organization and node.
+        self._shown: dict[str, dict[str, str]] = {}
         self._work = trio.Event()
 
     # -- signing
 
     def key_for(self, organization: str, node: str) -> str:
-        """The id of the key that this node holds, as far as is known."""
-        return self._keys.key_of(node, registered_at=self._registered(organization, node)).key_id
+        """The id of the key that this node holds, as far as is known.
 
-    def sign(self, key_id: str, fields: Mapping[str, str]) -> bytes:
+        Raises:
+            NotFound: there are no keys of this organization.
+        """
+        return self._keys(organization).key_of(node, registered_at=self._registered(organization, node)).key_id
+
+    def sign(self, organization: str, key_id: str, fields: Mapping[str, str]) -> bytes:
         """An order's payload, signed with that key, or with the current one if that key is gone by now; 1 ms of CPU."""
-        key = next((key for key in self._keys.keys if key.key_id == key_id), self._keys.current)
+        keys = self._keys(organization)
+        key = next((key for key in keys.keys if key.key_id == key_id), keys.current)
         return sign_payload(fields, key.private_key)
 
     def time(self, now: float) -> str:
@@ -48,17 +80,18 @@ class LegacyKeyring:
 
     # -- what nodes show
 
-    def fits(self, node: str, key_id: str) -> None:
+    def fits(self, organization: str, node: str, key_id: str) -> None:
         """Notes that a node has accepted an order signed with that key."""
-        if len(self._keys.keys) > 1 and self._keys.held.get(node) != key_id:
-            self._show(node, key_id)
+        keys = self._keys(organization)
+        if len(keys.keys) > 1 and keys.held.get(node) != key_id:
+            self._show(organization, node, key_id)
 
-    def does_not_fit(self, node: str, key_id: str) -> bool:
+    def does_not_fit(self, organization: str, node: str, key_id: str) -> bool:
         """Notes that a node refused an order signed with that key; whether there is another one that it may hold."""
-        other = self._keys.other_than(key_id)
+        other = self._keys(organization).other_than(key_id)
         if other is None:
             return False
-        self._show(node, other.key_id)
+        self._show(organization, node, other.key_id)
         _log.info("legacy_key.other_tried", node=node, refused=key_id, tried=other.key_id)
         return True
 
@@ -69,10 +102,11 @@ class LegacyKeyring:
             await trio.sleep(_WRITE_AFTER)
             self._work = trio.Event()
             shown, self._shown = self._shown, {}
-            try:
-                await self._change(shown)
-            except (ShoveyError, OSError) as error:
-                _log.warning("legacy_key.not_written", error=str(error), nodes=len(shown))
+            for organization, held in shown.items():
+                try:
+                    await self._change(organization, held)
+                except (ShoveyError, OSError) as error:
+                    _log.warning("legacy_key.not_written", error=str(error), nodes=len(held))
 
     # -- administration
 
@@ -82,8 +116,7 @@ class LegacyKeyring:
         Raises:
             NotFound: not an organization of this controller.
         """
-        self._check(organization)
-        return self._keys.current.public_pem
+        return self._keys(organization).current.public_pem
 
     async def reset(self, organization: str) -> str:
         """Makes a new current key, durably, and returns its PEM; each node is moved to it when it shows it.
@@ -92,43 +125,50 @@ class LegacyKeyring:
             NotFound: not an organization of this controller.
             OSError: it cannot be written; nothing has changed.
         """
-        self._check(organization)
+        self._keys(organization)
+        file = self._rings[organization].file
         key = await trio.to_thread.run_sync(make_legacy_key, time.time())
-        self._keys = await trio.to_thread.run_sync(
-            lambda: self._file.change(organization, lambda keys: keys.with_key(key))
-        )
-        _log.info("legacy_key.reset", key_id=key.key_id, keys=len(self._keys.keys))
+        written = await trio.to_thread.run_sync(lambda: file.change(organization, lambda keys: keys.with_key(key)))
+        self._keep(written)
+        _log.info("legacy_key.reset", organization=organization, key_id=key.key_id, keys=len(written.keys))
         return key.public_pem
 
     async def reload(self) -> None:
-        """Reads the file again: the command line may have changed it.
+        """Reads the files again: the command line may have changed them, or made an organization.
+
+        Keys of an organization that was removed are kept until the next start, for the runs that it leaves behind.
 
         Raises:
-            ShoveyError: it cannot be read; what was read before stays in force.
+            ShoveyError: one cannot be read; what was read before stays in force.
         """
-        self._keys = await trio.to_thread.run_sync(self._file.load, self._keys.organization)
+        self._rings |= await trio.to_thread.run_sync(self._load)
 
-    def _show(self, node: str, key_id: str) -> None:
-        self._keys = self._keys.with_held({node: key_id})
-        self._shown[node] = key_id
+    def _keys(self, organization: str) -> LegacyKeys:
+        ring = self._rings.get(organization)
+        if ring is None:
+            raise NotFound(f"there is no organization {organization}", organization=organization)
+        return ring.keys
+
+    def _keep(self, keys: LegacyKeys) -> None:
+        self._rings[keys.organization] = replace(self._rings[keys.organization], keys=keys)
+
+    def _show(self, organization: str, node: str, key_id: str) -> None:
+        self._keep(self._keys(organization).with_held({node: key_id}))
+        self._shown.setdefault(organization, {})[node] = key_id
         self._work.set()
 
-    async def _change(self, shown: Mapping[str, str]) -> None:
-        organization = self._keys.organization
+    async def _change(self, organization: str, shown: Mapping[str, str]) -> None:
         nodes = self._registry.of(organization).values()
         registered = {node.name: node.enrolled_at for node in nodes if node.link is LinkMode.LEGACY}
+        file = self._rings[organization].file
 
         def write() -> LegacyKeys:
-            return self._file.change(organization, lambda keys: keys.with_held(shown).pruned(registered))
+            return file.change(organization, lambda keys: keys.with_held(shown).pruned(registered))
 
         written = await trio.to_thread.run_sync(write)
         # What was shown while the file was being written is on its way to it.
-        self._keys = written.with_held(self._shown)
+        self._keep(written.with_held(self._shown.get(organization, {})))
 
     def _registered(self, organization: str, node: str) -> float:
         known = self._registry.get(organization, node)
         return 0.0 if known is None else known.enrolled_at
-
-    def _check(self, organization: str) -> None:
-        if organization != self._keys.organization:
-            raise NotFound(f"there is no organization {organization}", organization=organization)

@@ -87,24 +87,37 @@ class SequenceBook:
         self._runs: OrderedDict[str, RunSequences] = OrderedDict()
         self._loading = trio.Lock()
 
-    async def of(self, run_id: str) -> RunSequences:
+    async def of(self, run_id: str, *, is_silent: bool = False) -> RunSequences:
         """A run's numbers, from the store if they are not remembered.
+
+        Args:
+            is_silent: the run is known to have no output yet, so that the store need not be asked.
 
         Raises:
             StoreUnavailable: they cannot be read.
         """
+        known = self._runs.get(run_id)
+        if known is None and is_silent:
+            known = self._remember(run_id, RunSequences())
+        if known is not None:
+            self._runs.move_to_end(run_id)
+            return known
         async with self._loading:
             known = self._runs.get(run_id)
             if known is None:
-                known = self._runs[run_id] = await self._load(run_id)
-                while len(self._runs) > _REMEMBERED:
-                    self._runs.popitem(last=False)
+                known = self._remember(run_id, await self._load(run_id))
             self._runs.move_to_end(run_id)
             return known
 
     def forget(self, run_id: str) -> None:
         """Has them read from the store the next time."""
         self._runs.pop(run_id, None)
+
+    def _remember(self, run_id: str, sequences: RunSequences) -> RunSequences:
+        known = self._runs.setdefault(run_id, sequences)
+        while len(self._runs) > _REMEMBERED:
+            self._runs.popitem(last=False)
+        return known
 
     async def _load(self, run_id: str) -> RunSequences:
         found = RunSequences()

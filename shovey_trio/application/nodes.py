@@ -6,6 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+import structlog
+
+from shovey_trio.core.chef_principals import ChefPrincipalKind
 from shovey_trio.core.errors import NotFound
 from shovey_trio.core.events import NodeSilent, NodeUnavailable
 from shovey_trio.core.model import Node, NodeStatus, Presence, Principal
@@ -14,6 +17,8 @@ from shovey_trio.nursery.ports import Doorbell
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
+
+_log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,7 +86,7 @@ class Nodes:
         return await self._services.store.list_node_statuses(principal.organization, name, limit=limit, after=after)
 
     async def remove(self, principal: Principal, name: str) -> None:
-        """Cuts a node off for good. Its certificates are the caller's to revoke first (``identities``).
+        """Cuts a node off for good, and takes its Chef keys. Its certificates are the caller's to revoke first.
 
         Runs it has not answered are ``unavailable``; those it has are ``unknown`` until the reconnect grace is over.
 
@@ -89,14 +94,17 @@ class Nodes:
             NotFound: no such node in the principal's organization.
         """
         self._known(principal, name)
-        link = self._services.links.get(principal.organization, name)
-        if link is not None:
-            link.close("the node was removed")
+        self._cut_off(principal.organization, name)
         await self._registry.remove(principal.organization, name)
-        now = self._services.clock.now()
-        for run in self._supervisor.runs_of_node(principal.organization, name):
-            await run.post(NodeUnavailable(cause="node_removed", detail="the node was removed"))
-            await run.post(NodeSilent(since=now, reason="node_removed"))
+        await self._services.store.remove_chef_principal(principal.organization, ChefPrincipalKind.NODE, name)
+        await self._tell_runs(principal.organization, name)
+
+    async def reload(self) -> None:
+        """Takes up what a command on this host has changed: new nodes are known, removed ones as after ``remove``."""
+        for node in await self._registry.load_changes():
+            _log.info("node.removed", organization=node.organization, node=node.name)
+            self._cut_off(node.organization, node.name)
+            await self._tell_runs(node.organization, node.name)
 
     def attached_count(self) -> int:
         """How many agents have their stream open, over all organizations."""
@@ -105,6 +113,17 @@ class Nodes:
     def unaddressable(self, principal: Principal) -> Sequence[str]:
         """Names of registered nodes that serf cannot address, by name; empty without serf."""
         return self._doorbell.unaddressable(principal.organization, sorted(self._registry.of(principal.organization)))
+
+    def _cut_off(self, organization: str, name: str) -> None:
+        link = self._services.links.get(organization, name)
+        if link is not None:
+            link.close("the node was removed")
+
+    async def _tell_runs(self, organization: str, name: str) -> None:
+        now = self._services.clock.now()
+        for run in self._supervisor.runs_of_node(organization, name):
+            await run.post(NodeUnavailable(cause="node_removed", detail="the node was removed"))
+            await run.post(NodeSilent(since=now, reason="node_removed"))
 
     def _known(self, principal: Principal, name: str) -> Node:
         node = self._registry.get(principal.organization, name)

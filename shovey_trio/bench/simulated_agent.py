@@ -18,13 +18,14 @@ import trio
 
 from shovey_trio.bench.simulated_run import Behaviour, Kind, OutputPusher, SimulatedRun
 from shovey_trio.core.events import ReportOutcome, RunReport
+from shovey_trio.core.key_sets import KeySet
 from shovey_trio.core.model import ProofKind
-from shovey_trio.core.order_signing import KeySet, verify_order
+from shovey_trio.core.order_signing import verify_order
 from shovey_trio.core.orders import NodeIdentity, Order, OrderKind, judge_order
 from shovey_trio.identity.requests import make_private_key, make_request, private_key_pem
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Channel, ClientStream, ClientTls, RpcError, open_channel
-from shovey_trio.rpc.convert import key_set_value, report_message, seconds, signed_order_value, timestamp
+from shovey_trio.rpc.convert import keys_value, report_message, seconds, signed_order_value, timestamp
 from shovey_trio.rpc.order_codec import parse_order
 from shovey_trio.v1 import agent_service_pb2 as pb
 from shovey_trio.v1 import node_pb2
@@ -78,7 +79,7 @@ async def enroll(channel: Channel, *, organization: str, node: str, token: str) 
         tls=ClientTls(
             ca=answer.ca_certificates, certificate=answer.certificate_chain, private_key=private_key_pem(key)
         ),
-        keys=key_set_value(answer.signing_keys),
+        keys=keys_value(answer.signing_keys).keys,
         control_address=answer.control_address,
     )
 
@@ -95,7 +96,7 @@ class SimulatedAgent:
         )
         self._behaviours = behaviours
         self._tally = tally
-        self._keys = credentials.keys.by_id()
+        self._keys = credentials.keys
         self._epoch = 0
         self._clock = 0.0  # the controller's time is this plus trio's
         self._runs: dict[str, SimulatedRun] = {}
@@ -119,7 +120,7 @@ class SimulatedAgent:
                 await stream.send(self._hello())
                 welcome = (await stream.receive()).welcome
             self._clock = seconds(welcome.controller_time) - trio.current_time()
-            self._keys = key_set_value(welcome.signing_keys).by_id()
+            self._keys = keys_value(welcome.signing_keys).keys
             self._epoch = welcome.epoch
             self._tally.attached += 1
             try:
@@ -159,7 +160,7 @@ class SimulatedAgent:
     def _take_order(self, message: pb.AttachResponse, pusher: OutputPusher, nursery: trio.Nursery) -> None:
         self._tally.orders += 1
         signed = signed_order_value(message.order)
-        order = parse_order(signed.order) if verify_order(signed, self._keys) is None else None
+        order = parse_order(signed.order) if verify_order(signed, self._keys, time.time()) is None else None
         if not isinstance(order, Order) or self._refuses(order):
             self._tally.refused += 1
             return

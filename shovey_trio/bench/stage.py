@@ -51,6 +51,7 @@ class BenchOptions:
         seconds: how long what goes on is watched.
         history_runs: runs that are stored before ``history``.
         output_mib: output of all agents together in ``output``.
+        peer: the other server that ``legacy`` and ``legacy-output`` measure beside this one; empty for none.
     """
 
     agents: int = 1000
@@ -59,6 +60,7 @@ class BenchOptions:
     seconds: float = 10.0
     history_runs: int = 1_000_000
     output_mib: int = 200
+    peer: str = ""
 
 
 class Stage:

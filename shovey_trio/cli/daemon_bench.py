@@ -47,6 +47,11 @@ _FAILED = 1
     help="Output of all agents together in `output`.",
 )
 @click.option(
+    "--peer",
+    type=click.Choice(["goiardi"]),
+    help="Measure this server beside ours, where a scenario has old nodes; it must be installed.",
+)
+@click.option(
     "--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Also write the result there."
 )
 def bench(  # noqa: PLR0917 - click passes them by name
@@ -58,6 +63,7 @@ def bench(  # noqa: PLR0917 - click passes them by name
     seconds: float,
     history_runs: int,
     output_mib: int,
+    peer: str | None,
     json_file: Path | None,
 ) -> None:
     """Measure named scenarios, or all of them.
@@ -73,6 +79,7 @@ def bench(  # noqa: PLR0917 - click passes them by name
         for name, (_, summary) in SCENARIOS.items():
             click.echo(f"{name:14}{summary}")
         return
+    peer = _installed(peer)
     unknown = [name for name in scenarios if name not in SCENARIOS]
     if unknown:
         raise click.UsageError(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
@@ -83,8 +90,19 @@ def bench(  # noqa: PLR0917 - click passes them by name
         seconds=seconds,
         history_runs=history_runs,
         output_mib=output_mib,
+        peer=peer,
     )
     sys.exit(_run(scenarios or tuple(SCENARIOS), options, json_file))
+
+
+def _installed(peer: str | None) -> str:
+    """The peer, or nothing when none is wanted or it is not there, which is said."""
+    from shovey_trio.bench.legacy_servers import has_goiardi
+
+    if peer and not has_goiardi():
+        click.echo(f"{peer} is not installed (Debian: apt install goiardi): left out", err=True)
+        return ""
+    return peer or ""
 
 
 def _run(names: Sequence[str], options: BenchOptions, json_file: Path | None) -> int:

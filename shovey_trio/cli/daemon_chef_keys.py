@@ -2,22 +2,40 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from collections.abc import Sequence
+from typing import IO
 
 import click
 
 from shovey_trio.application.chef_callers import ChefPrincipals
-from shovey_trio.cli.daemon_options import with_settings
+from shovey_trio.cli.daemon_options import for_organization
+from shovey_trio.cli.host_audit import host_entry
 from shovey_trio.cli.offline_store import run_with_store
 from shovey_trio.config import ServerSettings
+from shovey_trio.core.audit import AuditAction
+from shovey_trio.core.chef_keys import ChefKey, read_chef_keys
 from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.model import Role
 from shovey_trio.identity.names import check_name
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.nursery.ports import Store
 
-_ROLES = (Role.ADMIN, Role.OPERATOR, Role.VIEWER)
-_PUBLIC_KEY = click.Path(path_type=Path, exists=True, dir_okay=False)
+#: What a user may be; ``Role.NODE`` is the nodes' own.
+USER_ROLES = (Role.ADMIN, Role.OPERATOR, Role.VIEWER)
+#: A file of PEM blocks, or standard input.
+PUBLIC_KEY = click.File("r", encoding="utf-8", errors="replace")
+# Far above ten keys; what is longer is another file.
+_LONGEST = 256 * 1024
+
+
+def read_pem(file: IO[str]) -> str:
+    """What a key file holds, cut where no key file reaches."""
+    return file.read(_LONGEST)
+
+
+def chef_principals(store: Store) -> ChefPrincipals:
+    """The Chef principals of a store that a command has opened."""
+    return ChefPrincipals(store=store, clock=WallClock())
 
 
 def add_key_commands(group: click.Group, kind: ChefPrincipalKind) -> None:
@@ -28,58 +46,84 @@ def add_key_commands(group: click.Group, kind: ChefPrincipalKind) -> None:
 
 
 def _key_command(kind: ChefPrincipalKind) -> click.Command:
-    @click.command("key", help=f"Let the {kind} NAME call the REST shim, with the Chef public key in the file FILE.")
+    @click.command(
+        "key", help=f"Let the {kind} NAME call the REST shim, with the Chef public key in FILE (- for stdin)."
+    )
     @click.argument("name")
-    @click.argument("file", type=_PUBLIC_KEY)
-    @with_settings
-    def key(settings: ServerSettings, name: str, file: Path, role: str | None = None) -> None:
+    @click.argument("file", type=PUBLIC_KEY)
+    @click.option("--only", is_flag=True, help="The keys that were there before do not hold any more.")
+    @for_organization
+    def key(settings: ServerSettings, name: str, file: IO[str], only: bool, role: str | None = None) -> None:
         check_name(name, kind.value)
-        pem = file.read_text("utf-8", errors="replace")
+        pem = read_pem(file)
 
         async def write(store: Store) -> ChefPrincipal:
-            return await _principals(store).put(
+            return await chef_principals(store).add_key(
                 organization=settings.server.organization,
                 kind=kind,
                 name=name,
                 role=Role(role) if role else None,
                 public_key=pem,
+                alone=only,
             )
 
-        stored = run_with_store(settings.store_path, write)
-        click.echo(f"{stored.principal.label} ({stored.role}) may sign requests with this key")
+        entry = host_entry(
+            AuditAction.CHEF_KEY_SET,
+            settings.server.organization,
+            f"{kind.value}/{name}",
+            key_ids=[found.key_id for found in read_chef_keys(pem)],
+            only=only,
+            role=role or "",
+        )
+        stored = run_with_store(settings.store_path, write, audit=entry)
+        keys = read_chef_keys(stored.public_key)
+        click.echo(f"{stored.principal.label} ({stored.role}) may sign requests with {_words(keys)}")
+        if len(keys) > 1:
+            click.echo(f"`shovey-trio {kind} remove-key {name} KEY` takes an old one away", err=True)
 
     if kind is ChefPrincipalKind.USER:
-        choice = click.Choice([role.value for role in _ROLES])
-        click.option("--role", type=choice, help="What the user may do.  [default: as before]")(key)
+        choice = click.Choice([role.value for role in USER_ROLES])
+        click.option("--role", type=choice, help="What the user may do, here and over gRPC.  [default: as before]")(key)
     return key
 
 
 def _keys_command(kind: ChefPrincipalKind) -> click.Command:
-    @click.command("keys", help=f"List the {kind}s that may call the REST shim.")
-    @with_settings
+    @click.command("keys", help=f"List the {kind}s that may call the REST shim, with the ids of their keys.")
+    @for_organization
     def keys(settings: ServerSettings) -> None:
         async def read(store: Store) -> list[ChefPrincipal]:
-            return list(await _principals(store).list(settings.server.organization, kind))
+            return list(await chef_principals(store).list(settings.server.organization, kind))
 
         for stored in run_with_store(settings.store_path, read):
-            click.echo(f"{stored.name}\t{stored.role}")
+            click.echo(f"{stored.name}\t{stored.role}\t{','.join(key_ids(stored))}")
 
     return keys
 
 
 def _remove_command(kind: ChefPrincipalKind) -> click.Command:
-    @click.command("remove-key", help=f"Take the Chef key of the {kind} NAME away; it holds within ten seconds.")
+    @click.command(
+        "remove-key", help=f"Take the Chef keys of the {kind} NAME away, or one; it holds within ten seconds."
+    )
     @click.argument("name")
-    @with_settings
-    def remove_key(settings: ServerSettings, name: str) -> None:
-        async def write(store: Store) -> None:
-            await _principals(store).remove(settings.server.organization, kind, name)
+    @click.argument("key_id", metavar="[KEY]", default="")
+    @for_organization
+    def remove_key(settings: ServerSettings, name: str, key_id: str) -> None:
+        async def write(store: Store) -> Sequence[ChefKey]:
+            return await chef_principals(store).remove_key(settings.server.organization, kind, name, key_id)
 
-        run_with_store(settings.store_path, write)
-        click.echo(f"{kind}/{name} can sign no more requests")
+        entry = host_entry(
+            AuditAction.CHEF_KEY_REMOVED, settings.server.organization, f"{kind.value}/{name}", key_id=key_id or "all"
+        )
+        left = run_with_store(settings.store_path, write, audit=entry)
+        click.echo(f"{kind}/{name} can sign {f'requests with {_words(left)}' if left else 'no more requests'}")
 
     return remove_key
 
 
-def _principals(store: Store) -> ChefPrincipals:
-    return ChefPrincipals(store=store, clock=WallClock())
+def key_ids(stored: ChefPrincipal | None) -> Sequence[str]:
+    """The ids of a principal's keys, for people to name them by."""
+    return [] if stored is None else [key.key_id for key in read_chef_keys(stored.public_key)]
+
+
+def _words(keys: Sequence[ChefKey]) -> str:
+    return ("key " if len(keys) == 1 else "keys ") + ", ".join(key.key_id for key in keys)

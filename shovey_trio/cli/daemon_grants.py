@@ -6,9 +6,11 @@ from collections.abc import Sequence
 
 import click
 
-from shovey_trio.cli.daemon_options import with_settings
+from shovey_trio.cli.daemon_options import for_organization
+from shovey_trio.cli.host_audit import host_entry
 from shovey_trio.cli.offline_store import run_with_store
 from shovey_trio.config import ServerSettings
+from shovey_trio.core.audit import AuditAction, AuditEntry
 from shovey_trio.core.errors import InvalidRequest, NotFound
 from shovey_trio.core.model import Grant, Role
 from shovey_trio.identity.names import user_identity
@@ -22,7 +24,7 @@ _NODES = click.option("--nodes", required=True, metavar="PATTERN", help="Nodes, 
 @click.argument("name")
 @_COMMAND
 @_NODES
-@with_settings
+@for_organization
 def grant(settings: ServerSettings, name: str, command: str, nodes: str) -> None:
     """Let the operator NAME start these commands on these nodes. The first grant takes everything else away."""
     given = _grant(settings, name, command, nodes)
@@ -30,7 +32,7 @@ def grant(settings: ServerSettings, name: str, command: str, nodes: str) -> None
     async def write(store: Store) -> Role:
         for user in await store.load_users():
             if (user.organization, user.name) == (given.organization, given.user):
-                await store.write_grant(given)
+                await store.write_grant(given, audit=_entry(AuditAction.GRANT_GIVEN, given))
                 return user.role
         raise NotFound(f"there is no user {name}", user=name)
 
@@ -45,7 +47,7 @@ def grant(settings: ServerSettings, name: str, command: str, nodes: str) -> None
 @_COMMAND
 @_NODES
 @click.option("--unrestrict", is_flag=True, help="Take the last grant too: the operator may start everything again.")
-@with_settings
+@for_organization
 def revoke_grant(settings: ServerSettings, name: str, command: str, nodes: str, unrestrict: bool) -> None:
     """Take a grant back from the operator NAME; both patterns as they were given."""
     given = _grant(settings, name, command, nodes)
@@ -59,7 +61,7 @@ def revoke_grant(settings: ServerSettings, name: str, command: str, nodes: str, 
                 "without its last grant an operator may start everything; --unrestrict says that this is meant",
                 field="unrestrict",
             )
-        await store.remove_grant(given)
+        await store.remove_grant(given, audit=_entry(AuditAction.GRANT_REVOKED, given))
         return len(grants) - 1
 
     left = run_with_store(settings.store_path, remove)
@@ -68,7 +70,7 @@ def revoke_grant(settings: ServerSettings, name: str, command: str, nodes: str, 
 
 @click.command()
 @click.argument("name")
-@with_settings
+@for_organization
 def grants(settings: ServerSettings, name: str) -> None:
     """List the grants of the user NAME."""
     identity = user_identity(settings.server.organization, name)
@@ -81,6 +83,10 @@ def grants(settings: ServerSettings, name: str) -> None:
         click.echo(f"{one.command} on {one.nodes}")
     if not found:
         click.echo(f"user/{name} has no grants and is not narrowed", err=True)
+
+
+def _entry(action: AuditAction, given: Grant) -> AuditEntry:
+    return host_entry(action, given.organization, f"user/{given.user}", command=given.command, nodes=given.nodes)
 
 
 def _grant(settings: ServerSettings, name: str, command: str, nodes: str) -> Grant:

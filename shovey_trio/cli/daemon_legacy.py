@@ -7,16 +7,19 @@ from collections.abc import Mapping
 
 import click
 
-from shovey_trio.cli.daemon_options import with_settings
+from shovey_trio.cli.daemon_options import for_organization
+from shovey_trio.cli.daemon_removals import note_change
+from shovey_trio.cli.host_audit import host_entry
 from shovey_trio.cli.offline_store import run_with_store
 from shovey_trio.config import ServerSettings
+from shovey_trio.core.audit import AuditAction
 from shovey_trio.core.errors import NotFound
 from shovey_trio.core.model import LinkMode
 from shovey_trio.identity.files import check_secret_directory
 from shovey_trio.identity.legacy_keys import LegacyKeyFile, LegacyKeys, make_legacy_key
 from shovey_trio.nursery.ports import Store
 
-_RELOAD = "A running controller takes it up when it is sent HUP."
+_TAKEN_UP = "A running controller takes it up at once."
 
 
 @click.group()
@@ -31,7 +34,7 @@ def key() -> None:
 
 @key.command()
 @click.option("--pem", is_flag=True, help="Print the current public key alone: what nodes are given.")
-@with_settings
+@for_organization
 def status(settings: ServerSettings, pem: bool) -> None:
     """Show the keys, and which node is signed for with which."""
     keys = _file(settings).ensure(settings.server.organization, now=time.time())
@@ -49,7 +52,7 @@ def status(settings: ServerSettings, pem: bool) -> None:
 
 
 @key.command()
-@with_settings
+@for_organization
 def reset(settings: ServerSettings) -> None:
     """Make a new key. Nodes are signed for with the old one until each of them has shown that it holds the new one."""
     organization = settings.server.organization
@@ -57,13 +60,16 @@ def reset(settings: ServerSettings) -> None:
     file.ensure(organization, now=time.time())
     fresh = make_legacy_key(time.time())
     file.change(organization, lambda keys: keys.with_key(fresh))
+    entry = host_entry(AuditAction.LEGACY_KEY_RESET, organization, f"key/{fresh.key_id}")
+    run_with_store(settings.store_path, _nothing, audit=entry)
+    note_change(settings)
     click.echo(fresh.public_pem, nl=False)
-    click.echo(f"# Put it on every node in the place of the old one. {_RELOAD}", err=True)
+    click.echo(f"# Put it on every node in the place of the old one. {_TAKEN_UP}", err=True)
 
 
 @key.command()
 @click.argument("node")
-@with_settings
+@for_organization
 def moved(settings: ServerSettings, node: str) -> None:
     """Say that NODE holds the current key. Not needed: it shows it by itself, by refusing one order."""
     organization = settings.server.organization
@@ -75,7 +81,12 @@ def moved(settings: ServerSettings, node: str) -> None:
         return keys.with_held({node: keys.current.key_id}).pruned(registered)
 
     keys = _file(settings).change(organization, move)
-    click.echo(f"{node} is signed for with {keys.current.key_id}. {_RELOAD}")
+    note_change(settings)
+    click.echo(f"{node} is signed for with {keys.current.key_id}. {_TAKEN_UP}")
+
+
+async def _nothing(_: Store) -> None:
+    """What is recorded was done to a file."""
 
 
 def _day(at: float) -> str:

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Sequence
 from datetime import UTC, datetime
-from typing import TextIO
+from typing import IO
 
 import click
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from shovey_trio.application.chef_callers import ChefPrincipals
-from shovey_trio.cli.daemon_chef_keys import add_key_commands
-from shovey_trio.cli.daemon_options import with_settings
+from shovey_trio.application.removal import Removed, remove_node
+from shovey_trio.cli.daemon_chef_keys import PUBLIC_KEY, add_key_commands, chef_principals, key_ids, read_pem
+from shovey_trio.cli.daemon_options import for_organization
+from shovey_trio.cli.daemon_removals import note_change, removed_words, revoke_certificates
+from shovey_trio.cli.host_audit import host_entry
 from shovey_trio.cli.offline_store import run_with_store
 from shovey_trio.config import ServerSettings
 from shovey_trio.config_types import format_duration, parse_duration
-from shovey_trio.core.chef_principals import ChefPrincipalKind
+from shovey_trio.core.audit import AuditAction
+from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.enrollment import (
     DEFAULT_TOKEN_LIFETIME,
     MAX_TOKEN_LIFETIME,
@@ -30,13 +34,12 @@ from shovey_trio.core.model import LinkMode, Node
 from shovey_trio.identity.authority import read_certificates
 from shovey_trio.identity.files import check_secret_directory, read_public
 from shovey_trio.identity.names import node_identity
-from shovey_trio.nursery.clock import WallClock
 from shovey_trio.nursery.ports import Store
 
 
 @click.group()
 def node() -> None:
-    """Enrolment of nodes, on the controller's host; the daemon may be running or not."""
+    """Nodes, their enrolment and keys, on the controller's host; the daemon may be running or not."""
 
 
 def lifetime(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
@@ -61,12 +64,14 @@ def lifetime(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
     help="How long the token can be used.",
 )
 @click.option("--quiet", "-q", is_flag=True, help="Print the join string alone.")
-@with_settings
+@for_organization
 def token(settings: ServerSettings, name: str, valid_for: float, quiet: bool) -> None:
     """Make a one-time token for the node NAME and print the command that enrols it.
 
     The join string is a secret until it is used. Only a hash of its token is stored.
     """
+    from shovey_trio.controller_settings import load_signing_keys  # brings grpc, which no other command here needs
+
     identity = node_identity(settings.server.organization, name)
     directory = settings.directory
     check_secret_directory(directory.root)
@@ -77,6 +82,7 @@ def token(settings: ServerSettings, name: str, valid_for: float, quiet: bool) ->
         enroll_address=settings.enroll_address,
         ca_certificate=authority.public_bytes(Encoding.DER),
         secret=secrets.token_bytes(SECRET_BYTES),
+        root_public_key=load_signing_keys(settings, identity.organization).root_public_key,
     )
     expires_at = time.time() + valid_for
 
@@ -86,6 +92,9 @@ def token(settings: ServerSettings, name: str, valid_for: float, quiet: bool) ->
             organization=identity.organization,
             node=identity.name,
             expires_at=expires_at,
+            audit=host_entry(
+                AuditAction.ENROLLMENT_OPENED, identity.organization, identity.label, expires_at=expires_at
+            ),
         )
 
     run_with_store(settings.store_path, write)
@@ -101,16 +110,16 @@ def token(settings: ServerSettings, name: str, valid_for: float, quiet: bool) ->
 @node.command()
 @click.argument("name")
 @click.option("--legacy", is_flag=True, required=True, help="A node without an agent of ours: a schob.")
-@click.option("--public-key", type=click.File("r"), help="PEM of its Chef client's public key; - for standard input.")
-@with_settings
-def add(settings: ServerSettings, name: str, legacy: bool, public_key: TextIO | None) -> None:
+@click.option("--public-key", type=PUBLIC_KEY, help="PEM of its Chef client's public keys; - for standard input.")
+@for_organization
+def add(settings: ServerSettings, name: str, legacy: bool, public_key: IO[str] | None) -> None:
     """Register the old node NAME, which takes signed orders over serf and reports over HTTP.
 
     Nodes with an agent of ours register themselves when they enrol (`node token`).
     """
     assert legacy
     identity = node_identity(settings.server.organization, name)
-    pem = None if public_key is None else public_key.read()
+    pem = None if public_key is None else read_pem(public_key)
     now = time.time()
 
     async def write(store: Store) -> None:
@@ -118,8 +127,7 @@ def add(settings: ServerSettings, name: str, legacy: bool, public_key: TextIO | 
             if (known.organization, known.name) == (identity.organization, identity.name):
                 raise InvalidRequest(f"there is a node {name} already ({known.link.value})", field="name")
         if pem is not None:
-            principals = ChefPrincipals(store=store, clock=WallClock())
-            await principals.put(
+            await chef_principals(store).add_key(
                 organization=identity.organization,
                 kind=ChefPrincipalKind.NODE,
                 name=identity.name,
@@ -137,8 +145,58 @@ def add(settings: ServerSettings, name: str, legacy: bool, public_key: TextIO | 
             )
         )
 
-    run_with_store(settings.store_path, write)
-    click.echo(f"{name} is registered. A running controller takes it up when it is sent HUP.")
+    entry = host_entry(AuditAction.NODE_ADDED, identity.organization, identity.label, legacy=True, key=pem is not None)
+    run_with_store(settings.store_path, write, audit=entry)
+    note_change(settings)
+    click.echo(f"{name} is registered. A running controller takes it up at once.")
+
+
+@node.command("list")
+@for_organization
+def list_nodes(settings: ServerSettings) -> None:
+    """List the registered nodes: name, link, presence as last stored, ids of Chef keys. More: `shovey node list`."""
+    organization = settings.server.organization
+
+    async def read(store: Store) -> tuple[Sequence[Node], Sequence[ChefPrincipal]]:
+        keys = await chef_principals(store).list(organization, ChefPrincipalKind.NODE)
+        return [known for known in await store.load_nodes() if known.organization == organization], keys
+
+    nodes, keys = run_with_store(settings.store_path, read)
+    by_name = {stored.name: stored for stored in keys}
+    for known in nodes:
+        ids = ",".join(key_ids(by_name.get(known.name))) or "-"
+        click.echo(f"{known.name}\t{known.link}\t{known.presence}\t{ids}")
+
+
+@node.command()
+@click.argument("name")
+@for_organization
+def revoke(settings: ServerSettings, name: str) -> None:
+    """Void every certificate of the node NAME, which stays registered: its agent is cut off until it is enrolled anew.
+
+    For a stolen key. Commands that run there go on; `node token` and `shovey-agent enroll --again` let it back in.
+    """
+    revoke_certificates(settings, node_identity(settings.server.organization, name))
+
+
+@node.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Even if it has runs that are not finished.")
+@for_organization
+def remove(settings: ServerSettings, name: str, force: bool) -> None:
+    """Remove the node NAME for good, with its certificates and Chef keys. Its history stays.
+
+    An agent that is running there is cut off, and may be enrolled anew (`node token`).
+    """
+    organization = settings.server.organization
+
+    async def write(store: Store) -> Removed:
+        return await remove_node(store, organization, name, force=force)
+
+    entry = host_entry(AuditAction.NODE_REMOVED, organization, f"node/{name}", force=force)
+    removed = run_with_store(settings.store_path, write, audit=entry)
+    note_change(settings)
+    click.echo(f"node/{name} is gone: {removed_words(removed)}")
 
 
 add_key_commands(node, ChefPrincipalKind.NODE)

@@ -12,6 +12,9 @@ import click
 
 from shovey_trio.config import ServerSettings, find_config_file, load_server_settings
 from shovey_trio.config_sources import parse_overrides
+from shovey_trio.core.errors import NotFound
+from shovey_trio.identity.names import check_organization
+from shovey_trio.identity.organizations import organizations
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -52,5 +55,25 @@ def with_settings(function: Callable[Concatenate[ServerSettings, P], T]) -> Call
         *args: Any, config: Path | None, data_dir: Path | None, assignments: tuple[str, ...], **kwargs: Any
     ) -> T:
         return function(load_from_options(config, data_dir, assignments), *args, **kwargs)
+
+    return command
+
+
+def for_organization(function: Callable[Concatenate[ServerSettings, P], T]) -> Callable[..., T]:
+    """As ``with_settings``, with ``--org``: the settings are of that organization, which must be there."""
+
+    @click.option("--org", metavar="NAME", help="Of this organization.  [default: the controller's own]")
+    @with_settings
+    @wraps(function)
+    def command(settings: ServerSettings, /, *args: Any, org: str | None, **kwargs: Any) -> T:
+        if org is not None:
+            known = check_organization(org)
+            if known not in {settings.server.organization, *organizations(settings.directory)}:
+                raise NotFound(
+                    f"there is no organization {org}; `shovey-trio org add {org}` makes it", organization=org
+                )
+            server = settings.server.model_copy(update={"organization": known})
+            settings = settings.model_copy(update={"server": server})
+        return function(settings, *args, **kwargs)
 
     return command

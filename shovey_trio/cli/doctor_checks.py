@@ -17,11 +17,14 @@ from urllib.parse import quote
 from shovey_trio.cli.offline_store import run_with_store
 from shovey_trio.config import ServerSettings
 from shovey_trio.config_types import format_duration, split_address
+from shovey_trio.controller_settings import load_signing_keys
 from shovey_trio.core.errors import ShoveyError
+from shovey_trio.core.key_sets import KeyState
 from shovey_trio.core.model import Node
 from shovey_trio.core.orders import MAX_CLOCK_SKEW
 from shovey_trio.identity.authority import DAY, hosts_of, listener_hosts, read_certificates, renew_at
 from shovey_trio.identity.files import check_secret_directory, check_secret_file, read_public
+from shovey_trio.identity.key_places import KeySource
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.nursery.ports import Store
@@ -123,15 +126,22 @@ def check_signing_keys(settings: ServerSettings) -> Iterator[Finding]:
     """Whether orders can be signed."""
     organization = settings.server.organization
     try:
-        keys = SigningKeyFile(settings.directory.signing_keys(organization)).load(organization)
+        if settings.secrets.signing_keys is KeySource.FILES:
+            # Not as the daemon does: it may give an old file a root key, and a check changes nothing.
+            keys = SigningKeyFile(settings.directory.signing_keys(organization)).load(organization)
+        else:
+            keys = load_signing_keys(settings, organization)
     except ShoveyError as exc:
         advice = _set_up_advice(settings.directory)
+        if settings.secrets.signing_keys is KeySource.VAULT:
+            advice = "see [vault], and try `shovey-trio vault check`"
         yield Finding(check="signing keys", status=Status.FAIL, message=exc.message, advice=advice)
         return
+    retiring = [key.state for key in keys.keys.keys].count(KeyState.RETIRING)
     yield Finding(
         check="signing keys",
         status=Status.OK,
-        message=f"{keys.active.key_id} active, {len(keys.retiring)} retiring, serial {keys.serial}",
+        message=f"{keys.active.key_id} active, {retiring} retiring, serial {keys.keys.serial}",
     )
 
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 import trio
 
+from shovey_trio.core.audit import AuditEntry
 from shovey_trio.identity.files import FileUnusable
 from shovey_trio.nursery.ports import Store
 from shovey_trio.store import open_store
@@ -15,13 +16,16 @@ from shovey_trio.store import open_store
 T = TypeVar("T")
 
 
-def run_with_store(path: Path, work: Callable[[Store], Awaitable[T]], *, create: bool = False) -> T:
+def run_with_store(
+    path: Path, work: Callable[[Store], Awaitable[T]], *, create: bool = False, audit: AuditEntry | None = None
+) -> T:
     """Opens the store in an event loop of its own, does ``work`` and closes it; blocking.
 
     Args:
         path: the SQLite file.
         work: what to do with it.
         create: make the store; otherwise it must be there.
+        audit: recorded when the work is done, for work of several writes; a single one takes its entry itself.
 
     Raises:
         FileUnusable: there is no store.
@@ -32,6 +36,9 @@ def run_with_store(path: Path, work: Callable[[Store], Awaitable[T]], *, create:
 
     async def main() -> T:
         async with open_store(path, exclusive=create) as store:
-            return await work(store)
+            result = await work(store)
+            if audit is not None:
+                await store.append_audit([audit])
+            return result
 
     return trio.run(main)

@@ -46,7 +46,6 @@ POLICY: Final[Mapping[str, frozenset[Role]]] = MappingProxyType(
         _V1 + "AdminService/CreateEnrollmentToken": _ADMINS,
         _V1 + "AdminService/GetServerInfo": _USERS,
         "/grpc.health.v1.Health/Check": PUBLIC,
-        "/grpc.health.v1.Health/List": PUBLIC,
         "/grpc.health.v1.Health/Watch": PUBLIC,
         "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": PUBLIC,
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo": PUBLIC,

@@ -21,7 +21,7 @@ class ChefPrincipal:
 
     Attributes:
         role: ``Role.NODE`` for nodes, and for nobody else.
-        public_key: PEM of an RSA public key.
+        public_key: PEM of its RSA public keys, one behind the other (``core.chef_keys``); any of them may have signed.
     """
 
     organization: str

@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import hmac
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
+from functools import lru_cache
 from typing import ClassVar, Final
 
 from cryptography.exceptions import InvalidSignature
@@ -34,11 +36,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_private_key, l
 from cryptography.x509 import load_pem_x509_certificate
 
 from shovey_trio.core.errors import Code, Exit, InvalidRequest, ShoveyError
+from shovey_trio.core.x509_errors import UNREADABLE
 
 # Characters per X-Ops-Authorization line: mixlib's.
 _LINE: Final = 60
 _MIN_KEY_BITS: Final = 1024
-_AUTHORIZATION: Final = re.compile(r"x-ops-authorization-([1-9][0-9]?)")
 _SLASHES: Final = re.compile(r"/{2,}")
 _TIMESTAMP: Final = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?(?:Z|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -120,7 +122,7 @@ def read_signature(headers: Mapping[str, str], body: bytes, *, now: float, clock
     signed_at = _read_timestamp(timestamp)
     if abs(now - signed_at) > clock_skew:
         raise SignatureRefused(SignatureRefused.BAD_CLOCK)
-    if content_hash != _hash(body, version):
+    if not hmac.compare_digest(content_hash.encode(), _hash(body, version).encode()):
         raise SignatureRefused(SignatureRefused.BAD_BODY)
     if headers.get("x-ops-request-source", "").lower() == "web":
         # On behalf of a user, signed with the key of a web interface: there is none here.
@@ -157,7 +159,8 @@ def verify_signature(signature: ChefSignature, *, method: str, path: str, key: R
     try:
         match signature.version:
             case SigningVersion.V1_0 | SigningVersion.V1_1:
-                if key.recover_data_from_signature(signature.signature, PKCS1v15(), NoDigestInfo()) != text:
+                recovered = key.recover_data_from_signature(signature.signature, PKCS1v15(), NoDigestInfo())
+                if not hmac.compare_digest(recovered, text):
                     raise _bad_signature(signature.version)
             case SigningVersion.V1_2:
                 key.verify(signature.signature, text, PKCS1v15(), hashes.SHA1())  # noqa: S303 - the protocol's
@@ -260,7 +263,7 @@ def load_public_key(pem: str) -> RSAPublicKey:
     try:
         certificate = b"-----BEGIN CERTIFICATE-----" in data
         key = load_pem_x509_certificate(data).public_key() if certificate else load_pem_public_key(data)
-    except ValueError as error:
+    except UNREADABLE as error:
         raise InvalidRequest("this is not a public key in PEM form", field="public_key") from error
     if not isinstance(key, RSAPublicKey) or key.key_size < _MIN_KEY_BITS:
         raise InvalidRequest(f"the key must be RSA, at least {_MIN_KEY_BITS} bits", field="public_key")
@@ -275,13 +278,14 @@ def load_private_key(pem: str) -> RSAPrivateKey:
     """
     try:
         key = load_pem_private_key(pem.strip().encode(), password=None)
-    except (ValueError, TypeError) as error:
+    except UNREADABLE as error:
         raise InvalidRequest("this is not an unencrypted private key in PEM form", field="private_key") from error
     if not isinstance(key, RSAPrivateKey):
         raise InvalidRequest("the key must be RSA", field="private_key")
     return key
 
 
+@lru_cache(maxsize=64)
 def _read_version(header: str) -> SigningVersion:
     """``algorithm=sha1;version=1.0``; the algorithm may be missing, and a last ``;`` is knife's."""
     if not header.strip():
@@ -309,11 +313,9 @@ def _read_timestamp(text: str) -> float:
 
 def _read_authorization(headers: Mapping[str, str], version: SigningVersion) -> bytes:
     """The lines in the order of their numbers; a gap ends them, and the signature then does not hold."""
-    matches = ((_AUTHORIZATION.fullmatch(name), value) for name, value in headers.items())
-    lines = {int(found[1]): value.strip() for found, value in matches if found}
     parts: list[str] = []
-    while (line := lines.get(len(parts) + 1)) is not None:
-        parts.append(line)
+    while (line := headers.get(f"x-ops-authorization-{len(parts) + 1}")) is not None:
+        parts.append(line.strip())
     try:
         return base64.b64decode("".join(parts), validate=True)
     except ValueError:  # binascii.Error is one, and characters that are not ASCII are another

@@ -5,7 +5,10 @@ whoever reads the store cannot enrol a node with what is in it, and 256 random b
 
 A join string is everything a new node must know, in one line that survives a terminal, a chat and a shell::
 
-    shovey-join-1.BASE64URL( checksum ‖ msgpack { o: organization, n: node, a: enroll address, c: CA DER, s: secret } )
+    shovey-join-1.BASE64URL( checksum ‖ msgpack { o: organization, n: node, a: enroll address, c: CA DER, s: secret,
+                                                  r: root public key } )
+
+The root key (32 bytes, ``core.key_sets``) came later: a line without one is still good, and older agents ignore it.
 
 The checksum is the first four bytes of the body's SHA-256. It finds a line that was cut or mistyped, before anybody
 wonders why a certificate does not verify; it is no protection, and needs none: the string is a secret as a whole.
@@ -22,6 +25,7 @@ from typing import Any, Final
 import msgpack
 
 from shovey_trio.core.errors import InvalidEnrollmentToken, InvalidRequest
+from shovey_trio.core.key_sets import PUBLIC_KEY_BYTES
 
 SECRET_BYTES: Final = 32
 #: How long a token is good unless its maker says otherwise.
@@ -44,6 +48,7 @@ class JoinTicket:
         enroll_address: ``host:port`` of the listener that serves Enroll.
         ca_certificate: DER; what that listener's certificate must chain to.
         secret: the token's 32 bytes; never shown in ``repr``.
+        root_public_key: what the organization's key sets must be signed with; empty when the line does not say.
     """
 
     organization: str
@@ -51,6 +56,7 @@ class JoinTicket:
     enroll_address: str
     ca_certificate: bytes
     secret: bytes = field(repr=False)
+    root_public_key: bytes = b""
 
     @property
     def token(self) -> str:
@@ -94,9 +100,9 @@ def encode_join(ticket: JoinTicket) -> str:
     """The join string; ``decode_join`` is its inverse.
 
     Raises:
-        ValueError: the secret has not 32 bytes (our own bug).
+        ValueError: the secret or the root key has not 32 bytes (our own bug).
     """
-    encode_token(ticket.secret)
+    _check_sizes(ticket)
     body: bytes = msgpack.packb(
         {
             "o": ticket.organization,
@@ -104,6 +110,7 @@ def encode_join(ticket: JoinTicket) -> str:
             "a": ticket.enroll_address,
             "c": ticket.ca_certificate,
             "s": ticket.secret,
+            **({"r": ticket.root_public_key} if ticket.root_public_key else {}),
         }
     )
     return _PREFIX + urlsafe_b64encode(_checksum(body) + body).rstrip(b"=").decode("ascii")
@@ -136,11 +143,18 @@ def decode_join(text: str) -> JoinTicket:
             enroll_address=_take(fields, "a", str),
             ca_certificate=_take(fields, "c", bytes),
             secret=_take(fields, "s", bytes),
+            root_public_key=_take(fields, "r", bytes) if "r" in fields else b"",
         )
-        encode_token(ticket.secret)
+        _check_sizes(ticket)
     except (ValueError, TypeError, KeyError, msgpack.UnpackException) as exc:
         raise _invalid("this join string has not the right contents") from exc
     return ticket
+
+
+def _check_sizes(ticket: JoinTicket) -> None:
+    encode_token(ticket.secret)
+    if len(ticket.root_public_key) not in (0, PUBLIC_KEY_BYTES):
+        raise ValueError("root key")
 
 
 def _take(fields: Any, key: str, kind: type[Any]) -> Any:

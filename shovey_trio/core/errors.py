@@ -176,6 +176,12 @@ class Overloaded(ShoveyError):
     reason, code, http, exit = "OVERLOADED", Code.RESOURCE_EXHAUSTED, 503, Exit.BUSY
 
 
+class TooManyFailures(ShoveyError):
+    """An address has failed too often to prove who it is; ``retry_after_s`` says when it is heard again."""
+
+    reason, code, http, exit = "TOO_MANY_FAILURES", Code.RESOURCE_EXHAUSTED, 429, Exit.BUSY
+
+
 class Draining(ShoveyError):
     """The server is stopping and takes no more jobs."""
 

@@ -44,11 +44,12 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderSent:
-    """The start order was handed to the node's stream (or packed into a legacy query)."""
+    """The start order, signed by ``key_id``, was handed to the node's stream (or packed into a legacy query)."""
 
     route: Route
     agent_instance: str
     expires_at: float
+    key_id: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -2,10 +2,14 @@
 
 Format 1.1, as goiardi 0.11.10 writes it: ``{"MajorVersion": 1, "MinorVersion": 1, "Data": {"client": […], "user": […],
 "node": […], …}}``. Jobs, cookbooks and everything else in it are goiardi's and stay there.
+
+Of a node's record is kept what ``core.search`` knows how to ask for: its Chef tags, its environment and its roles, as
+tags of ours. Attributes stay behind.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,8 +18,14 @@ from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.chef_signing import load_public_key
 from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.core.model import Role
+from shovey_trio.core.search import ROLE_SEPARATOR
 
 _FORMAT: Final = 1
+# About what an agent of ours may say of itself; what is longer or beyond that is left out.
+_MAX_TAGS: Final = 64
+_MAX_TAG: Final = 256
+_MAX_VALUE: Final = 4_096
+_ROLE: Final = re.compile(r"role\[([^\[\]]+)\]")
 # Signs for whoever uses goiardi's web interface, of which there is none here.
 _WEB_INTERFACE: Final = "chef-webui"
 
@@ -25,12 +35,12 @@ class GoiardiExport:
     """Who was found.
 
     Attributes:
-        nodes: names of the nodes, sorted.
+        nodes: the nodes' tags by name, sorted.
         skipped: who was left out, and why.
     """
 
     principals: tuple[ChefPrincipal, ...]
-    nodes: tuple[str, ...]
+    nodes: Mapping[str, Mapping[str, str]]
     skipped: tuple[tuple[str, str], ...]
 
 
@@ -65,8 +75,10 @@ def read_export(document: object, *, organization: str, now: float) -> GoiardiEx
                 skipped.append((name, error.message))
                 continue
             principals.append(_principal(kind, name, entry, organization, now))
-    nodes = {entry["name"] for entry in _list(data, "node") if isinstance(entry.get("name"), str)}
-    return GoiardiExport(principals=tuple(principals), nodes=tuple(sorted(nodes)), skipped=tuple(skipped))
+    nodes = {entry["name"]: _tags(entry) for entry in _list(data, "node") if isinstance(entry.get("name"), str)}
+    return GoiardiExport(
+        principals=tuple(principals), nodes={name: nodes[name] for name in sorted(nodes)}, skipped=tuple(skipped)
+    )
 
 
 def _principal(kind: str, name: str, entry: Mapping[str, Any], organization: str, now: float) -> ChefPrincipal:
@@ -80,6 +92,28 @@ def _principal(kind: str, name: str, entry: Mapping[str, Any], organization: str
         public_key=str(entry["public_key"]),
         created_at=now,
     )
+
+
+def _tags(entry: Mapping[str, Any]) -> dict[str, str]:
+    """What can be searched for of a node's record: ``chef_environment``, ``roles``, and a tag for each of its tags."""
+    # What the run list names itself, and what chef-client last made of it.
+    run_list = [match[1] for item in _texts(entry, "run_list") if (match := _ROLE.fullmatch(item))]
+    roles = sorted({*run_list, *_texts(entry.get("automatic"), "roles")})
+    found = dict.fromkeys(_texts(entry.get("normal"), "tags"), "")
+    found |= {"roles": ROLE_SEPARATOR.join(roles)} if roles else {}
+    environment = entry.get("chef_environment")
+    found |= {"chef_environment": environment} if isinstance(environment, str) and environment else {}
+    fitting = [(key, value) for key, value in found.items() if _fits(key) and len(value) <= _MAX_VALUE]
+    return dict(fitting[-_MAX_TAGS:])
+
+
+def _fits(tag: str) -> bool:
+    return 0 < len(tag) <= _MAX_TAG and tag.isprintable()
+
+
+def _texts(entry: object, name: str) -> list[str]:
+    values = entry.get(name) if isinstance(entry, dict) else None
+    return [value for value in values if isinstance(value, str)] if isinstance(values, list) else []
 
 
 def _entries(data: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -133,6 +133,8 @@ class Run:
     # When the first order expires: an order that was never sent has none.
     order_expires_at: float | None = None
     dropped_bytes: int = 0
+    # Of the key that signed the newest start order.
+    key_id: str = ""
     # Of a run that has not ended: the end a schob has told, held until the last of its output is here.
     late_report: LateReport | None = None
 

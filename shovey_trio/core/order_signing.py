@@ -7,18 +7,17 @@ canonical form is the signer's business alone.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from shovey_trio.core.key_sets import PublicKey
 from shovey_trio.core.orders import RefusalReason, SignedOrder
 
 ORDER_DOMAIN = b"shovey-trio/order/1\x00"
-PUBLIC_KEY_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,31 +33,11 @@ class SigningKey:
         return self.private_key.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class PublicKey:
-    """A public signing key as nodes and clients know it."""
+class OrderKeys(Protocol):
+    """Who knows which keys may sign orders: a ``KeySet``, or what holds the latest one."""
 
-    key_id: str
-    public_bytes: bytes
-    created_at: float
-    active: bool
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeySet:
-    """The keys an organization's orders may be signed with; ``serial`` grows with every change."""
-
-    organization: str
-    serial: int
-    keys: tuple[PublicKey, ...]
-
-    def by_id(self) -> Mapping[str, PublicKey]:
-        return {key.key_id: key for key in self.keys}
-
-
-def key_id_of(public_bytes: bytes) -> str:
-    """The short name of a public key: the first 8 bytes of its SHA-256, in hex."""
-    return hashlib.sha256(public_bytes).hexdigest()[:16]
+    def find(self, key_id: str, now: float) -> PublicKey | RefusalReason:
+        """See ``KeySet.find``."""
 
 
 def sign_order(order: bytes, key: SigningKey) -> SignedOrder:
@@ -66,11 +45,17 @@ def sign_order(order: bytes, key: SigningKey) -> SignedOrder:
     return SignedOrder(order=order, signature=key.private_key.sign(ORDER_DOMAIN + order), key_id=key.key_id)
 
 
-def verify_order(signed: SignedOrder, keys: Mapping[str, PublicKey]) -> RefusalReason | None:
-    """Why the signature does not hold, or None when it does. Nothing of the order has been parsed yet."""
-    key = keys.get(signed.key_id)
-    if key is None:
-        return RefusalReason.UNKNOWN_KEY
+def verify_order(signed: SignedOrder, keys: OrderKeys, now: float) -> RefusalReason | None:
+    """Why the signature does not hold, or None when it does. Nothing of the order has been parsed yet.
+
+    Args:
+        signed: as received.
+        keys: which keys may sign orders.
+        now: the controller's time as the node knows it, unix seconds.
+    """
+    key = keys.find(signed.key_id, now)
+    if isinstance(key, RefusalReason):
+        return key
     try:
         Ed25519PublicKey.from_public_bytes(key.public_bytes).verify(signed.signature, ORDER_DOMAIN + signed.order)
     except (InvalidSignature, ValueError):

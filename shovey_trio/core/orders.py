@@ -31,6 +31,8 @@ class RefusalReason(StrEnum):
 
     BAD_SIGNATURE = "bad_signature"
     UNKNOWN_KEY = "unknown_key"
+    REVOKED_KEY = "revoked_key"
+    KEY_NOT_VALID = "key_not_valid"
     MALFORMED = "malformed"
     UNSUPPORTED_FIELD = "unsupported_field"
     UNSUPPORTED_KIND = "unsupported_kind"

@@ -3,6 +3,8 @@
 =====================================  ==============================================================
 ``name:web-1``, ``name:web-*.eu``      the node's name; ``*`` and ``?`` are wildcards
 ``tags:canary``, ``tags:role=web``     a tag's key, or key and value; wildcards as well
+``role:web``, ``roles:web``            one of the roles: of the tag ``roles`` (``base,web``) or ``role``
+``chef_environment:prod``              the value of the tag ``chef_environment``
 ``name:(web-1 OR web-2)``              several values of one field
 ``a AND b``, ``a OR b``, ``NOT a``     of whole conditions, with parentheses; ``NOT`` may begin a query
 ``name:"…"``, ``\\*``                   quoted text and escaped characters have no wildcards
@@ -41,9 +43,13 @@ from shovey_trio.core.model import Node
 
 Predicate = Callable[[Node], bool]
 
+#: Between the roles in the value of a tag ``roles``.
+ROLE_SEPARATOR: Final = ","
+
 _MAX_QUERY: Final = 4_096
 # Parentheses and operators inside one another; a predicate is as many calls deep.
 _MAX_DEPTH: Final = 50
+_FIELDS: Final = "name, tags, role and chef_environment"
 _ESCAPED: Final = re.compile(r"\\(.)", re.DOTALL)
 _PERCENT: Final = re.compile(r"%[0-9A-Fa-f]{2}")
 
@@ -59,10 +65,12 @@ def parse_search(query: str) -> Predicate:
     if len(query) > _MAX_QUERY:
         raise _unsupported(f"a query of more than {_MAX_QUERY} characters")
     try:
-        tree = parser.parse(query)
+        return _condition(parser.parse(query), None, 0)
     except ParseError as error:
         raise InvalidRequest(f"the search {query!r} cannot be read: {error}", field="search") from None
-    return _condition(tree, None, 0)
+    except (ArithmeticError, ValueError, RecursionError):
+        # luqum's own: a number behind ~ or ^ that is none, and parts too deep inside one another to be shown.
+        raise InvalidRequest(f"the search {query[:100]!r} cannot be read", field="search") from None
 
 
 def unescape_query(query: str) -> str:
@@ -107,8 +115,20 @@ def _term(field: str | None, item: Word | Phrase) -> Predicate:
         case "tags", _:
             matches = _pattern(item)
             return lambda node: any(matches(key) or matches(f"{key}={value}") for key, value in node.tags.items())
+        case "chef_environment", _:
+            matches = _pattern(item)
+            return lambda node: "chef_environment" in node.tags and matches(node.tags["chef_environment"])
+        case "role" | "roles", _:
+            matches = _pattern(item)
+            return lambda node: any(matches(role) for role in _roles(node))
         case _:
-            raise _unsupported(f"the field {field!r}; there are name and tags, as in tags:{field}=VALUE")
+            raise _unsupported(f"the field {field!r}; there are {_FIELDS}, as in tags:{field}=VALUE")
+
+
+def _roles(node: Node) -> list[str]:
+    """Chef's word for what a node is for. An agent of ours says it by its tags; of an old node it was imported."""
+    values = [node.tags[key] for key in ("role", "roles") if key in node.tags]
+    return [role for value in values for role in value.split(ROLE_SEPARATOR) if role]
 
 
 def _pattern(item: Word | Phrase) -> Callable[[str], bool]:

@@ -17,7 +17,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -25,6 +25,7 @@ from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from shovey_trio.core.errors import Code, Exit, ShoveyError
 from shovey_trio.core.orders import MAX_CLOCK_SKEW
+from shovey_trio.core.x509_errors import UNREADABLE
 from shovey_trio.identity.names import Identity, PrincipalKind
 from shovey_trio.identity.requests import load_private_key, read_request
 
@@ -187,13 +188,22 @@ def read_certificates(pem: bytes) -> tuple[x509.Certificate, ...]:
     """
     try:
         return tuple(x509.load_pem_x509_certificates(pem))
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         raise CertificateUnreadable("not a PEM certificate") from exc
 
 
 def serial_of(certificate: x509.Certificate) -> str:
     """The serial number as it is stored: lower-case hex without leading zeros."""
     return format(certificate.serial_number, "x")
+
+
+def issued_by(certificate: x509.Certificate, authority: x509.Certificate) -> bool:
+    """Whether ``authority`` signed ``certificate``; says nothing of time and purpose."""
+    try:
+        certificate.verify_directly_issued_by(authority)
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def renew_at(certificate: x509.Certificate) -> float:

@@ -25,11 +25,10 @@ from shovey_trio.identity.files import (
     write_secret,
 )
 from shovey_trio.identity.layout import DataDirectory
-from shovey_trio.identity.legacy_keys import LegacyKeyFile
 from shovey_trio.identity.names import check_organization, user_identity
+from shovey_trio.identity.organizations import make_organization_keys
 from shovey_trio.identity.profile import ClientProfile, write_profile
 from shovey_trio.identity.requests import make_private_key, make_request, private_key_pem
-from shovey_trio.identity.signing_keys import SigningKeyFile, SigningKeys, make_signing_key
 from shovey_trio.tls import issue_listener_files
 
 _STAGING: Final = ".init-"
@@ -133,10 +132,7 @@ def _build(directory: DataDirectory, options: SetupOptions, populate_store: Call
     write_public(directory.ca_certificate, authority.pem)
     for pair in (directory.control, directory.enroll):
         issue_listener_files(authority, pair, hosts=options.hosts, now=options.now)
-    SigningKeyFile(directory.signing_keys(options.organization)).save(
-        SigningKeys(organization=options.organization, serial=1, active=make_signing_key(options.now))
-    )
-    LegacyKeyFile(directory.legacy_keys(options.organization)).ensure(options.organization, now=options.now)
+    make_organization_keys(directory, options.organization, now=options.now)
     populate_store(directory.store, _make_admin(directory, authority, options))
     write_public(directory.configuration, options.configuration.encode())
 

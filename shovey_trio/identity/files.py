@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import stat
 import tempfile
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import Final
@@ -30,6 +32,25 @@ class FileUnusable(ShoveyError):
     reason, code, http, exit = "FILE_UNUSABLE", Code.FAILED_PRECONDITION, 500, Exit.USAGE
 
 
+class FileLock:
+    """Keeps other processes that take it out, from ``with`` to its end; blocking. Its file stays where it is.
+
+    Of a file beside what it protects, because that is replaced and not rewritten.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._descriptor = -1
+
+    def __enter__(self) -> None:
+        make_secret_directory(self._path.parent)
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, SECRET_FILE_MODE)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._descriptor)
+
+
 def check_secret_file(path: Path) -> None:
     """Holds when ``path`` is a regular file of ours (or of root) that its owner alone can read.
 
@@ -49,6 +70,15 @@ def check_secret_directory(path: Path) -> None:
         _check(path, path.stat(), directory=True)
     except OSError as exc:
         raise _unusable(path, exc) from exc
+
+
+def check_private(paths: Iterable[Path]) -> None:
+    """As ``check_secret_file`` and ``check_secret_directory``, for whatever of ``paths`` is there."""
+    for path in paths:
+        if path.is_dir():
+            check_secret_directory(path)
+        elif path.exists():
+            check_secret_file(path)
 
 
 def read_secret(path: Path) -> bytes:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+_SECRET: Final = frozenset({".key", ".json"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,36 @@ class DataDirectory:
     def legacy_keys(self, organization: str) -> Path:
         """The RSA keys for old nodes."""
         return self.root / "signing" / f"{organization}.legacy.json"
+
+    def root_key(self, organization: str) -> Path:
+        """What key sets are signed with; absent where it is kept elsewhere."""
+        return self.root / "signing" / f"{organization}.root.key"
+
+    def proposed_keys(self, organization: str) -> Path:
+        """A key set that waits for the root's signature, with the private keys it brings."""
+        return self.root / "signing" / f"{organization}.proposed.json"
+
+    @property
+    def changed(self) -> Path:
+        """Touched by commands that changed the store in a way that a running controller must know of at once."""
+        return self.root / "changed"
+
+    @property
+    def audit_key(self) -> Path:
+        """What heads of the audit log are signed with."""
+        return self.root / "audit" / "audit.key"
+
+    @property
+    def audit_head(self) -> Path:
+        """The newest signed head of the audit log."""
+        return self.root / "audit" / "head.json"
+
+    def private_paths(self) -> Sequence[Path]:
+        """What nobody but the owner may read or write: the directories, keys, and the store. Reads the directory."""
+        folders = [path for path in sorted(self.root.glob("*")) if path.is_dir()]
+        secrets = [file for folder in folders for file in sorted(folder.glob("*")) if file.suffix in _SECRET]
+        # SQLite's files beside the store hold what the store will.
+        return (self.root, *folders, *secrets, *sorted(self.root.glob("store.sqlite3*")))
 
     @property
     def admin(self) -> Path:

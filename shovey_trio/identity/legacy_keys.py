@@ -16,10 +16,8 @@ from what is in the file.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,7 +28,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from shovey_trio.core.chef_signing import load_private_key
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.identity.files import FileUnusable, make_secret_directory, read_secret, write_secret
+from shovey_trio.identity.files import FileLock, FileUnusable, make_secret_directory, read_secret, write_secret
 
 _FORMAT: Final = 1
 _BITS: Final = 2048  # schob's signatures have 344 characters; a larger key would leave no room for names in a query
@@ -115,7 +113,7 @@ class LegacyKeyFile:
         """
         data = read_secret(self.path)
         try:
-            keys = _parse(json.loads(data))
+            keys = parse_legacy_keys(data)
         except (ValueError, KeyError, TypeError, InvalidRequest) as exc:
             # The cause is named by its type alone: its text could quote the file.
             raise FileUnusable(f"{self.path}: not a file of legacy keys ({type(exc).__name__})") from None
@@ -153,33 +151,31 @@ class LegacyKeyFile:
         Raises:
             OSError: it cannot be written; the old file is untouched.
         """
-        document = {
-            "format": _FORMAT,
-            "organization": keys.organization,
-            "keys": [_entry(key) for key in keys.keys],
-            "held": dict(keys.held),
-        }
         make_secret_directory(self.path.parent)
-        write_secret(self.path, json.dumps(document, indent=1).encode("ascii") + b"\n")
+        write_secret(self.path, legacy_keys_document(keys))
 
-    def _locked(self) -> _Lock:
-        return _Lock(self.path.with_name(self.path.name + ".lock"))
+    def _locked(self) -> FileLock:
+        return FileLock(self.path.with_name(self.path.name + ".lock"))
 
 
-class _Lock:
-    """Of a file beside it, because the file itself is replaced."""
+def legacy_keys_document(keys: LegacyKeys) -> bytes:
+    """The contents of a ``LegacyKeyFile``: a secret."""
+    document = {
+        "format": _FORMAT,
+        "organization": keys.organization,
+        "keys": [_entry(key) for key in keys.keys],
+        "held": dict(keys.held),
+    }
+    return json.dumps(document, indent=1).encode("ascii") + b"\n"
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor = -1
 
-    def __enter__(self) -> None:
-        make_secret_directory(self._path.parent)
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        fcntl.flock(self._descriptor, fcntl.LOCK_EX)
+def parse_legacy_keys(data: bytes) -> LegacyKeys:
+    """Reads what ``legacy_keys_document`` wrote.
 
-    def __exit__(self, *_: object) -> None:
-        os.close(self._descriptor)
+    Raises:
+        ValueError, KeyError, TypeError, InvalidRequest: it is no such document; the message may quote it.
+    """
+    return _parse(json.loads(data))
 
 
 def make_legacy_key(now: float) -> LegacyKey:

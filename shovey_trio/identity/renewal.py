@@ -19,7 +19,8 @@ from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from shovey_trio.core.errors import Unauthenticated
 from shovey_trio.core.orders import MAX_CLOCK_SKEW
-from shovey_trio.identity.authority import DAY, CertificateUnreadable, read_certificates, serial_of
+from shovey_trio.core.x509_errors import UNREADABLE
+from shovey_trio.identity.authority import DAY, CertificateUnreadable, issued_by, read_certificates, serial_of
 from shovey_trio.identity.names import Identity, parse_identity
 from shovey_trio.identity.requests import read_request
 
@@ -103,9 +104,9 @@ def verify_certificate(
     try:
         leaf = read_certificates(pem)[0]
         key, extensions = leaf.public_key(), leaf.extensions
-    except (CertificateUnreadable, ValueError) as exc:
+    except (CertificateUnreadable, *UNREADABLE) as exc:
         raise Unauthenticated("the certificate does not parse", cause="unreadable") from exc
-    if not isinstance(key, ec.EllipticCurvePublicKey) or not any(_issued(leaf, ca) for ca in authorities):
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not any(issued_by(leaf, ca) for ca in authorities):
         raise Unauthenticated("the certificate was not issued here", cause="not_ours")
     # From here on the contents are our own CA's word. Its own certificate, self-signed, comes this far too.
     try:
@@ -124,11 +125,3 @@ def verify_certificate(
         raise Unauthenticated("the certificate has expired", cause="expired")
     identity = parse_identity(names.get_values_for_type(x509.UniformResourceIdentifier))
     return VerifiedCertificate(identity=identity, serial=serial, expires_at=expires_at, public_key=key)
-
-
-def _issued(leaf: x509.Certificate, authority: x509.Certificate) -> bool:
-    try:
-        leaf.verify_directly_issued_by(authority)
-    except (ValueError, TypeError, InvalidSignature):
-        return False
-    return True

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import Final
 
 from cryptography import x509
-from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.serialization import (
@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from shovey_trio.core.errors import Code, Exit, InvalidCertificateRequest, ShoveyError
+from shovey_trio.core.x509_errors import UNREADABLE
 
 #: A request of ours has about 250 bytes; nobody needs a parser to read more.
 MAX_REQUEST_BYTES: Final = 8 * 1024
@@ -49,7 +50,7 @@ def load_private_key(pem: bytes) -> ec.EllipticCurvePrivateKey:
     """
     try:
         key = load_pem_private_key(pem, password=None)
-    except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
+    except UNREADABLE as exc:
         raise KeyUnreadable("the private key is not unencrypted PEM") from exc
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise KeyUnreadable("the private key is not ECDSA P-256")
@@ -78,7 +79,7 @@ def read_request(der: bytes) -> ec.EllipticCurvePublicKey:
         request = x509.load_der_x509_csr(der)
         key = request.public_key()
         genuine = request.is_signature_valid
-    except (ValueError, TypeError, UnsupportedAlgorithm, InvalidSignature) as exc:
+    except (*UNREADABLE, InvalidSignature) as exc:
         raise InvalidCertificateRequest("the certificate request does not parse") from exc
     if not genuine:
         raise InvalidCertificateRequest("the certificate request is not signed by its own key")

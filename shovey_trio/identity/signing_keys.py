@@ -1,67 +1,82 @@
 """An organization's order-signing keys as they lie on disk.
 
-One JSON file per organization, 0600, replaced at once: the keys and the serial of their set can never be of two minds.
-``active`` signs; ``retiring`` keys still verify, so that orders under way survive a rotation; a revoked key is not in
-the file any more. The serial grows with every change, and nodes keep the set with the highest one.
+One JSON file per organization, 0600, replaced at once: the private keys and the set that lists them can never be of two
+minds. What a key may be used for stands in the set (``core.key_sets``) and nowhere else, and the set is in the file as
+the root key signed it, so that it cannot be changed here either.
 
-    {"format": 1, "organization": "default", "serial": 1,
-     "keys": [{"key_id": "…", "state": "active", "created_at": 1700000000.0, "private_key": "base64 of 32 bytes"}]}
+    {"format": 2, "organization": "default", "root_public_key": "64 hex digits", "signed": "base64 of the signed set",
+     "private_keys": {"key id": "base64 of 32 bytes"}}
+
+A file of format 1, from before there were root keys, lists the keys itself; ``root_keys.ensure_root`` replaces it.
+Daemon and command line change the file under one lock, each starting from what is in it.
 """
 
 from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shovey_trio.core.order_signing import KeySet, PublicKey, SigningKey, key_id_of
-from shovey_trio.identity.files import FileUnusable, read_secret, write_secret
+from shovey_trio.core.errors import ShoveyError
+from shovey_trio.core.key_sets import KeySet, KeyState, PublicKey, key_id_of, verify_key_set
+from shovey_trio.core.key_trust import PublishedKeys
+from shovey_trio.core.order_signing import SigningKey
+from shovey_trio.identity.files import FileLock, FileUnusable, read_secret, write_secret
 
-_FORMAT: Final = 1
-_ACTIVE: Final = "active"
-_RETIRING: Final = "retiring"
+_FORMAT: Final = 2
+_FORMAT_WITHOUT_ROOT: Final = 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SigningKeys:
-    """The private keys of an organization.
+    """The keys of an organization, with the private halves of those that still sign.
 
     Attributes:
-        organization: whose orders they sign.
-        serial: grows with every change.
-        active: the key that new orders are signed with.
-        retiring: keys that only verify any more, newest first.
+        keys: which keys there are and what they may be used for.
+        private_keys: by key id; the active key's at least. Never shown in ``repr``.
+        signed: ``keys`` as the root key signed them; empty before the organization has one.
+        root_public_key: 32 bytes; empty before the organization has a root key.
     """
 
-    organization: str
-    serial: int
-    active: SigningKey
-    retiring: tuple[SigningKey, ...] = ()
+    keys: KeySet
+    private_keys: Mapping[str, Ed25519PrivateKey] = field(repr=False)
+    signed: bytes = b""
+    root_public_key: bytes = b""
 
-    def published(self) -> KeySet:
-        """The public half, for nodes and clients."""
-        return KeySet(
-            organization=self.organization,
-            serial=self.serial,
-            keys=tuple(
-                PublicKey(
-                    key_id=key.key_id,
-                    public_bytes=key.public_bytes,
-                    created_at=key.created_at,
-                    active=key is self.active,
-                )
-                for key in (self.active, *self.retiring)
-            ),
+    @property
+    def organization(self) -> str:
+        return self.keys.organization
+
+    @property
+    def active(self) -> SigningKey:
+        """The key that new orders are signed with."""
+        key = next(key for key in self.keys.keys if key.state is KeyState.ACTIVE)
+        return SigningKey(
+            key_id=key.key_id, private_key=self.private_keys[key.key_id], created_at=float(key.not_before)
         )
+
+    def for_doorbells(self, now: float) -> Ed25519PrivateKey:
+        """The key that doorbells are signed with: the oldest one that still verifies.
+
+        An on-demand agent learns of new keys when it calls, and calls when a doorbell rings that it believes.
+        """
+        known = [key for key in self.keys.usable(now) if key.key_id in self.private_keys]
+        retiring = [key for key in known if key.not_after is not None and key.not_after > now]
+        oldest = min(retiring, key=lambda key: key.not_before, default=None)
+        return self.active.private_key if oldest is None else self.private_keys[oldest.key_id]
+
+    def published(self) -> PublishedKeys:
+        """The public half, for nodes and clients."""
+        return PublishedKeys(keys=self.keys, signed=self.signed, root_public_key=self.root_public_key)
 
 
 class SigningKeyFile:
-    """The file that holds an organization's ``SigningKeys``."""
+    """The file that holds an organization's ``SigningKeys``; every method blocks."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -71,17 +86,30 @@ class SigningKeyFile:
 
         Raises:
             InsecureFile: somebody other than its owner can read it.
-            FileUnusable: missing, damaged, or another organization's.
+            FileUnusable: missing, damaged, changed by somebody without the root key, or another organization's.
         """
         data = read_secret(self.path)
         try:
-            keys = _parse(json.loads(data))
-        except (ValueError, KeyError, TypeError) as exc:
+            keys = parse_signing_keys(data)
+        except (ValueError, KeyError, TypeError, AttributeError, ShoveyError) as exc:
             # The cause is named by its type alone: its text could quote the file.
             raise FileUnusable(f"{self.path}: not a file of signing keys ({type(exc).__name__})") from None
         if keys.organization != organization:
             raise FileUnusable(f"{self.path}: holds the keys of {keys.organization!r}, not of {organization!r}")
         return keys
+
+    def change(self, organization: str, change: Callable[[SigningKeys], SigningKeys]) -> SigningKeys:
+        """Replaces what is in it by ``change`` of that, with nobody else's change lost; returns what is in it now.
+
+        Raises:
+            As ``load`` and ``change``; OSError: it cannot be written, and the old file is untouched.
+        """
+        with self.locked():
+            before = self.load(organization)
+            after = change(before)
+            if after is not before:
+                self.save(after)
+            return after
 
     def save(self, keys: SigningKeys) -> None:
         """Replaces the file at once and durably.
@@ -89,13 +117,11 @@ class SigningKeyFile:
         Raises:
             OSError: it cannot be written; the old file is untouched.
         """
-        document = {
-            "format": _FORMAT,
-            "organization": keys.organization,
-            "serial": keys.serial,
-            "keys": [_entry(keys.active, _ACTIVE), *(_entry(key, _RETIRING) for key in keys.retiring)],
-        }
-        write_secret(self.path, json.dumps(document, indent=1).encode("ascii") + b"\n")
+        write_secret(self.path, signing_keys_document(keys))
+
+    def locked(self) -> FileLock:
+        """Keeps other processes from changing the file, or what lies beside it for the same organization."""
+        return FileLock(self.path.with_name(self.path.name + ".lock"))
 
 
 def make_signing_key(now: float) -> SigningKey:
@@ -104,33 +130,86 @@ def make_signing_key(now: float) -> SigningKey:
     return SigningKey(key_id=key_id_of(private.public_key().public_bytes_raw()), private_key=private, created_at=now)
 
 
-def _entry(key: SigningKey, state: str) -> dict[str, object]:
-    return {
-        "key_id": key.key_id,
-        "state": state,
-        "created_at": key.created_at,
-        "private_key": b64encode(key.private_key.private_bytes_raw()).decode("ascii"),
+def signing_keys_document(keys: SigningKeys) -> bytes:
+    """The contents of a ``SigningKeyFile``: a secret.
+
+    Raises:
+        ValueError: the organization has no root key (our own bug).
+    """
+    if not keys.signed:
+        raise ValueError("signing keys are stored as signed by the root key")
+    document = {
+        "format": _FORMAT,
+        "organization": keys.organization,
+        "root_public_key": keys.root_public_key.hex(),
+        "signed": b64encode(keys.signed).decode("ascii"),
+        "private_keys": private_keys_document(keys.private_keys),
     }
+    return json.dumps(document, indent=1).encode("ascii") + b"\n"
 
 
-def _parse(document: Mapping[str, Any]) -> SigningKeys:
+def parse_signing_keys(data: bytes) -> SigningKeys:
+    """Reads what ``signing_keys_document`` wrote, or a file of format 1.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: it is no such document; the message may quote it.
+        KeySetRefused: the set in it does not hold.
+    """
+    document = json.loads(data)
+    if document["format"] == _FORMAT_WITHOUT_ROOT:
+        return _parse_without_root(document)
     if document["format"] != _FORMAT:
         raise ValueError("unknown format")
-    by_state: dict[str, list[SigningKey]] = {_ACTIVE: [], _RETIRING: []}
-    for entry in document["keys"]:
-        private = Ed25519PrivateKey.from_private_bytes(b64decode(entry["private_key"], validate=True))
-        key = SigningKey(
-            key_id=key_id_of(private.public_key().public_bytes_raw()),
-            private_key=private,
-            created_at=float(entry["created_at"]),
-        )
-        if key.key_id != entry["key_id"]:
+    root, signed = bytes.fromhex(document["root_public_key"]), b64decode(document["signed"], validate=True)
+    keys = SigningKeys(
+        keys=verify_key_set(signed, root, document["organization"]),
+        private_keys=parse_private_keys(document["private_keys"]),
+        signed=signed,
+        root_public_key=root,
+    )
+    if keys.active.key_id not in keys.private_keys:
+        raise ValueError("the active key's private half is missing")
+    return keys
+
+
+def private_keys_document(keys: Mapping[str, Ed25519PrivateKey]) -> dict[str, str]:
+    """Private keys by key id, for a secret file."""
+    return {key_id: b64encode(key.private_bytes_raw()).decode("ascii") for key_id, key in keys.items()}
+
+
+def parse_private_keys(document: Mapping[str, str]) -> dict[str, Ed25519PrivateKey]:
+    """Reads what ``private_keys_document`` wrote.
+
+    Raises:
+        ValueError, TypeError, AttributeError: it is no such document; the message may quote it.
+    """
+    found = {
+        key_id: Ed25519PrivateKey.from_private_bytes(b64decode(text, validate=True))
+        for key_id, text in document.items()
+    }
+    for key_id, key in found.items():
+        if key_id_of(key.public_key().public_bytes_raw()) != key_id:
             raise ValueError("key and key id do not belong together")
-        by_state[entry["state"]].append(key)
-    (active,) = by_state[_ACTIVE]
+    return found
+
+
+def _parse_without_root(document: Mapping[str, Any]) -> SigningKeys:
+    private: dict[str, Ed25519PrivateKey] = {}
+    for entry in document["keys"]:
+        private |= parse_private_keys({entry["key_id"]: entry["private_key"]})
+    keys = tuple(
+        PublicKey(
+            public_bytes=private[entry["key_id"]].public_key().public_bytes_raw(),
+            state=KeyState(entry["state"]),
+            not_before=int(entry["created_at"]),
+        )
+        for entry in document["keys"]
+    )
+    if [key.state for key in keys].count(KeyState.ACTIVE) != 1:
+        raise ValueError("not exactly one active key")
     serial = document["serial"]
     if type(serial) is not int or serial < 1:
         raise ValueError("serial")
     return SigningKeys(
-        organization=str(document["organization"]), serial=serial, active=active, retiring=tuple(by_state[_RETIRING])
+        keys=KeySet(organization=str(document["organization"]), serial=serial, keys=keys), private_keys=private
     )

@@ -1,14 +1,14 @@
 """The live ends of jobs and runs: what other tasks hold of them.
 
-A handle carries the run as its own task sees it and the channels into that task. Whoever posts waits for room, so
+A handle carries the run as its own task sees it and the ways into that task. Whoever posts waits for room, so
 no event is dropped; a run that has ended refuses (``post`` returns False) and the caller goes to the store instead.
+Most runs have no output, so the channel for it is made with the first chunk.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import trio
@@ -17,6 +17,7 @@ from shovey_trio.core.command_input import NO_INPUT, NO_SECRETS, CommandInput
 from shovey_trio.core.events import RunEvent
 from shovey_trio.core.model import Job, OutputChunk, OutputExtent, Run
 from shovey_trio.core.states import RunState
+from shovey_trio.nursery.mailbox import Mailbox
 
 # Events waiting for one run. A node has a handful to say about a run; more means that the store is slow, and then the
 # node's stream waits. 16 × ~200 bytes × 50,000 runs = 160 MB if every run of a full controller were stuck at once.
@@ -61,21 +62,39 @@ class PushedChunk:
 
 
 class RunHandle:
-    """A live run."""
+    """A live run.
+
+    Attributes:
+        extent: how much of its output is durable.
+        inbox: what its task is to be told.
+        start_output: called once, with the first chunk, while the run's task is there to store it.
+        stream_lost: called, by whoever notices, when the node's stream is gone.
+        signed_with: of a run on an old node, the id of the key its last start order was signed with.
+        other_key_tried: whether such a node has refused one already.
+    """
+
+    __slots__ = (
+        "_moved",
+        "_output",
+        "_run",
+        "extent",
+        "inbox",
+        "other_key_tried",
+        "signed_with",
+        "start_output",
+        "stream_lost",
+    )
 
     def __init__(self, run: Run, *, moved: Callable[[RunState, RunState], None], extent: OutputExtent) -> None:
         self._run = run
         self._moved = moved
         self.extent = extent
-        # Of a run on an old node: the id of the key its last start order was signed with, and whether the node has
-        # refused one already.
+        self.inbox = Mailbox[Posted](_INBOX)
+        self._output: tuple[trio.MemorySendChannel[PushedChunk], trio.MemoryReceiveChannel[PushedChunk]] | None = None
+        self.start_output: Callable[[], None] | None = None
+        self.stream_lost: Callable[[], None] | None = None
         self.signed_with = ""
         self.other_key_tried = False
-        self._inbox_in, self.inbox = trio.open_memory_channel[Posted](_INBOX)
-        self._output_in, self.output = trio.open_memory_channel[PushedChunk](_OUTPUT)
-        self._closed = False
-        self._output_came = False
-        self._start_output: Callable[[], None] | None = None
 
     @property
     def run(self) -> Run:
@@ -91,90 +110,101 @@ class RunHandle:
     @property
     def is_closed(self) -> bool:
         """Whether the run's task is over, so that nothing can be posted."""
-        return self._closed
+        return self.inbox.is_closed
 
-    @contextmanager
-    def on_output(self, start: Callable[[], None]) -> Iterator[None]:
-        """Has ``start`` called once within the block, with the first chunk; at once when that is here already."""
-        self._start_output = start
-        if self._output_came:
-            self._begin_output()
-        try:
-            yield
-        finally:
-            self._start_output = None
+    @property
+    def output(self) -> trio.MemoryReceiveChannel[PushedChunk]:
+        """The chunks that are pushed."""
+        return self._output_channel()[1]
+
+    @property
+    def has_output(self) -> bool:
+        """Whether a chunk was ever pushed."""
+        return self._output is not None
 
     async def post(self, event: RunEvent) -> bool:
         """Hands an event to the run's task, waiting for room; False when the run has ended."""
-        return await self._post(Posted(event))
+        return await self.inbox.put(Posted(event))
 
     def post_first(self, event: RunEvent) -> None:
         """Hands an event to the task of a run that has just been made, before anything else can be."""
-        self._inbox_in.send_nowait(Posted(event))
+        self.inbox.put_nowait(Posted(event))
 
     async def post_durably(self, event: RunEvent) -> bool:
         """Like ``post``, and waits until what the event changed is durable; False when the run ended without it."""
         posted = Posted(event, trio.Event())
-        if not await self._post(posted) or posted.settled is None:
+        if not await self.inbox.put(posted) or posted.settled is None:
             return False
         await posted.settled.wait()
         return posted.handled
 
     async def push(self, chunk: PushedChunk) -> bool:
         """Hands a chunk to the run's output task, waiting for room; False when the run has ended."""
-        self._output_came = True
-        self._begin_output()
+        if self.is_closed:
+            return False
+        sending, _ = self._output_channel()
+        if self.start_output is not None:
+            start, self.start_output = self.start_output, None
+            start()
         try:
-            await self._output_in.send(chunk)
+            await sending.send(chunk)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             return False
         return True
 
     def close(self) -> None:
         """Refuses everything from now on; what waits unhandled is told so."""
-        self._closed = True
-        self._inbox_in.close()
-        self._output_in.close()
-        while True:
-            try:
-                posted = self.inbox.receive_nowait()
-            except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
-                break
+        for posted in self.inbox.close():
             posted.settle(handled=False)
+        if self._output is None:
+            return
+        sending, receiving = self._output
+        sending.close()
         while True:
             try:
-                self.output.receive_nowait().acknowledge(self.extent.position)
+                receiving.receive_nowait().acknowledge(self.extent.position)
             except (trio.WouldBlock, trio.EndOfChannel, trio.ClosedResourceError):
                 break
-        self.inbox.close()
-        self.output.close()
+        receiving.close()
 
-    async def _post(self, posted: Posted) -> bool:
-        try:
-            await self._inbox_in.send(posted)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            return False
-        return True
-
-    def _begin_output(self) -> None:
-        if self._start_output is not None:
-            start, self._start_output = self._start_output, None
-            start()
+    def _output_channel(self) -> tuple[trio.MemorySendChannel[PushedChunk], trio.MemoryReceiveChannel[PushedChunk]]:
+        if self._output is None:
+            self._output = trio.open_memory_channel[PushedChunk](_OUTPUT)
+        return self._output
 
 
 @dataclass(slots=True)
 class JobHandle:
-    """A live job."""
+    """A live job.
+
+    Attributes:
+        job: as its task sees it; it may be one commit ahead of the store.
+        stored: as it was last written.
+        supervised_since: when this nursery was opened, in unix seconds: what went unheard before that is not the nodes'
+            silence.
+        runs: by node name; a run stays here until its job has ended, so that counts and cancels are complete.
+        counts: how many runs are in which state.
+        input: what the command is given, with the secrets for as long as an order may still need them.
+    """
 
     job: Job
-    supervised_since: float
-    """When this nursery was opened, in unix seconds: what went unheard before that is not the nodes' silence."""
+    input: CommandInput = NO_INPUT
+    supervised_since: float = 0.0
     runs: dict[str, RunHandle] = field(default_factory=dict)
-    """By node name; a run stays here until its job has ended, so that counts and cancels are complete."""
     counts: Counter[RunState] = field(default_factory=Counter)
     ended: trio.Event = field(default_factory=trio.Event)
-    input: CommandInput = NO_INPUT
-    """What the command is given, with the secrets for as long as an order may still need them."""
+    stored: Job = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stored = self.job
+
+    def add(self, run: Run, extent: OutputExtent) -> None:
+        """Adds a run of the job, before it is supervised; one that has ended is only counted."""
+        live = RunHandle(run, moved=self.moved, extent=extent)
+        if run.is_terminal:
+            live.close()
+        self.runs[run.node] = live
+        self.counts[run.state] += 1
 
     @property
     def has_lost_secrets(self) -> bool:

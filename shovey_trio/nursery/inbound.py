@@ -7,7 +7,7 @@ here is void. A node can speak of its own runs only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import structlog
 
@@ -34,6 +34,11 @@ class AgentInbox:
         self._supervisor = supervisor
         self._presence = presence
         self._links = links
+        self._on_foreign: Callable[[str, str, str], None] = lambda _organization, _node, _run_id: None
+
+    def on_foreign(self, listener: Callable[[str, str, str], None]) -> None:
+        """Calls ``listener(organization, node, run_id)`` when a node speaks of a run that is another node's."""
+        self._on_foreign = listener
 
     async def positions(self, link: AgentLink, run_ids: list[str]) -> Mapping[str, OutputExtent]:
         """Where the durable output of a node's runs ends; runs that are not the node's are left out."""
@@ -45,8 +50,12 @@ class AgentInbox:
                 run = await self._services.store.find_run(link.organization, run_id)
                 if run is not None and run.node == link.node:
                     ended.append(run_id)
+                elif run is not None:
+                    self._refuse_foreign(link.organization, link.node, run_id)
             elif _is_of(link.organization, link.node, live.run):
                 found[run_id] = live.extent
+            else:
+                self._refuse_foreign(link.organization, link.node, run_id)
         if ended:
             found |= await self._services.store.output_extents(ended)
         return found
@@ -68,6 +77,9 @@ class AgentInbox:
         """Notes that a stream is gone."""
         if self._links.remove(link):
             self._presence.detached(link, asked=asked)
+            for live in self._supervisor.runs_of_node(link.organization, link.node):
+                if live.stream_lost is not None:
+                    live.stream_lost()
 
     def waiting_orders(self, link: AgentLink) -> int:
         """How many live runs of the node still need its agent's stream."""
@@ -89,7 +101,7 @@ class AgentInbox:
         live = self._supervisor.run(run_id)
         if live is not None:
             if not _is_of(link.organization, link.node, live.run):
-                _log.warning("agent.foreign_run", node=link.node, run_id=run_id)
+                self._refuse_foreign(link.organization, link.node, run_id)
                 return
             if await live.post(event):
                 return
@@ -100,6 +112,7 @@ class AgentInbox:
         live = self._supervisor.run(run_id)
         if live is not None:
             if not _is_of(organization, node, live.run):
+                self._refuse_foreign(organization, node, run_id)
                 return False
             if await live.push(pushed):
                 return True
@@ -108,6 +121,8 @@ class AgentInbox:
     async def _said_after_the_end(self, link: AgentLink, run_id: str, event: RunEvent) -> None:
         run = await self._services.store.find_run(link.organization, run_id)
         if run is None or run.node != link.node:
+            if run is not None:
+                self._refuse_foreign(link.organization, link.node, run_id)
             link.send_nowait(SendForget(run_id=run_id))
             return
         if not run.is_terminal or not isinstance(event, NodeReported):
@@ -123,7 +138,10 @@ class AgentInbox:
 
     async def _pushed_after_the_end(self, organization: str, node: str, run_id: str, pushed: PushedChunk) -> bool:
         run = await self._services.store.find_run(organization, run_id)
-        if run is None or run.node != node:
+        if run is None:
+            return False
+        if run.node != node:
+            self._refuse_foreign(organization, node, run_id)
             return False
         fresh, extent = continue_output(await self._services.store.output_extent(run_id), [pushed.chunk])
         if fresh:
@@ -134,6 +152,10 @@ class AgentInbox:
             await until_stored(write, longest_pause=self._services.timing.store_retry)
         pushed.acknowledge(extent.position)
         return True
+
+    def _refuse_foreign(self, organization: str, node: str, run_id: str) -> None:
+        _log.warning("agent.foreign_run", node=node, run_id=run_id)
+        self._on_foreign(organization, node, run_id)
 
 
 def _is_of(organization: str, node: str, run: Run) -> bool:

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import structlog
 import trio
 
+from shovey_trio.core.audit import AuditEntry
+from shovey_trio.core.audit_runs import RunsDigest
 from shovey_trio.core.errors import StoreCorrupt
 from shovey_trio.core.events import CancelAsked
 from shovey_trio.core.job_machine import complete, crash, request_cancel
@@ -78,7 +80,7 @@ async def _live(handle: JobHandle, services: Services) -> None:
                 nursery.start_soon(supervise_run, run, handle, services)
             await trio.lowlevel.checkpoint()
     handle.job = complete(handle.job, +handle.counts, services.clock.now())
-    await _write(handle, services)
+    await _write_end(handle, services)
 
 
 async def _crash(handle: JobHandle, services: Services, detail: str) -> None:
@@ -88,15 +90,28 @@ async def _crash(handle: JobHandle, services: Services, detail: str) -> None:
                 await crash_run(run, services, detail)
         if not handle.job.is_terminal:
             handle.job = crash(handle.job, detail, +handle.counts, services.clock.now())
-        await _write(handle, services)
+        await _write_end(handle, services)
     except StoreCorrupt:
         raise
     except Exception as error:  # noqa: BLE001 - not even its end can be written; the next start takes it up as it is
         _log.exception("job.abandoned", error=failure_detail(error))
 
 
-async def _write(handle: JobHandle, services: Services) -> None:
+async def _write_end(handle: JobHandle, services: Services) -> None:
+    """Writes the job's end together with its record in the audit log: one for the job, with a digest of its runs."""
+    digest = RunsDigest()
+    nodes = sorted(handle.runs)
+    for start in range(0, len(nodes), services.bounds.slice):
+        for node in nodes[start : start + services.bounds.slice]:
+            digest.add(handle.runs[node].run)
+        await trio.lowlevel.checkpoint()
+    await _write(handle, services, digest.entry(handle.job, services.clock.now()))
+
+
+async def _write(handle: JobHandle, services: Services, audit: AuditEntry | None = None) -> None:
     async def write() -> None:
-        await services.store.write_job(handle.job)
+        job = handle.job
+        await services.store.write_job(job, audit=audit)
+        handle.stored = job
 
     await until_stored(write, longest_pause=services.timing.store_retry)

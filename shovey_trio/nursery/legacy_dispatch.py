@@ -192,7 +192,7 @@ class LegacyDispatcher:
             fields = start_fields(job_id=job.id, command=job.command, run_timeout=job.run_timeout, time=time)
         else:
             fields = cancel_fields(job_id=job.id, time=time)
-        payload = self._signer.sign(batch.key_id, fields)
+        payload = self._signer.sign(job.organization, batch.key_id, fields)
         self._signed[batch] = now, payload
         return payload
 

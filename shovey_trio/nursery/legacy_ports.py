@@ -70,10 +70,14 @@ class LegacySigner(Protocol):
     """Signs orders with the key that a node holds."""
 
     def key_for(self, organization: str, node: str) -> str:
-        """Which key that is."""
+        """Which key that is.
+
+        Raises:
+            NotFound: there is no such organization (any more).
+        """
         ...
 
-    def sign(self, key_id: str, fields: Mapping[str, str]) -> bytes:
+    def sign(self, organization: str, key_id: str, fields: Mapping[str, str]) -> bytes:
         """The payload of an order."""
         ...
 

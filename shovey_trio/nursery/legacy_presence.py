@@ -13,6 +13,7 @@ A heartbeat writes nothing: what is stored is a change.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
+from typing import Final
 
 import structlog
 import trio
@@ -29,6 +30,8 @@ from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.settings import Timing
 
 _log = structlog.get_logger(__name__)
+# How exactly it is known when a node was last heard, in seconds; a node that sends output is heard all the time.
+_SEEN_EVERY: Final = 1.0
 
 
 class LegacyPresence:
@@ -75,7 +78,8 @@ class LegacyPresence:
         if node is None or node.link is not LinkMode.LEGACY:
             return
         now = self._clock.now()
-        self._registry.saw(organization, name, now)
+        if not 0 <= now - (node.last_seen_at or 0.0) < _SEEN_EVERY:
+            self._registry.saw(organization, name, now)
         if node.presence is not Presence.UP and self._serf(node) == "alive":
             await self._set(node, Presence.UP, reason, now)
         for run in self._runs_of_node(organization, name):
@@ -109,8 +113,9 @@ class LegacyPresence:
 
     def _node(self, name: str) -> Node | None:
         found = self._registry.get(self._organization, name)
-        if found is None and name.startswith(f"{self._organization}:"):
-            found = self._registry.get(self._organization, name.partition(":")[2])
+        if found is None:
+            organization, _, node = name.partition(":")
+            found = self._registry.get(organization, node)
         return found if found is not None and found.link is LinkMode.LEGACY else None
 
     def _serf(self, node: Node) -> str:

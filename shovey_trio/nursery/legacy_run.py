@@ -47,7 +47,7 @@ async def send_legacy_start(
         if run.state not in _TO_BE_SENT or run.cancelling:
             return False
         now = services.clock.now()
-        sent = OrderSent(route=Route.LEGACY, agent_instance="", expires_at=now + DEFAULT_TIME_SLEW)
+        sent = OrderSent(route=Route.LEGACY, agent_instance="", expires_at=now + DEFAULT_TIME_SLEW, key_id=key_id)
         handle_.run = handle(run, sent, now).run
         handle_.signed_with = key_id
         await write()

@@ -38,7 +38,9 @@ async def pump_output(handle: RunHandle, services: Services, grew: Callable[[], 
             if fresh:
 
                 async def write(fresh: list[OutputChunk] = fresh) -> None:
-                    await services.store.append_output(handle.run, fresh)
+                    run = handle.run
+                    followed = services.hub.is_followed(run.job_id, run.node)
+                    await services.store.append_output(run, fresh, followed=followed)
 
                 await until_stored(write, longest_pause=services.timing.store_retry)
                 handle.extent = extent

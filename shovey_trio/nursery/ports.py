@@ -11,8 +11,10 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from shovey_trio.core.audit import AuditEntry, AuditHead, AuditRecord
 from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.command_input import CommandInput
+from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.model import (
     Grant,
     Job,
@@ -25,7 +27,6 @@ from shovey_trio.core.model import (
     StreamName,
     User,
 )
-from shovey_trio.core.order_signing import KeySet
 from shovey_trio.core.orders import Order, SignedOrder
 from shovey_trio.core.states import JobState, RunState
 
@@ -126,8 +127,11 @@ class Store(Protocol):
 
     Every ``async`` write is durable (fsync) when it returns, in one group commit with whatever else waits: committed
     at once when the writer is idle, batched only with what arrives while a commit runs. Writes are applied in the
-    order in which they were called. Commit sequence numbers are store-wide, grow by one per stored event and are
-    never used twice.
+    order in which they were called, but for output. Commit sequence numbers are store-wide, grow by one per stored
+    event and are never used twice.
+
+    A write that takes an ``audit`` entry commits the record together with what it records, unless it changed nothing
+    (removed nothing, created nothing): an acknowledged action has its record.
 
     Raises (all methods):
         StoreUnavailable: it cannot write or read now (disk full, locked, I/O error); nothing of the call was applied.
@@ -136,7 +140,13 @@ class Store(Protocol):
 
     # -- jobs and runs
     async def create_job(
-        self, job: Job, runs: Sequence[Run], request: RequestKey | None, *, stdin: bytes = b""
+        self,
+        job: Job,
+        runs: Sequence[Run],
+        request: RequestKey | None,
+        *,
+        stdin: bytes = b"",
+        audit: AuditEntry | None = None,
     ) -> CreatedJob:
         """Stores a job with its runs, and the standard input of its command, once per request key.
 
@@ -145,9 +155,19 @@ class Store(Protocol):
         """
         ...
 
-    async def write_job(self, job: Job) -> None: ...
+    async def find_request(self, request: RequestKey) -> Job | None:
+        """The job that an earlier request with this key has made.
 
-    async def write_run(self, run: Run) -> None: ...
+        Raises:
+            RequestIdReused: the key's id was used with another digest.
+        """
+        ...
+
+    async def write_job(self, job: Job, *, audit: AuditEntry | None = None) -> None: ...
+
+    async def write_run(self, run: Run, *, passed: Sequence[Run] = ()) -> None:
+        """Stores a run, and before that as events the states it has passed through since it was last written."""
+        ...
 
     def write_run_soon(self, run: Run) -> None:
         """Queues a write that nobody waits for (only ``dispatched``); it keeps its place in the order of writes."""
@@ -194,8 +214,11 @@ class Store(Protocol):
         ...
 
     # -- output
-    async def append_output(self, run: Run, chunks: Sequence[OutputChunk]) -> None:
-        """Stores chunks that continue the run's output exactly (the caller has checked position and offsets)."""
+    async def append_output(self, run: Run, chunks: Sequence[OutputChunk], *, followed: bool = False) -> None:
+        """Stores chunks that continue the run's output exactly (the caller has checked position and offsets).
+
+        Other writes, those of ``followed`` output among them, may overtake it.
+        """
         ...
 
     async def output_extent(self, run_id: str) -> OutputExtent: ...
@@ -212,8 +235,13 @@ class Store(Protocol):
         ...
 
     # -- nodes
-    async def write_node(self, node: Node, *, status: NodeStatus | None = None) -> None:
-        """Stores a node and, when given, appends to its presence history."""
+    async def write_node(self, node: Node, *, status: NodeStatus | None = None, only_known: bool = False) -> None:
+        """Stores a node and, when given, appends to its presence history.
+
+        Args:
+            only_known: write nothing for a node that is not stored (any more), so that what a command has removed
+                beside the daemon does not come back by the daemon's next word about it.
+        """
         ...
 
     async def remove_node(self, organization: str, name: str) -> bool: ...
@@ -227,48 +255,104 @@ class Store(Protocol):
         ...
 
     # -- identities
-    async def write_user(self, user: User) -> None: ...
+    async def write_user(self, user: User, *, audit: AuditEntry | None = None) -> None: ...
 
-    async def remove_user(self, organization: str, name: str) -> bool: ...
+    async def remove_user(self, organization: str, name: str, *, audit: AuditEntry | None = None) -> bool: ...
 
     async def load_users(self) -> Sequence[User]: ...
 
-    async def write_chef_principals(self, principals: Sequence[ChefPrincipal]) -> None:
+    async def write_chef_principals(
+        self, principals: Sequence[ChefPrincipal], *, audit: AuditEntry | None = None
+    ) -> None:
         """Stores principals in one commit, each in place of the one of the same kind and name."""
         ...
 
-    async def remove_chef_principal(self, organization: str, kind: ChefPrincipalKind, name: str) -> bool: ...
+    async def remove_chef_principal(
+        self, organization: str, kind: ChefPrincipalKind, name: str, *, audit: AuditEntry | None = None
+    ) -> bool: ...
 
     async def load_chef_principals(self) -> Sequence[ChefPrincipal]:
         """By organization, kind and name."""
         ...
 
-    async def write_grant(self, grant: Grant) -> None:
+    async def write_grant(self, grant: Grant, *, audit: AuditEntry | None = None) -> None:
         """Stores a grant; the same again changes nothing."""
         ...
 
-    async def remove_grant(self, grant: Grant) -> bool: ...
+    async def remove_grant(self, grant: Grant, *, audit: AuditEntry | None = None) -> bool: ...
 
     async def load_grants(self, organization: str, user: str) -> Sequence[Grant]:
         """A user's grants, by command and nodes. They outlive the user and hold for the next of that name."""
         ...
 
-    async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:
-        """Records an issued certificate; ``subject`` is a principal's label such as ``node/web-1``."""
+    async def write_certificate(
+        self,
+        *,
+        serial: str,
+        organization: str,
+        subject: str,
+        expires_at: float,
+        renews: str = "",
+        audit: AuditEntry | None = None,
+    ) -> bool:
+        """Records an issued certificate; ``subject`` is a principal's label such as ``node/web-1``.
+
+        Args:
+            renews: serial of the certificate that it was issued for. When that is revoked nothing is written and False
+                is returned, so that no renewal that is under way escapes a revocation.
+        """
         ...
 
-    async def revoke_certificates(self, organization: str, subject: str) -> Sequence[str]:
+    async def revoke_certificates(
+        self, organization: str, subject: str, *, audit: AuditEntry | None = None
+    ) -> Sequence[str]:
         """Marks every certificate of ``subject`` as revoked and returns their serials."""
         ...
 
     async def revoked_serials(self) -> Sequence[str]: ...
 
-    async def write_enrollment_token(self, *, digest: bytes, organization: str, node: str, expires_at: float) -> None:
+    async def write_enrollment_token(
+        self, *, digest: bytes, organization: str, node: str, expires_at: float, audit: AuditEntry | None = None
+    ) -> None:
         """Stores the SHA-256 of a token."""
         ...
 
-    async def use_enrollment_token(self, *, digest: bytes, organization: str, node: str, now: float) -> bool:
+    async def use_enrollment_token(
+        self, *, digest: bytes, organization: str, node: str, now: float, audit: AuditEntry | None = None
+    ) -> bool:
         """Uses a token up; False when it is unknown, used, expired or bound to another name."""
+        ...
+
+    # -- the audit log
+    async def append_audit(self, entries: Sequence[AuditEntry]) -> AuditHead:
+        """Records what no other write carries; returns the head after it."""
+        ...
+
+    async def audit_head(self) -> AuditHead:
+        """The place of the last record."""
+        ...
+
+    async def audit_start(self) -> AuditHead:
+        """What the first record follows: ``GENESIS``, or the last record that was pruned."""
+        ...
+
+    async def read_audit(
+        self,
+        *,
+        after_seq: int,
+        limit: int,
+        organization: str = "",
+        since: float | None = None,
+        until: float | None = None,
+    ) -> Sequence[AuditRecord]:
+        """Up to ``limit`` records after a number, in order; of one organization and of ``since <= at < until``."""
+        ...
+
+    async def prune_audit(self, *, before: float, now: float, organization: str) -> None:
+        """Deletes records older than a time from the log's beginning, and records that in the same commits.
+
+        A checkpoint keeps the hash of the last one that is gone, so that what is left can still be verified.
+        """
         ...
 
     # -- the store itself
@@ -333,7 +417,7 @@ class SendForget:
 class SendKeys:
     """The organization's signing keys changed."""
 
-    keys: KeySet
+    keys: PublishedKeys
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -34,10 +34,18 @@ class NodeRegistry:
         for node in await self._store.load_nodes():
             self._nodes.setdefault(node.organization, {})[node.name] = node
 
-    async def load_new(self) -> None:
-        """Takes in the nodes that the command line has registered since; those that are known stay as they are."""
-        for node in await self._store.load_nodes():
+    async def load_changes(self) -> list[Node]:
+        """Takes in the nodes that the command line has registered since, and lets go of those it has removed.
+
+        Those that are known stay as they are. Returns the removed ones: whoever has to do with them must be told.
+        """
+        # Known before the store is read: one that is registered meanwhile may be missing in what is read.
+        known = self.all()
+        stored = {(node.organization, node.name): node for node in await self._store.load_nodes()}
+        for node in stored.values():
             self._nodes.setdefault(node.organization, {}).setdefault(node.name, node)
+        gone = [node for node in known if (node.organization, node.name) not in stored]
+        return [node for node in gone if self._nodes[node.organization].pop(node.name, None) is not None]
 
     def of(self, organization: str) -> Mapping[str, Node]:
         """The organization's nodes by name; a live view."""
@@ -49,10 +57,14 @@ class NodeRegistry:
     def all(self) -> list[Node]:
         return [node for nodes in self._nodes.values() for node in nodes.values()]
 
-    async def put(self, node: Node) -> None:
-        """Registers a node, or replaces what is known of it – but for its presence, if that changes meanwhile."""
+    async def put(self, node: Node, *, only_known: bool = False) -> None:
+        """Registers a node, or replaces what is known of it – but for its presence, if that changes meanwhile.
+
+        Args:
+            only_known: do not bring back into the store what a command has removed from it since.
+        """
         before = self.get(node.organization, node.name)
-        await self._store.write_node(node)
+        await self._store.write_node(node, only_known=only_known)
         now = self.get(node.organization, node.name)
         if now is not None and now is not before:
             node = replace(
@@ -64,7 +76,7 @@ class NodeRegistry:
             )
         self._nodes.setdefault(node.organization, {})[node.name] = node
         if now is not None and now is not before:
-            await self._store.write_node(node)
+            await self._store.write_node(node, only_known=only_known)
 
     def note_presence(
         self, organization: str, name: str, *, presence: Presence, reason: str, since: float
@@ -90,7 +102,7 @@ class NodeRegistry:
         """
         node = self.get(status.organization, status.node)
         if node is not None:
-            await self._store.write_node(node, status=status)
+            await self._store.write_node(node, status=status, only_known=True)
 
     def saw(self, organization: str, name: str, at: float) -> None:
         """Notes a sign of life."""

@@ -2,9 +2,12 @@
 
 The run's task receives events (from the node, the operator, presence, its own deadline), asks ``core.run_machine``
 what they mean, writes the answer and carries out the effects – in this order, so that nothing is acknowledged that
-is not durable. What takes time runs beside it in the run's nursery, and only while it is needed:
+is not durable. Events that came together are handled one after the other and written together: each state that the
+run passed through is an event of its own in the store, its row and its commit are one.
 
-* dispatch – brings the node here (its stream, or doorbell and then stream) until it has answered the start order;
+What takes time runs beside it in the run's nursery, and only while it is needed:
+
+* dispatch – brings a node without a stream here (doorbell, or waiting) until it has answered the start order;
 * output   – stores what the node pushes, from the first chunk on (``output_pump``);
 * cancel   – hands the node the cancel order, again and again, until the node has proven the end.
 
@@ -13,6 +16,8 @@ node's silence counts from when the controller can hear it again.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import structlog
 import trio
@@ -37,7 +42,7 @@ from shovey_trio.core.events import (
     SendCancel,
     SendStart,
 )
-from shovey_trio.core.model import Job, Route
+from shovey_trio.core.model import Job, Route, Run
 from shovey_trio.core.orders import NONCE_BYTES, Order, OrderKind
 from shovey_trio.core.run_machine import handle
 from shovey_trio.core.states import ACTIVE_RUN_STATES, RunState
@@ -51,6 +56,8 @@ from shovey_trio.nursery.settings import Timing
 
 _log = structlog.get_logger(__name__)
 
+_UNANSWERED = (RunState.PENDING, RunState.DISPATCHED)
+
 
 async def supervise_run(handle_: RunHandle, job: JobHandle, services: Services) -> None:
     """Supervises a run until it is terminal and durable.
@@ -62,17 +69,18 @@ async def supervise_run(handle_: RunHandle, job: JobHandle, services: Services) 
         StoreCorrupt: the shared store is beyond use.
     """
     try:
-        with structlog.contextvars.bound_contextvars(job_id=handle_.run.job_id, node=handle_.run.node):
-            try:
-                async with trio.open_nursery() as nursery:
-                    scope = _RunScope(handle_, job, services, nursery)
-                    await scope.live()
+        # Not unbound again: they are this task's own and end with it.
+        structlog.contextvars.bind_contextvars(job_id=handle_.run.job_id, node=handle_.run.node)
+        try:
+            async with trio.open_nursery() as nursery:
+                await _RunScope(handle_, job, services, nursery).live()
+                if nursery.child_tasks:
                     nursery.cancel_scope.cancel(reason="the run has ended")
-            except* StoreCorrupt:
-                raise
-            except* Exception as failures:  # noqa: BLE001 - a bug in one must not end its siblings
-                _log.exception("run.failed", error=failure_detail(failures))
-                await crash_run(handle_, services, failure_detail(failures))
+        except* StoreCorrupt:
+            raise
+        except* Exception as failures:  # noqa: BLE001 - a bug in one must not end its siblings
+            _log.exception("run.failed", error=failure_detail(failures))
+            await crash_run(handle_, services, failure_detail(failures))
     finally:
         handle_.close()
 
@@ -150,69 +158,94 @@ class _RunScope:
 
     async def live(self) -> None:
         """Handles events until the run is terminal."""
-        with self._handle.on_output(self._start_output):
-            await self._handle_events()
+        handle_ = self._handle
+        handle_.stream_lost = self._stream_lost
+        handle_.start_output = self._start_output
+        if handle_.has_output:
+            handle_.start_output = None
+            self._start_output()
+        try:
+            self._begin()
+            while not handle_.run.is_terminal:
+                await self._apply(await self._next_events())
+        finally:
+            # The nursery that they start tasks in is about to close.
+            handle_.stream_lost = handle_.start_output = None
 
-    async def _handle_events(self) -> None:
+    def _begin(self) -> None:
         run = self._handle.run
         if run.route is Route.LEGACY:
             if run.attempts == 0 and run.state is RunState.PENDING:
                 self._start_dispatch()
-        elif run.state in (RunState.PENDING, RunState.DISPATCHED):
+        elif run.state in _UNANSWERED:
             self._send_start()
-            self._start_dispatch()
+            self._reach_node()
         if run.cancelling:
             self._start_cancel()
-        while not self._handle.run.is_terminal:
-            posted = await self._next_event()
-            handled = False
-            try:
-                await self._apply(posted.event)
-                handled = True
-            finally:
-                posted.settle(handled=handled)
 
-    async def _next_event(self) -> Posted:
+    async def _next_events(self) -> list[Posted]:
         """What was posted comes before what time says: a node that has spoken is not silent."""
-        await trio.lowlevel.checkpoint()
-        try:
-            return self._handle.inbox.receive_nowait()
-        except trio.WouldBlock:
-            pass
+        inbox = self._handle.inbox
         deadline = next_deadline(self._handle, self._job, self._services.timing)
-        if deadline is None:
-            return await self._handle.inbox.receive()
+        if deadline is None or not inbox.is_empty:
+            return await inbox.take_all()
         at, event = deadline
         with trio.move_on_after(max(at - self._services.clock.now(), 0)):
-            return await self._handle.inbox.receive()
-        return Posted(event)
+            return await inbox.take_all()
+        return [Posted(event)]
 
-    async def _apply(self, event: RunEvent) -> None:
+    async def _apply(self, batch: list[Posted]) -> None:
+        """Handles events that came together: decides, writes what the run has become, then carries out the effects.
+
+        Those behind the run's end are not handled: as if they had come after it.
+        """
+        handled = durable = 0
+        states: list[Run] = []
+        effects: list[Effect] = []
+        try:
+            for posted in batch:
+                before = self._handle.run
+                if before.is_terminal:
+                    break
+                effects += self._decide(posted.event)
+                if self._handle.run is not before:
+                    states.append(self._handle.run)
+                handled += 1
+            if states:
+                await self._write_until_stored(states[:-1])
+            else:
+                await trio.lowlevel.checkpoint()
+            self._job.drop_secrets()
+            if self._handle.run.state not in _UNANSWERED and self._dispatching is not None:
+                self._dispatching.cancel(reason="the node has answered")
+            for effect in effects:
+                self._carry_out(effect)
+            durable = handled
+        finally:
+            for number, posted in enumerate(batch):
+                posted.settle(handled=number < durable)
+
+    def _decide(self, event: RunEvent) -> Sequence[Effect]:
         if isinstance(event, NodeReported) and event.report.output_bytes > self._handle.extent.position:
             # The end of the output is still on its way; a run is not terminal before its output is durable.
             self._held_report = event
-            return
-        before = self._handle.run
-        outcome = handle(before, event, self._services.clock.now())
-        if outcome.run is not before:
-            self._handle.run = outcome.run
-            await self._write_until_stored()
-        self._job.drop_secrets()
-        if outcome.run.state not in (RunState.PENDING, RunState.DISPATCHED) and self._dispatching is not None:
-            self._dispatching.cancel(reason="the node has answered")
-        for effect in outcome.effects:
-            self._carry_out(effect)
+            return ()
+        outcome = handle(self._handle.run, event, self._services.clock.now())
+        self._handle.run = outcome.run
+        return outcome.effects
 
-    async def _write_until_stored(self) -> None:
-        await until_stored(self._write, longest_pause=self._services.timing.store_retry)
+    async def _write_until_stored(self, passed: Sequence[Run] = ()) -> None:
+        async def write() -> None:
+            await self._services.store.write_run(self._handle.run, passed=passed)
 
-    async def _write(self) -> None:
-        await self._services.store.write_run(self._handle.run)
+        await until_stored(write, longest_pause=self._services.timing.store_retry)
 
     def _carry_out(self, effect: Effect) -> None:
         run = self._handle.run
         link = self._services.links.get(run.organization, run.node)
         match effect:
+            case SendStart() if run.state not in _UNANSWERED:
+                pass  # what came with it was the answer
             case SendStart() if run.route is Route.LEGACY:
                 if self._dispatching is not None:
                     self._dispatching.cancel(reason="the node holds another key")
@@ -221,8 +254,8 @@ class _RunScope:
                 self._nursery.start_soon(self._handle.post, SecretsLost())
             case SendStart():
                 self._send_start()
-                self._start_dispatch()
-            case SendCancel():
+                self._reach_node()
+            case SendCancel() if not run.is_terminal:
                 self._start_cancel()
             case ConfirmReport() if link is not None:
                 link.send_nowait(SendReportDurable(run_id=run.id))
@@ -233,15 +266,26 @@ class _RunScope:
 
     # -- dispatch
 
+    def _stream_lost(self) -> None:
+        if self._handle.run.state in _UNANSWERED and self._handle.run.route is not Route.LEGACY:
+            self._reach_node()
+
+    def _reach_node(self) -> None:
+        """Brings the node here unless it is: while it has a stream, there is nothing to wait for but its answer."""
+        run = self._handle.run
+        if self._services.links.get(run.organization, run.node) is None:
+            self._start_dispatch()
+
     def _start_dispatch(self) -> None:
         if self._dispatching is None or self._dispatching.cancel_called:
             self._dispatching = trio.CancelScope()
             self._nursery.start_soon(self._dispatch, self._dispatching)
 
     async def _dispatch(self, scope: trio.CancelScope) -> None:
-        """Brings the node here, as often as its stream breaks, until it has answered.
+        """Brings the node here, until it is or the run has its answer by another way.
 
-        The order goes out when the node has said what it knows (``NodeAttached``), so none is sent that it has.
+        The order goes out when the node has said what it knows (``NodeAttached``), so none is sent that it has. A
+        stream that breaks before the answer begins this anew.
         """
         run = self._handle.run
         try:
@@ -249,12 +293,10 @@ class _RunScope:
                 if run.route is Route.LEGACY:
                     await send_legacy_start(self._handle, self._job.job, self._services, self._write_until_stored)
                     return
-                while True:
-                    reached = await self._services.dispatcher.reach(
-                        organization=run.organization, job_id=run.job_id, node=run.node
-                    )
-                    self._route = reached.route
-                    await self._services.links.wait_gone(reached.link)
+                reached = await self._services.dispatcher.reach(
+                    organization=run.organization, job_id=run.job_id, node=run.node
+                )
+                self._route = reached.route
         finally:
             if self._dispatching is scope:
                 self._dispatching = None
@@ -267,12 +309,12 @@ class _RunScope:
         """
         run = self._handle.run
         link = self._services.links.get(run.organization, run.node)
-        if link is None or run.state not in (RunState.PENDING, RunState.DISPATCHED) or run.cancelling:
+        if link is None or run.state not in _UNANSWERED or run.cancelling:
             return
         if self._job.has_lost_secrets:
             return  # what the node knows of the run decides: see ``_carry_out``
         until = self._services.timing.acceptance_until(self._job.job)
-        instance = link.agent_instance
+        instance = run.agent_instance or link.agent_instance
         order = make_order(
             self._handle,
             self._job.job,
@@ -282,11 +324,12 @@ class _RunScope:
             services=self._services,
             given=self._job.input,
         )
-        sent = OrderSent(route=self._route, agent_instance=instance, expires_at=until)
+        signed = self._services.signer.sign(order)
+        sent = OrderSent(route=self._route, agent_instance=instance, expires_at=until, key_id=signed.key_id)
         outcome = handle(run, sent, self._services.clock.now())
         self._handle.run = outcome.run
         self._services.store.write_run_soon(outcome.run)
-        link.send_nowait(SendOrder(order=self._services.signer.sign(order)))
+        link.send_nowait(SendOrder(order=signed))
         if self._services.hub.is_followed(run.job_id, run.node):
             link.send_nowait(SendFollow(run_id=run.id, followed=True))
 
@@ -312,7 +355,7 @@ class _RunScope:
                 self._handle,
                 self._job.job,
                 OrderKind.CANCEL,
-                agent_instance=reached.link.agent_instance,
+                agent_instance=run.agent_instance or reached.link.agent_instance,
                 until=self._services.clock.now() + timing.acceptance,
                 services=self._services,
             )

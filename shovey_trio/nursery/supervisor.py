@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TypeVar
@@ -10,6 +9,7 @@ from typing import TypeVar
 import trio
 from outcome import Error, Outcome, Value
 
+from shovey_trio.core.audit import AuditEntry
 from shovey_trio.core.command_input import NO_INPUT, CommandInput
 from shovey_trio.core.errors import Draining, Overloaded, StoreCorrupt
 from shovey_trio.core.model import Job, OutputExtent, Run
@@ -21,6 +21,8 @@ from shovey_trio.nursery.services import Services
 
 _T = TypeVar("_T")
 _NOTHING_STORED = OutputExtent()
+# Runs whose handles are made before other tasks get a turn: 5 µs each.
+_PREPARED = 500
 
 
 class Supervisor:
@@ -56,7 +58,13 @@ class Supervisor:
         return self._jobs.values()
 
     async def launch(
-        self, job: Job, runs: Sequence[Run], request: RequestKey | None, given: CommandInput = NO_INPUT
+        self,
+        job: Job,
+        runs: Sequence[Run],
+        request: RequestKey | None,
+        given: CommandInput = NO_INPUT,
+        *,
+        audit: AuditEntry | None = None,
     ) -> CreatedJob:
         """Makes a job durable and supervises it, unless it was made before or is terminal from the start.
 
@@ -73,9 +81,11 @@ class Supervisor:
 
         async def create() -> CreatedJob:
             try:
-                created = await self.services.store.create_job(job, runs, request, stdin=given.stdin)
+                # Before the job is durable and can be seen: from then on it is live at once, in one step.
+                handle = await self._prepare(job, runs, given)
+                created = await self.services.store.create_job(job, runs, request, stdin=given.stdin, audit=audit)
                 if created.created and not job.is_terminal:
-                    self.admit(job, runs, given=given)
+                    self._open(handle)
             finally:
                 self._let_go(len(runs))
             return created
@@ -106,21 +116,31 @@ class Supervisor:
             extents: durable output by run id, for a job that is taken up again.
             given: what its command is given; without secrets for a job that is taken up again.
         """
-        now = self.services.clock.now()
-        handle = JobHandle(job=job, supervised_since=now, counts=Counter(run.state for run in runs), input=given)
+        handle = JobHandle(job=job, input=given)
         for run in runs:
-            extent = (extents or {}).get(run.id, _NOTHING_STORED)
-            live = RunHandle(run, moved=handle.moved, extent=extent)
-            handle.runs[run.node] = live
-            if run.is_terminal:
-                live.close()
-            else:
+            handle.add(run, (extents or {}).get(run.id, _NOTHING_STORED))
+        self._open(handle)
+        return handle
+
+    async def _prepare(self, job: Job, runs: Sequence[Run], given: CommandInput) -> JobHandle:
+        """The handle of a job that is about to be stored, made in slices so that other tasks get their turns."""
+        handle = JobHandle(job=job, input=given)
+        for number, run in enumerate(runs, 1):
+            handle.add(run, _NOTHING_STORED)
+            if number % _PREPARED == 0:
+                await trio.lowlevel.checkpoint()
+        return handle
+
+    def _open(self, handle: JobHandle) -> None:
+        handle.supervised_since = self.services.clock.now()
+        for live in handle.runs.values():
+            if not live.is_closed:
+                run = live.run
                 self._runs[run.id] = live
                 self._by_node.setdefault((run.organization, run.node), {})[run.id] = live
-        self._jobs[job.id] = handle
-        self._hold(len(runs))
+        self._jobs[handle.job.id] = handle
+        self._hold(len(handle.runs))
         self._nursery.start_soon(self._supervise, handle)
-        return handle
 
     def _check_room(self, runs: int) -> None:
         if self.draining:

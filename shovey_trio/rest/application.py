@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Awaitable, Callable, Mapping
+from functools import lru_cache
 from typing import Final
 
 import structlog
 
 from shovey_trio import __version__
+from shovey_trio.application.audit import AuditLog, CallOrigin, peer_address, set_origin
 from shovey_trio.core.chef_signing import SignatureMalformed, SignatureRefused
-from shovey_trio.core.errors import PermissionDenied, ShoveyError
-from shovey_trio.core.model import Principal
+from shovey_trio.core.errors import PermissionDenied, ShoveyError, TooManyFailures
+from shovey_trio.core.model import Principal, Role
 from shovey_trio.rest.auth import CHALLENGE, Authenticator
 from shovey_trio.rest.messages import HttpRefused, Reply, Request, Response, error_response
 from shovey_trio.rest.routing import Call, Route, Router, Target, read_target
@@ -36,6 +38,7 @@ class RestApplication:
 
     Args:
         organization: whose paths have no ``/organizations/ORG``.
+        known_as: its name at the Chef server, which paths may use as well.
         body_limit: bytes of a body.
         pass_on: where requests outside of our routes go; None answers 404.
         passed_areas: first words of paths that go there although we have routes of that name.
@@ -48,13 +51,17 @@ class RestApplication:
         *,
         organization: str,
         body_limit: int,
+        known_as: str = "",
         pass_on: PassOn | None = None,
         passed_areas: frozenset[str] = frozenset(),
         documents: Mapping[str, Response] | None = None,
+        audit: AuditLog | None = None,
     ) -> None:
+        self._audit = audit
         self._router = router
         self._authenticator = authenticator
         self._organization = organization
+        self._known_as = known_as
         self._body_limit = body_limit
         self._pass_on = pass_on
         self._passed_areas = passed_areas
@@ -70,7 +77,7 @@ class RestApplication:
         if document is not None:
             await reply.send(document)
             return
-        target = read_target(request.path, self._organization)
+        target = read_target(request.path, self._organization, known_as=self._known_as)
         if target.area not in self._router.areas or (self._pass_on and target.area in self._passed_areas):
             if self._pass_on is None:
                 await request.body.read(self._body_limit)
@@ -78,6 +85,12 @@ class RestApplication:
             else:
                 await self._pass_on(request, reply)
             return
+        set_origin(CallOrigin(method=f"{request.method} /{target.area[:64]}", peer=peer_address(request.peer)))
+        try:
+            self._authenticator.check(request)
+        except TooManyFailures as error:
+            retry_after = {"Retry-After": error.details["retry_after_s"]}
+            raise HttpRefused(error.http, error.message, headers=retry_after) from error
         body = await request.body.read(self._body_limit)
         shown = _Chef(reply, request)
         try:
@@ -89,6 +102,8 @@ class RestApplication:
             await reply.send(_answer(request, error.status, error.message, error.headers))
         except ShoveyError as error:
             _log.log(_level(error), "rest.refused", path=request.path, reason=error.reason, error=error.message)
+            if self._audit is not None and isinstance(error, PermissionDenied):
+                self._audit.note_refused(error)
             if shown.begun:
                 raise
             retry = {"Retry-After": error.details["retry_after_s"]} if "retry_after_s" in error.details else {}
@@ -97,7 +112,19 @@ class RestApplication:
     async def _handle(self, request: Request, target: Target, body: bytes, reply: Reply) -> None:
         signed = await self._authenticator.authenticate(request, body, target.organization)
         route, params = self._router.find(request.method, target)
+        set_origin(
+            CallOrigin(
+                # The route, not the path: names of jobs would make every call another kind.
+                method=f"{request.method} {route.template}",
+                peer=peer_address(request.peer),
+                rule=f"policy: role {signed.principal.role.value}",
+                principal=signed.principal.label,
+                organization=signed.principal.organization,
+            )
+        )
         _authorize(signed.principal, route, target)
+        if self._audit is not None and request.method in {"GET", "HEAD"} and signed.principal.role is not Role.NODE:
+            self._audit.note_call(signed.principal)
         call = Call(
             principal=signed.principal,
             target=target,
@@ -145,8 +172,12 @@ def _answer(request: Request, status: int, text: str, headers: Mapping[str, str]
     return error_response(status, text, {**_chef_headers(request), **headers})
 
 
-def _chef_headers(request: Request) -> dict[str, str]:
-    asked = request.headers.get("x-ops-server-api-version", "0")
+def _chef_headers(request: Request) -> Mapping[str, str]:
+    return _headers_for(request.headers.get("x-ops-server-api-version", "0"))
+
+
+@lru_cache(maxsize=64)
+def _headers_for(asked: str) -> Mapping[str, str]:
     number = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 4 else 0
     versions = {
         "min_version": str(_API_VERSIONS[0]),

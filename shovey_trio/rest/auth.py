@@ -6,8 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from shovey_trio.application.attempts import FailedAttempts
+from shovey_trio.application.audit import peer_address
 from shovey_trio.application.chef_callers import ChefCaller
-from shovey_trio.core.chef_signing import ChefSignature, SignatureRefused, read_signature, verify_signature
+from shovey_trio.core.chef_signing import (
+    ChefSignature,
+    SignatureMalformed,
+    SignatureRefused,
+    read_signature,
+    verify_signature,
+)
 from shovey_trio.core.model import Principal
 from shovey_trio.nursery.ports import Clock
 from shovey_trio.rest.messages import Request
@@ -39,7 +47,10 @@ class SignedCall:
 class Authenticator:
     """Verifies requests."""
 
-    def __init__(self, callers: ChefCallers, *, clock: Clock, clock_skew: float) -> None:
+    def __init__(
+        self, callers: ChefCallers, *, clock: Clock, clock_skew: float, attempts: FailedAttempts | None = None
+    ) -> None:
+        self._attempts = attempts
         self._callers = callers
         self._clock = clock
         self._clock_skew = clock_skew
@@ -51,6 +62,23 @@ class Authenticator:
             SignatureMalformed, SignatureRefused: nobody, as far as can be seen.
             ShoveyError: the keys cannot be looked up now.
         """
+        try:
+            return await self._authenticate(request, body, organization)
+        except (SignatureMalformed, SignatureRefused) as error:
+            if self._attempts is not None:
+                self._attempts.failed(error, peer_address(request.peer), _claimed(request))
+            raise
+
+    def check(self, request: Request) -> None:
+        """Before a request is read.
+
+        Raises:
+            TooManyFailures: its sender has failed too often to prove who it is.
+        """
+        if self._attempts is not None:
+            self._attempts.check(peer_address(request.peer), _claimed(request))
+
+    async def _authenticate(self, request: Request, body: bytes, organization: str) -> SignedCall:
         signature = read_signature(request.headers, body, now=self._clock.now(), clock_skew=self._clock_skew)
         refused = SignatureRefused.unknown_user(signature.user)
         for caller in await self._callers.find(organization, signature.user):
@@ -61,3 +89,8 @@ class Authenticator:
             else:
                 return SignedCall(principal=caller.principal, signature=signature)
         raise refused
+
+
+def _claimed(request: Request) -> str:
+    """The name that a request gives; nothing says that it is true."""
+    return request.headers.get("x-ops-userid", "")[:128]

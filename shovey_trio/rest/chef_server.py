@@ -7,12 +7,13 @@ come again.
 
 from __future__ import annotations
 
+import json
 import re
 import ssl
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import aclosing, asynccontextmanager
+from dataclasses import dataclass, field
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -40,6 +41,8 @@ _QUESTIONS: Final = 8
 _CONNECTIONS: Final = 100
 # Chef's names of users and clients; nobody has another, so nothing else is asked for.
 _NAME: Final = re.compile(r"[A-Za-z0-9_.@:-]{1,255}")
+# Groups inside groups that are looked into for an admin.
+_MOST_GROUPS: Final = 20
 # Bytes of an answer about a principal.
 _LARGEST_ANSWER: Final = 1_000_000
 # RFC 9110 section 7.6.1: these are between two neighbours and are not passed on.
@@ -66,6 +69,14 @@ class _Remembered:
     callers: tuple[ChefCaller, ...]
 
 
+@dataclass(slots=True)
+class _Question:
+    """A name that is being asked for; at most one per open connection."""
+
+    answered: trio.Event = field(default_factory=trio.Event)
+    failure: Unreachable | None = None
+
+
 class ChefServer:
     """A Chef server; made by ``open_chef_server``.
 
@@ -82,6 +93,7 @@ class ChefServer:
         self._clock = clock
         self._base = settings.server_url.rstrip("/")
         self._prefix = f"/organizations/{settings.organization}" if settings.organization else ""
+        self._asking: dict[str, _Question] = {}
         self._remembered: OrderedDict[str, _Remembered] = OrderedDict()
         self._limiter = trio.CapacityLimiter(_QUESTIONS)
 
@@ -93,14 +105,13 @@ class ChefServer:
         """
         if organization != self._organization or not _NAME.fullmatch(name):
             return ()
-        known = self._recall(name)
-        if known is None:
-            async with self._limiter:
-                # Whoever waited for the same name finds it answered.
-                known = self._recall(name)
-                if known is None:
-                    known = await self._ask(name)
-                    self._remember(name, known)
+        while (known := self._recall(name)) is None:
+            asking = self._asking.get(name)
+            if asking is None:
+                return await self._ask_once(name)
+            await asking.answered.wait()
+            if asking.failure is not None:
+                raise Unreachable(asking.failure.message) from asking.failure
         return known
 
     async def pass_on(self, request: Request, reply: Reply) -> None:
@@ -137,6 +148,22 @@ class ChefServer:
 
     # -- asking
 
+    async def _ask_once(self, name: str) -> tuple[ChefCaller, ...]:
+        """Asks and remembers; whoever wants to know the same meanwhile waits for this answer, or shares the failure."""
+        asking = self._asking[name] = _Question()
+        try:
+            async with self._limiter:
+                found = await self._ask(name)
+            self._remember(name, found)
+        except Unreachable as failure:
+            asking.failure = failure
+            raise
+        finally:
+            # A caller that goes away lets the next one ask.
+            del self._asking[name]
+            asking.answered.set()
+        return found
+
     async def _ask(self, name: str) -> tuple[ChefCaller, ...]:
         quoted = quote(name, safe="")
         found = await self._get(f"{self._prefix}/principals/{quoted}")
@@ -145,8 +172,10 @@ class ChefServer:
         entries = found.get("principals", [found])
         callers = []
         for entry in entries if isinstance(entries, list) else []:
+            if not isinstance(entry, dict):
+                continue
             kind, pem = entry.get("type"), entry.get("public_key")
-            if kind not in {"user", "client"} or not isinstance(pem, str) or entry.get("org_member") is False:
+            if kind not in ("user", "client") or not isinstance(pem, str) or entry.get("org_member") is False:
                 continue
             try:
                 key = load_public_key(pem)
@@ -160,14 +189,29 @@ class ChefServer:
 
     async def _role(self, kind: str, name: str, quoted: str) -> Role:
         if self._prefix:
-            admins = await self._get(f"{self._prefix}/groups/admins") or {}
-            is_admin = name in admins.get(f"{kind}s", ())
+            is_admin = await self._is_in_admins(f"{kind}s", name)
         else:
             entry = await self._get(f"/{kind}s/{quoted}") or {}
             is_admin = entry.get("admin") is True
         if is_admin:
             return Role.ADMIN
         return Role.VIEWER if kind == "user" else Role.NODE
+
+    async def _is_in_admins(self, kinds: str, name: str) -> bool:
+        """Whether the group ``admins`` has this member, itself or by a group in it."""
+        seen: set[str] = set()
+        waiting = ["admins"]
+        while waiting and len(seen) < _MOST_GROUPS:
+            group = waiting.pop()
+            # Global groups (``::name``) cannot be asked for by this path.
+            if group in seen or not _NAME.fullmatch(group) or group.startswith(":"):
+                continue
+            seen.add(group)
+            found = await self._get(f"{self._prefix}/groups/{quote(group, safe='')}") or {}
+            if name in _names(found, kinds):
+                return True
+            waiting += _names(found, "groups")
+        return False
 
     async def _get(self, path: str) -> Mapping[str, Any] | None:
         """What the server says; None when there is no such thing."""
@@ -182,25 +226,37 @@ class ChefServer:
         )
         try:
             with trio.fail_after(self._settings.timeout):
-                answer = await self._http.get(
-                    self._base,
-                    headers={**headers, "Accept": "application/json", "X-Chef-Version": "11.1.7"},
-                    extensions={"target": path.encode("ascii")},
-                )
-        except (httpx2.TransportError, trio.TooSlowError) as error:
+                status, text = await self._read(path, headers)
+        except (httpx2.RequestError, trio.TooSlowError) as error:
             _log.warning("chef_server.unreachable", error=repr(error))
             raise Unreachable("the Chef server cannot be reached") from error
-        if answer.status_code == 404:
+        if status == 404:
             return None
         try:
-            value = answer.json() if answer.status_code == 200 and len(answer.content) <= _LARGEST_ANSWER else None
-        except ValueError:
+            value = json.loads(text) if status == 200 and len(text) <= _LARGEST_ANSWER else None
+        except (ValueError, RecursionError):
             value = None
         if not isinstance(value, dict):
             # goiardi answers paths that it does not know with an empty 200.
-            _log.error("chef_server.no_answer", path=path, status=answer.status_code, client=self._settings.client_name)
-            raise Unreachable(f"the Chef server did not answer ({answer.status_code})")
+            _log.error("chef_server.no_answer", path=path, status=status, client=self._settings.client_name)
+            raise Unreachable(f"the Chef server did not answer ({status})")
         return value
+
+    async def _read(self, path: str, headers: Mapping[str, str]) -> tuple[int, bytes]:
+        """Status and body of an answer; no more is read of a body than tells that it is too large."""
+        body = bytearray()
+        async with self._http.stream(
+            "GET",
+            self._base,
+            headers={**headers, "Accept": "application/json", "X-Chef-Version": "11.1.7"},
+            extensions={"target": path.encode("ascii")},
+        ) as answer:
+            async with aclosing(answer.aiter_bytes()) as pieces:
+                async for piece in pieces:
+                    body += piece
+                    if len(body) > _LARGEST_ANSWER:
+                        break
+            return answer.status_code, bytes(body)
 
     def _recall(self, name: str) -> tuple[ChefCaller, ...] | None:
         found = self._remembered.get(name)
@@ -214,6 +270,11 @@ class ChefServer:
         self._remembered[name] = _Remembered(until=self._clock.now() + lasts, callers=callers)
         while len(self._remembered) > _REMEMBERED:
             self._remembered.popitem(last=False)
+
+
+def _names(found: Mapping[str, Any], member: str) -> list[str]:
+    names = found.get(member)
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 class _PassedBody(httpx2.AsyncByteStream):

@@ -9,6 +9,8 @@ from typing import Final
 
 import structlog
 
+from shovey_trio.application.attempts import FailedAttempts
+from shovey_trio.application.audit import AuditLog
 from shovey_trio.application.chef_callers import StoredChefCallers
 from shovey_trio.application.jobs import Jobs
 from shovey_trio.application.nodes import Nodes
@@ -44,6 +46,8 @@ async def open_rest(
     callers: StoredChefCallers,
     legacy: LegacyNodes | None,
     clock: Clock,
+    audit: AuditLog | None = None,
+    attempts: FailedAttempts | None = None,
 ) -> AsyncIterator[HttpServer | None]:
     """Serves the shim for the block, if it is enabled.
 
@@ -57,7 +61,12 @@ async def open_rest(
         return
     await callers.load()
     organization = settings.server.organization
-    options = HttpOptions(connections=rest.max_connections, limits=_limits(rest), tls=load_tls(rest))
+    options = HttpOptions(
+        connections=rest.max_connections,
+        connections_per_peer=rest.max_connections_per_peer,
+        limits=_limits(rest),
+        tls=load_tls(rest),
+    )
     async with AsyncExitStack() as stack:
         known: ChefCallers = callers
         chef: ChefServer | None = None
@@ -68,8 +77,10 @@ async def open_rest(
         router = shim_router(settings, jobs=jobs, nodes=nodes, legacy=legacy)
         application = RestApplication(
             router,
-            Authenticator(known, clock=clock, clock_skew=rest.clock_skew),
+            Authenticator(known, clock=clock, clock_skew=rest.clock_skew, attempts=attempts),
+            audit=audit,
             organization=organization,
+            known_as=settings.chef.organization,
             body_limit=rest.max_body,
             pass_on=None if chef is None else chef.pass_on,
             passed_areas=_CHEFS_OWN,

@@ -80,12 +80,17 @@ class Route:
     summary: str
 
 
-def read_target(path: str, own_organization: str) -> Target:
-    """Takes a path apart; slashes in a row count as one."""
-    segments = re.sub(r"/{2,}", "/", path).split("/")[1:]
+def read_target(path: str, own_organization: str, *, known_as: str = "") -> Target:
+    """Takes a path apart; slashes in a row count as one.
+
+    Args:
+        known_as: what paths may call the own organization besides: its name at the Chef server.
+    """
+    segments = (re.sub(r"/{2,}", "/", path) if "//" in path else path).split("/")[1:]
     if len(segments) > 2 and segments[0] == "organizations" and segments[1]:
+        named = unquote(segments[1])
         return Target(
-            organization=unquote(segments[1]),
+            organization=own_organization if named == known_as else named,
             prefix=f"/organizations/{segments[1]}",
             segments=tuple(unquote(segment) for segment in segments[2:]),
         )
@@ -103,6 +108,10 @@ class Router:
         # What is spelled out goes before what a name may be: /shovey/jobs/cancel is no job.
         self._by_shape.sort(key=lambda entry: [segment.startswith("{") for segment in entry[0]])
         self.areas = frozenset(shape[0] for shape, _ in self._by_shape)
+        # Most of the table has another form than a request's path: this is what is left of it.
+        self._by_form: dict[tuple[int, str], list[tuple[tuple[str, ...], Route]]] = {}
+        for shape, route in self._by_shape:
+            self._by_form.setdefault((len(shape), shape[0]), []).append((shape, route))
 
     def find(self, method: str, target: Target) -> tuple[Route, dict[str, str]]:
         """The route of a request and the values in its path.
@@ -112,7 +121,7 @@ class Router:
         """
         wanted = "GET" if method == "HEAD" else method
         allowed: set[str] = set()
-        for shape, route in self._by_shape:
+        for shape, route in self._by_form.get((len(target.segments), target.area), ()):
             params = _match(shape, target.segments)
             if params is None:
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections import Counter, defaultdict
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,9 @@ from typing import Final
 import structlog
 import trio
 
+from shovey_trio.application.audit import peer_address
 from shovey_trio.config_types import join_address, split_address
+from shovey_trio.core.attempt_limits import host_of
 from shovey_trio.rest.connection import Handler, HttpConnection, HttpLimits
 
 _log = structlog.get_logger(__name__)
@@ -31,12 +34,15 @@ class HttpOptions:
     """How the listener serves.
 
     Attributes:
-        connections: open at a time; further ones are answered 503 and closed. About 100 KiB each at most, a body that
-            is being read not counted.
+        connections: open at a time. For a further one, the one that has been between requests for longest is closed;
+            when there is none, the new one is answered 503 and closed. About 100 KiB each at most, a body that is
+            being read not counted. Those that are being closed come on top, for a moment.
+        connections_per_peer: of those, from one address; what is closed for a further one is of that address too.
         tls: None serves plain text.
     """
 
     connections: int = 1_000
+    connections_per_peer: int = 1_000
     limits: HttpLimits = field(default_factory=HttpLimits)
     tls: ssl.SSLContext | None = None
 
@@ -48,7 +54,12 @@ class HttpServer:
         self._handler = handler
         self._options = options
         self._connections: set[HttpConnection] = set()
-        self._handshakes = 0
+        # Connections by host, those in their handshake included; and how many that is together.
+        self._by_host: Counter[str] = Counter()
+        self._open = 0
+        # Those between requests, the one that waits for longest first: of all, and by host.
+        self._idle: dict[HttpConnection, str] = {}
+        self._idle_by_host: defaultdict[str, dict[HttpConnection, None]] = defaultdict(dict)
         self._accepting = trio.CancelScope()
         self._empty = trio.Event()
         self.stopping = False
@@ -68,7 +79,7 @@ class HttpServer:
         self.stopping = True
         self._accepting.cancel(reason="the server stops")
         for connection in set(self._connections):
-            connection.release_idle()
+            connection.release_idle(reason="the server stops")
         with trio.move_on_after(grace):
             while self._connections:
                 self._empty = trio.Event()
@@ -87,18 +98,57 @@ class HttpServer:
             await trio.serve_listeners(self._serve_stream, listeners, handler_nursery=connections)
 
     async def _serve_stream(self, stream: trio.SocketStream) -> None:
-        if len(self._connections) + self._handshakes >= self._options.connections:
-            _log.warning("http.turned_away", connections=self._options.connections)
+        peer = _peer(stream)
+        host = host_of(peer_address(peer))
+        here = self._by_host[host]
+        if not self._make_room(host):
+            _log.warning("http.turned_away", connections=self._options.connections, peer=peer, of_peer=here)
             await _turn_away(stream, plain=self._options.tls is None)
             return
-        peer = _peer(stream)
+        self._by_host[host] += 1
+        self._open += 1
+        try:
+            await self._serve_peer(stream, peer, host)
+        finally:
+            self._open -= 1
+            self._by_host[host] -= 1
+            if not self._by_host[host]:
+                del self._by_host[host]
+
+    def _make_room(self, host: str) -> bool:
+        """Whether another connection of the host may be served; an idle one is ended for it where a bound is reached.
+
+        An old node reports once and keeps its connection for a while: its silence must not cost another's report.
+        """
+        if self._by_host[host] >= self._options.connections_per_peer:
+            longest = next(iter(self._idle_by_host.get(host, ())), None)
+        elif self._open >= self._options.connections:
+            longest = next(iter(self._idle), None)
+        else:
+            return True
+        if longest is None:
+            return False
+        self._note_idle(longest, self._idle[longest], is_idle=False)
+        longest.release_idle(reason="its place is needed")
+        return True
+
+    def _note_idle(self, connection: HttpConnection, host: str, *, is_idle: bool) -> None:
+        if is_idle:
+            self._idle[connection] = host
+            self._idle_by_host[host][connection] = None
+        elif self._idle.pop(connection, None) is not None:
+            of_host = self._idle_by_host[host]
+            del of_host[connection]
+            if not of_host:
+                del self._idle_by_host[host]
+
+    async def _serve_peer(self, stream: trio.SocketStream, peer: str, host: str) -> None:
         if self._options.tls is None:
-            await self._serve_connection(stream, scheme="http", peer=peer)
+            await self._serve_connection(stream, scheme="http", peer=peer, host=host)
             return
         secure: trio.SSLStream[trio.SocketStream] = trio.SSLStream(
             stream, self._options.tls, server_side=True, https_compatible=True
         )
-        self._handshakes += 1
         try:
             with trio.fail_after(_TLS_HANDSHAKE):
                 await secure.do_handshake()
@@ -106,12 +156,10 @@ class HttpServer:
             _log.info("http.handshake_failed", peer=peer, error=str(error))
             await trio.aclose_forcefully(secure)
             return
-        finally:
-            self._handshakes -= 1
-        await self._serve_connection(secure, scheme="https", peer=peer)
+        await self._serve_connection(secure, scheme="https", peer=peer, host=host)
 
     async def _serve_connection(
-        self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream], *, scheme: str, peer: str
+        self, stream: trio.SocketStream | trio.SSLStream[trio.SocketStream], *, scheme: str, peer: str, host: str
     ) -> None:
         connection = HttpConnection(
             stream,
@@ -120,6 +168,7 @@ class HttpServer:
             scheme=scheme,
             peer=peer,
             stopping=lambda: self.stopping,
+            idle=lambda connection, is_idle: self._note_idle(connection, host, is_idle=is_idle),
         )
         self._connections.add(connection)
         try:

@@ -20,6 +20,7 @@ from shovey_trio.rest.routing import NODES, OPERATORS, Call, Route
 
 _log = structlog.get_logger(__name__)
 
+_TAKEN: Final = json_response({"response": "ok"})
 _STREAMS: Final = {"stdout": StreamName.STDOUT, "stderr": StreamName.STDERR, "both": None}
 
 
@@ -70,7 +71,7 @@ class StreamRoutes:
     async def put(self, call: Call, reply: Reply) -> None:
         legacy = reporting_node(self._legacy, call)
         await legacy.stream_put(call.principal, call.params["job"], call.params["node"], read_object(call.body))
-        await reply.send(json_response({"response": "ok"}))
+        await reply.send(_TAKEN)
 
     async def raw(self, call: Call, reply: Reply) -> None:
         """The bytes that are there by now, exactly."""

@@ -16,8 +16,10 @@ from google.protobuf.timestamp_pb2 import Timestamp
 
 from shovey_trio.core.command_input import MAX_STDIN, CommandInput, InputRecord, Secrets
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.events import ReportOutcome, RunReport
+from shovey_trio.core.events import NodeRefused, ReportOutcome, RunReport
 from shovey_trio.core.explain import Verdict
+from shovey_trio.core.key_sets import KeySet, KeyState, PublicKey
+from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.model import (
     Job,
     LateReport,
@@ -34,7 +36,6 @@ from shovey_trio.core.model import (
     StreamName,
     User,
 )
-from shovey_trio.core.order_signing import KeySet, PublicKey
 from shovey_trio.core.orders import Order, OrderKind, SignedOrder
 from shovey_trio.core.states import JobState, RunState
 from shovey_trio.core.targeting import AllNodes, Match, Names, Search, Selection, Tagged
@@ -42,6 +43,11 @@ from shovey_trio.v1 import admin_service_pb2, agent_service_pb2, job_pb2, job_se
 
 _E = TypeVar("_E", bound=Enum)
 
+# The end of the year 9999. A Timestamp may say more; no calendar and no client of ours can show it.
+_LATEST = 253_402_300_799.0
+# Characters of a node's own words that are kept with a run; a cause is one word.
+_MAX_CAUSE = 100
+_MAX_DETAIL = 4096
 # Seconds a Duration may hold here: a year. What is larger is a mistake, and arithmetic on it would overflow.
 _LONGEST = 366 * 86400.0
 
@@ -58,8 +64,13 @@ def timestamp(at: float | None) -> Timestamp | None:
 
 
 def seconds(at: Timestamp) -> float:
-    """A Timestamp as unix seconds."""
-    return at.seconds + at.nanos / 1e9
+    """A Timestamp as unix seconds, moved to the nearest time that can be shown."""
+    return sane_time(at.seconds + at.nanos / 1e9)
+
+
+def sane_time(at: float) -> float:
+    """A time that a peer has told, or the nearest one between 1970 and 9999."""
+    return min(max(at, 0.0), _LATEST)
 
 
 def duration(value: float) -> Duration:
@@ -318,35 +329,45 @@ def role_value(number: int) -> Role:
 # --- keys and orders ------------------------------------------------------------------------------------------
 
 
-def key_set_message(keys: KeySet) -> key_pb2.KeySet:
+def keys_message(published: PublishedKeys) -> key_pb2.KeySet:
     return key_pb2.KeySet(
-        organization=keys.organization,
-        serial=keys.serial,
+        organization=published.keys.organization,
+        serial=published.keys.serial,
         keys=[
             key_pb2.SigningKey(
                 key_id=key.key_id,
                 public_key=key.public_bytes,
-                created_at=timestamp(key.created_at),
-                active=key.active,
+                created_at=timestamp(key.not_before),
+                active=key.state is KeyState.ACTIVE,
+                not_after=timestamp(key.not_after),
             )
-            for key in keys.keys
+            # Agents of older versions believe every key that is listed here.
+            for key in published.keys.keys
+            if key.state is not KeyState.REVOKED
         ],
+        signed=published.signed,
+        root_public_key=published.root_public_key,
     )
 
 
-def key_set_value(message: key_pb2.KeySet) -> KeySet:
-    return KeySet(
-        organization=message.organization,
-        serial=message.serial,
-        keys=tuple(
-            PublicKey(
-                key_id=key.key_id,
-                public_bytes=key.public_key,
-                created_at=seconds(key.created_at),
-                active=key.active,
-            )
-            for key in message.keys
+def keys_value(message: key_pb2.KeySet) -> PublishedKeys:
+    """What a controller says of its keys; to be believed by the rules of ``core.key_trust`` alone."""
+    return PublishedKeys(
+        keys=KeySet(
+            organization=message.organization,
+            serial=message.serial,
+            keys=tuple(
+                PublicKey(
+                    public_bytes=key.public_key,
+                    state=KeyState.ACTIVE if key.active else KeyState.RETIRING,
+                    not_before=int(seconds(key.created_at)),
+                    not_after=int(seconds(key.not_after)) if key.HasField("not_after") else None,
+                )
+                for key in message.keys
+            ),
         ),
+        signed=message.signed,
+        root_public_key=message.root_public_key,
     )
 
 
@@ -410,6 +431,15 @@ def report_message(report: RunReport) -> agent_service_pb2.RunReport:
     )
 
 
+def refusal_value(message: agent_service_pb2.OrderRefused) -> NodeRefused:
+    """A refusal; of an order of a kind that is not known here it is one of a start."""
+    return NodeRefused(
+        kind=ORDER_KINDS.member(message.kind) or OrderKind.START,
+        reason=message.reason[:_MAX_CAUSE],
+        detail=message.detail[:_MAX_DETAIL],
+    )
+
+
 def report_value(message: agent_service_pb2.RunReport) -> RunReport | None:
     """A report, or None when it does not say how the run ended."""
     outcome = OUTCOMES.member(message.outcome)
@@ -420,8 +450,8 @@ def report_value(message: agent_service_pb2.RunReport) -> RunReport | None:
         outcome=outcome,
         exit_code=message.exit_code if message.HasField("exit_code") else None,
         signal=message.signal if message.HasField("signal") else None,
-        cause=message.cause,
-        detail=message.detail,
+        cause=message.cause[:_MAX_CAUSE],
+        detail=message.detail[:_MAX_DETAIL],
         proof=PROOFS.member(message.proof),
         started_at=seconds(message.started_at) if message.HasField("started_at") else None,
         finished_at=seconds(message.finished_at) if message.HasField("finished_at") else None,

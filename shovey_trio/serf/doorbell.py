@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -21,22 +21,28 @@ _LIFETIME = 120
 
 
 class SerfDoorbell:
-    """Rings over one serf agent. The link must be running."""
+    """Rings over one serf agent. The link must be running.
 
-    def __init__(self, *, link: SerfLink, signing_key: Ed25519PrivateKey, epoch: int, clock: Clock, limit: int) -> None:
+    ``signing_key`` says which key signs for an organization at a time (unix seconds): one that agents know which have
+    not called lately.
+    """
+
+    def __init__(
+        self,
+        *,
+        link: SerfLink,
+        signing_key: Callable[[str, float], Ed25519PrivateKey],
+        epoch: int,
+        clock: Clock,
+        limit: int,
+    ) -> None:
         self._link = link
         self._signing_key = signing_key
-        self._key_id = short_key_id(signing_key.public_key())
         self._epoch = epoch
         self._clock = clock
         self._limit = limit
         # Queries with targets not heard from; the issuer lets at most ten be so.
         self._open: list[QueryProgress] = []
-
-    def replace_key(self, signing_key: Ed25519PrivateKey) -> None:
-        """Signs with another key from now on."""
-        self._signing_key = signing_key
-        self._key_id = short_key_id(signing_key.public_key())
 
     def status(self) -> SerfStatus:
         now = self._link.snapshot()
@@ -68,9 +74,10 @@ class SerfDoorbell:
         if not self._link.snapshot().connected:
             raise SerfUnavailable("there is no connection to the serf agent")
         now = int(self._clock.now())
+        private_key = self._signing_key(organization, now)
         doorbell = Doorbell(
             kind=DoorbellKind.START,
-            key_id=self._key_id,
+            key_id=short_key_id(private_key.public_key()),
             organization=organization_hash(organization),
             job_id=job_id,
             spread_ms=0,
@@ -82,7 +89,7 @@ class SerfDoorbell:
             queries = plan_doorbells(
                 doorbell,
                 [serf_name(organization, node) for node in nodes],
-                signer=self._signing_key,
+                signer=private_key,
                 source_node=self._source(),
                 members=len(self._link.membership.members),
                 limit=self._limit,

@@ -1,7 +1,8 @@
 """Old nodes over a serf agent: ``nursery.legacy_ports.LegacyBell``, and the ear for what they say.
 
 A node of goiardi 0.11 is in serf under its own name, one of goiardi 1.0 under ``organization:name``. Both are looked
-for; where both exist, the longer is meant, because the plain one may be somebody else's.
+for; where both exist, the longer is meant, because the plain one may be somebody else's. Plain names are those of the
+controller's own organization: goiardi 0.11 has no others.
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ class SerfLegacyBell:
 
     Args:
         link: to the agent.
+        organization: whose nodes may go by their plain names.
         limit: the agent's ``query_size_limit``.
     """
 
-    def __init__(self, link: SerfLink, *, limit: int) -> None:
+    def __init__(self, link: SerfLink, *, organization: str, limit: int) -> None:
         self._link = link
+        self._organization = organization
         self._limit = limit
         # Queries with targets not heard from; the issuer lets at most ten be so.
         self._open: list[QueryProgress] = []
@@ -79,8 +82,9 @@ class SerfLegacyBell:
         return SerfLegacyDelivery(progress, names)
 
     def heard(self, organization: str, node: str) -> None:
+        plain = [node] if organization == self._organization else []
         for progress in self._open:
-            progress.mark_heard(node, serf_name(organization, node))
+            progress.mark_heard(*plain, serf_name(organization, node))
 
     def _plan(self, payload: bytes, names: tuple[str, ...]) -> PlannedQuery:
         frame = self._frame()
@@ -105,7 +109,8 @@ class SerfLegacyBell:
 
     def _member(self, organization: str, node: str) -> Member | None:
         members = self._link.membership.members
-        return members.get(serf_name(organization, node)) or members.get(node)
+        plain = members.get(node) if organization == self._organization else None
+        return members.get(serf_name(organization, node)) or plain
 
 
 class SerfLegacyDelivery:

@@ -18,7 +18,7 @@ from shovey_trio import failpoints
 from shovey_trio.core.errors import ShoveyError, StoreCorrupt, StoreUnavailable
 from shovey_trio.nursery.ports import Committed
 from shovey_trio.store.failures import translate
-from shovey_trio.store.transaction import WriteTransaction
+from shovey_trio.store.transaction import LiveKeys, WriteTransaction
 
 # A write. It raises a ShoveyError only before it has changed anything; its caller gets it.
 Work = Callable[[WriteTransaction], Any]
@@ -39,6 +39,7 @@ class Committer:
     def __init__(self, connection: Connection, name: str) -> None:
         self._connection = connection
         self._name = name
+        self._live: LiveKeys = {}
 
     def commit(self, works: Sequence[Work]) -> CommittedGroup:
         """Applies and commits all writes.
@@ -61,20 +62,22 @@ class Committer:
 
     def _commit_together(self, works: Sequence[Work]) -> CommittedGroup:
         with self._connection.begin():
-            transaction = WriteTransaction(self._connection)
+            transaction = WriteTransaction(self._connection, self._live)
             outcomes = [_apply(work, transaction) for work in works]
             transaction.flush()
             failpoints.passing("store.commit.before")
         failpoints.passing("store.commit.after")
+        transaction.remember()
         return CommittedGroup(outcomes=outcomes, committed=transaction.committed)
 
     def _commit_each(self, works: Sequence[Work]) -> CommittedGroup:
         outcomes: list[Outcome] = []
         jobs: dict[str, int] = {}
         outputs: set[tuple[str, str]] = set()
+        applied: list[WriteTransaction] = []
         with self._connection.begin():
             for work in works:
-                transaction = WriteTransaction(self._connection)
+                transaction = WriteTransaction(self._connection, self._live)
                 try:
                     with self._connection.begin_nested():
                         result = _apply(work, transaction)
@@ -83,11 +86,14 @@ class Committer:
                     self._raise_if_shared(error)
                     result = outcome.Error(translate(error, self._name))
                 else:
+                    applied.append(transaction)
                     jobs.update(transaction.committed.jobs)
                     outputs.update(transaction.committed.outputs)
                 outcomes.append(result)
             failpoints.passing("store.commit.before")
         failpoints.passing("store.commit.after")
+        for transaction in applied:
+            transaction.remember()
         return CommittedGroup(outcomes=outcomes, committed=Committed(jobs=jobs, outputs=frozenset(outputs)))
 
     def _raise_if_shared(self, error: Exception) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sqlalchemy import bindparam, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 
 from shovey_trio.core.errors import RequestIdReused
 from shovey_trio.core.model import Job, OutputChunk, Run
@@ -28,7 +28,17 @@ from shovey_trio.store.transaction import RunKeys, WriteTransaction
 _INSERT_RUN: Final = Prepared(
     insert(runs).values({column.name: bindparam(column.name) for column in runs.c if column is not runs.c.run_pk})
 )
-_JOB_COLUMNS: Final = tuple(jobs.c[name] for name in (*JOB_FIXED, *JOB_DEFAULTS))
+_INSERT_JOB: Final = Prepared(
+    insert(jobs)
+    .values({column.name: bindparam(column.name) for column in jobs.c if column is not jobs.c.job_pk})
+    .returning(jobs.c.job_pk)
+)
+_RUN_KEYS: Final = Prepared(select(runs.c.node, runs.c.run_pk).where(runs.c.job_pk == bindparam("job_pk")))
+_FIND_REQUEST: Final = Prepared(
+    select(*(jobs.c[name] for name in (*JOB_FIXED, *JOB_DEFAULTS)), jobs.c.request_digest).where(
+        *(jobs.c[name] == bindparam(name) for name in ("organization", "request_principal", "request_id"))
+    )
+)
 
 
 def create_job(
@@ -36,9 +46,9 @@ def create_job(
 ) -> CreatedJob:
     """Stores a job and its runs, unless an earlier request with the same key has; see ``Store.create_job``."""
     connection = transaction.connection
-    identity: Values = {}
+    identity: Values = {"request_principal": None, "request_id": None, "request_digest": None}
     if request is not None:
-        known = _find_request(transaction, request)
+        known = find_request(connection, request)
         if known is not None:
             return CreatedJob(job=known, created=False)
         identity = {
@@ -47,9 +57,9 @@ def create_job(
             "request_digest": request.digest,
         }
     changes = job_changes(job)
-    result = connection.execute(insert(jobs), {**job_fixed(job), **changes, **identity, "stdin": stdin or None})
-    assert result.inserted_primary_key is not None
-    job_pk = int(result.inserted_primary_key[0])
+    inserted = _INSERT_JOB.find(connection, **job_fixed(job), **changes, **identity, stdin=stdin or None)
+    assert inserted is not None
+    job_pk = int(inserted[0])
     transaction.add_job_event(job_pk, job.id, changes)
     if job_runs:
         rows = [run_changes(run) for run in job_runs]
@@ -57,10 +67,11 @@ def create_job(
             connection, [{**run_fixed(run, job_pk), **row} for run, row in zip(job_runs, rows, strict=True)]
         )
         # One query for all keys; asking for them row by row (RETURNING) is slower than inserting.
-        rows_of_keys = connection.execute(select(runs.c.node, runs.c.run_pk).where(runs.c.job_pk == job_pk))
-        keys = {node: RunKeys(run_pk, job_pk) for node, run_pk in rows_of_keys}
+        keys = dict(_RUN_KEYS.find_all(connection, job_pk=job_pk))
         for run, row in zip(job_runs, rows, strict=True):
-            transaction.add_run_event(keys[run.node], job.id, row)
+            run_keys = RunKeys(keys[run.node], job_pk)
+            transaction.note_run(run, run_keys)
+            transaction.add_run_event(run_keys, job.id, row)
     return CreatedJob(job=job, created=True)
 
 
@@ -68,25 +79,25 @@ def write_job(transaction: WriteTransaction, job: Job) -> None:
     transaction.update_job(job)
 
 
-def write_run(transaction: WriteTransaction, run: Run) -> None:
-    transaction.update_run(run)
+def write_run(transaction: WriteTransaction, run: Run, passed: Sequence[Run] = ()) -> None:
+    transaction.update_run(run, passed)
 
 
 def append_output(transaction: WriteTransaction, run: Run, chunks: Sequence[OutputChunk]) -> None:
     transaction.add_output(run, chunks)
 
 
-def _find_request(transaction: WriteTransaction, request: RequestKey) -> Job | None:
-    row = transaction.connection.execute(
-        select(*_JOB_COLUMNS, jobs.c.request_digest).where(
-            jobs.c.organization == request.organization,
-            jobs.c.request_principal == request.principal,
-            jobs.c.request_id == request.request_id,
-        )
-    ).one_or_none()
+def find_request(connection: Connection, request: RequestKey) -> Job | None:
+    """See ``Store.find_request``."""
+    row = _FIND_REQUEST.find(
+        connection,
+        organization=request.organization,
+        request_principal=request.principal,
+        request_id=request.request_id,
+    )
     if row is None:
         return None
     job = decode_job(row)
-    if row.request_digest != request.digest:
+    if row[-1] != request.digest:
         raise RequestIdReused(f"request {request.request_id} was made before with another body", job_id=job.id)
     return job

@@ -15,6 +15,8 @@ from typing import Final
 from shovey_trio.core.errors import InvalidToken
 
 _DIGEST_BYTES: Final = 8
+_LARGEST_KEY: Final = 2**63 - 1
+_KEY_DIGITS: Final = len(str(_LARGEST_KEY))
 
 Listing = tuple[str, ...]
 
@@ -43,7 +45,8 @@ def decode_page(listing: Listing, token: str) -> str:
 def decode_key(listing: Listing, token: str) -> int:
     """As ``decode_page``, for a listing whose entries are named by an integer key."""
     last = decode_page(listing, token)
-    if not (last.isascii() and last.isdigit()):
+    # Longer ones are no keys of SQLite's; Python does not even convert some of them.
+    if not (last.isascii() and last.isdigit()) or len(last) > _KEY_DIGITS or int(last) > _LARGEST_KEY:
         raise InvalidToken("the page token belongs to another listing")
     return int(last)
 

@@ -34,8 +34,18 @@ class Prepared:
         finally:
             cursor.close()
 
+    def find_all(self, connection: Connection, **parameters: Any) -> Sequence[tuple[Any, ...]]:
+        """All rows that the statement selects."""
+        sql, arrange = self._compile(connection)
+        cursor = connection.connection.cursor()
+        try:
+            cursor.execute(sql, arrange(parameters))
+            return cursor.fetchall()
+        finally:
+            cursor.close()
+
     def find(self, connection: Connection, **parameters: Any) -> Sequence[Any] | None:
-        """The first row that the statement selects, if there is one."""
+        """The first row that the statement selects, or returns of what it inserts, if there is one."""
         sql, arrange = self._compile(connection)
         cursor = connection.connection.cursor()
         try:
@@ -55,6 +65,8 @@ class Prepared:
 
 
 def _arranger(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    if not names:
+        return lambda _: ()
     if len(names) == 1:
         return lambda row: (row[names[0]],)
     return itemgetter(*names)

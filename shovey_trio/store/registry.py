@@ -35,7 +35,10 @@ _STATUS: Final = (
 )
 
 
-def write_node(transaction: WriteTransaction, node: Node, status: NodeStatus | None) -> None:
+def write_node(transaction: WriteTransaction, node: Node, status: NodeStatus | None, only_known: bool) -> None:
+    """See ``Store.write_node``."""
+    if only_known and not _is_stored(transaction, node):
+        return
     _put(transaction, nodes, {"organization": node.organization, "name": node.name}, node_values(node))
     if status is not None:
         transaction.connection.execute(insert(node_statuses), status_values(status))
@@ -103,8 +106,12 @@ def load_grants(connection: Connection, organization: str, user: str) -> Sequenc
 
 
 def write_certificate(
-    transaction: WriteTransaction, *, serial: str, organization: str, subject: str, expires_at: float
-) -> None:
+    transaction: WriteTransaction, *, serial: str, organization: str, subject: str, expires_at: float, renews: str
+) -> bool:
+    """See ``Store.write_certificate``."""
+    void = select(certificates.c.serial).where(certificates.c.serial == renews, REVOKED)
+    if renews and transaction.connection.execute(void).first() is not None:
+        return False
     transaction.connection.execute(
         insert(certificates),
         {
@@ -115,6 +122,7 @@ def write_certificate(
             "revoked": 0,
         },
     )
+    return True
 
 
 def revoke_certificates(transaction: WriteTransaction, organization: str, subject: str) -> Sequence[str]:
@@ -178,6 +186,11 @@ def probe(transaction: WriteTransaction, now: float) -> None:
 def set_counter(transaction: WriteTransaction, name: str, value: int) -> None:
     """Stores one of the store's own numbers."""
     _put(transaction, counters, {"name": name}, {"value": value})
+
+
+def _is_stored(transaction: WriteTransaction, node: Node) -> bool:
+    where = (nodes.c.organization == node.organization, nodes.c.name == node.name)
+    return transaction.connection.execute(select(nodes.c.name).where(*where)).first() is not None
 
 
 def _put(transaction: WriteTransaction, table: Table, key: Values, values: Values) -> None:

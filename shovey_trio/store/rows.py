@@ -81,6 +81,7 @@ RUN_DEFAULTS: Final[Mapping[str, Any]] = MappingProxyType(
         "order_expires_at": None,
         "dropped_bytes": 0,
         "late_report": None,
+        "key_id": "",
     }
 )
 
@@ -175,6 +176,7 @@ def run_changes(run: Run) -> Values:
         "order_expires_at": run.order_expires_at,
         "dropped_bytes": run.dropped_bytes,
         "late_report": _dump_late_report(run.late_report) if run.late_report else None,
+        "key_id": run.key_id,
     }
 
 
@@ -208,6 +210,7 @@ def decode_run(row: Row) -> Run:
             order_expires_at=row[23],
             dropped_bytes=row[24],
             late_report=_load_late_report(row[25]) if row[25] else None,
+            key_id=row[26],
         )
     except (ValueError, KeyError) as error:
         raise UndecodableRow(f"run {row[0]!r}: {error}") from error
@@ -309,8 +312,8 @@ def decode_user(row: Row) -> User:
         raise UndecodableRow(f"user {row[1]!r}: {error}") from error
 
 
-def _dump(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), ensure_ascii=False)
+# Made once: ``json.dumps`` with options makes an encoder for every call, which costs more than encoding an event.
+_dump: Final = json.JSONEncoder(separators=(",", ":"), ensure_ascii=False).encode
 
 
 def _dump_late_report(report: LateReport) -> str:

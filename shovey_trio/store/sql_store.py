@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Concatenate, ParamSpec, TypeVar
 
 from shovey_trio import failpoints
+from shovey_trio.core.audit import AuditEntry, AuditHead, AuditRecord
 from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.model import Grant, Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
 from shovey_trio.core.states import RunState
 from shovey_trio.nursery.ports import Committed, CreatedJob, JobFilter, JobSnapshot, RequestKey, StoredEvent
+from shovey_trio.store import audit as audit_log
 from shovey_trio.store import chef_principals, job_reads, job_writes, output_reads, registry, retention
+from shovey_trio.store.audit import recorded
 from shovey_trio.store.health import StoreHealth
 from shovey_trio.store.reader import ReadPool
 from shovey_trio.store.transaction import WriteTransaction
@@ -33,16 +36,25 @@ class SqlStore:
         self._health = health
 
     async def create_job(
-        self, job: Job, runs: Sequence[Run], request: RequestKey | None, *, stdin: bytes = b""
+        self,
+        job: Job,
+        runs: Sequence[Run],
+        request: RequestKey | None,
+        *,
+        stdin: bytes = b"",
+        audit: AuditEntry | None = None,
     ) -> CreatedJob:
         payload = len(runs) * BASE_COST + len(stdin)
-        return await self._write(job_writes.create_job, payload, job, tuple(runs), request, stdin)
+        return await self._write(recorded(job_writes.create_job, audit), payload, job, tuple(runs), request, stdin)
 
-    async def write_job(self, job: Job) -> None:
-        await self._write(job_writes.write_job, 0, job)
+    async def find_request(self, request: RequestKey) -> Job | None:
+        return await self._reader.read(job_writes.find_request, request)
 
-    async def write_run(self, run: Run) -> None:
-        await self._write(job_writes.write_run, 0, run)
+    async def write_job(self, job: Job, *, audit: AuditEntry | None = None) -> None:
+        await self._write(recorded(job_writes.write_job, audit), 0, job)
+
+    async def write_run(self, run: Run, *, passed: Sequence[Run] = ()) -> None:
+        await self._write(job_writes.write_run, 0, run, passed)
 
     def write_run_soon(self, run: Run) -> None:
         self._writer.submit_nowait(lambda transaction: job_writes.write_run(transaction, run))
@@ -82,9 +94,15 @@ class SqlStore:
             job_reads.read_events, job_id, after_seq=after_seq, limit=limit, include_output=include_output
         )
 
-    async def append_output(self, run: Run, chunks: Sequence[OutputChunk]) -> None:
+    async def append_output(self, run: Run, chunks: Sequence[OutputChunk], *, followed: bool = False) -> None:
         payload = sum(len(chunk.data) for chunk in chunks)
-        await self._write(job_writes.append_output, payload, run, tuple(chunks))
+        failpoints.passing("store.append_output.before")
+        await self._writer.submit(
+            lambda transaction: job_writes.append_output(transaction, run, tuple(chunks)),
+            payload=payload,
+            bulk=not followed,
+        )
+        failpoints.passing("store.append_output.after")
 
     async def output_extent(self, run_id: str) -> OutputExtent:
         return (await self.output_extents([run_id]))[run_id]
@@ -97,8 +115,8 @@ class SqlStore:
     ) -> Sequence[OutputChunk]:
         return await self._reader.read(output_reads.read_output, run_id, stream=stream, offset=offset, limit=limit)
 
-    async def write_node(self, node: Node, *, status: NodeStatus | None = None) -> None:
-        await self._write(registry.write_node, 0, node, status)
+    async def write_node(self, node: Node, *, status: NodeStatus | None = None, only_known: bool = False) -> None:
+        await self._write(registry.write_node, 0, node, status, only_known)
 
     async def remove_node(self, organization: str, name: str) -> bool:
         return await self._write(registry.remove_node, 0, organization, name)
@@ -111,53 +129,71 @@ class SqlStore:
     ) -> tuple[Sequence[NodeStatus], str]:
         return await self._reader.read(registry.list_node_statuses, organization, name, limit=limit, after=after)
 
-    async def write_user(self, user: User) -> None:
-        await self._write(registry.write_user, 0, user)
+    async def write_user(self, user: User, *, audit: AuditEntry | None = None) -> None:
+        await self._write(recorded(registry.write_user, audit), 0, user)
 
-    async def remove_user(self, organization: str, name: str) -> bool:
-        return await self._write(registry.remove_user, 0, organization, name)
+    async def remove_user(self, organization: str, name: str, *, audit: AuditEntry | None = None) -> bool:
+        return await self._write(recorded(registry.remove_user, audit), 0, organization, name)
 
     async def load_users(self) -> Sequence[User]:
         return await self._reader.read(registry.load_users)
 
-    async def write_chef_principals(self, principals: Sequence[ChefPrincipal]) -> None:
+    async def write_chef_principals(
+        self, principals: Sequence[ChefPrincipal], *, audit: AuditEntry | None = None
+    ) -> None:
         payload = sum(len(principal.public_key) for principal in principals)
-        await self._write(chef_principals.write_chef_principals, payload, tuple(principals))
+        await self._write(recorded(chef_principals.write_chef_principals, audit), payload, tuple(principals))
 
-    async def remove_chef_principal(self, organization: str, kind: ChefPrincipalKind, name: str) -> bool:
-        return await self._write(chef_principals.remove_chef_principal, 0, organization, kind, name)
+    async def remove_chef_principal(
+        self, organization: str, kind: ChefPrincipalKind, name: str, *, audit: AuditEntry | None = None
+    ) -> bool:
+        return await self._write(recorded(chef_principals.remove_chef_principal, audit), 0, organization, kind, name)
 
     async def load_chef_principals(self) -> Sequence[ChefPrincipal]:
         return await self._reader.read(chef_principals.load_chef_principals)
 
-    async def write_grant(self, grant: Grant) -> None:
-        await self._write(registry.write_grant, 0, grant)
+    async def write_grant(self, grant: Grant, *, audit: AuditEntry | None = None) -> None:
+        await self._write(recorded(registry.write_grant, audit), 0, grant)
 
-    async def remove_grant(self, grant: Grant) -> bool:
-        return await self._write(registry.remove_grant, 0, grant)
+    async def remove_grant(self, grant: Grant, *, audit: AuditEntry | None = None) -> bool:
+        return await self._write(recorded(registry.remove_grant, audit), 0, grant)
 
     async def load_grants(self, organization: str, user: str) -> Sequence[Grant]:
         return await self._reader.read(registry.load_grants, organization, user)
 
-    async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:
-        await self._write(
-            registry.write_certificate,
+    async def write_certificate(
+        self,
+        *,
+        serial: str,
+        organization: str,
+        subject: str,
+        expires_at: float,
+        renews: str = "",
+        audit: AuditEntry | None = None,
+    ) -> bool:
+        return await self._write(
+            recorded(registry.write_certificate, audit),
             0,
             serial=serial,
             organization=organization,
             subject=subject,
             expires_at=expires_at,
+            renews=renews,
         )
 
-    async def revoke_certificates(self, organization: str, subject: str) -> Sequence[str]:
-        return await self._write(registry.revoke_certificates, 0, organization, subject)
+    async def revoke_certificates(
+        self, organization: str, subject: str, *, audit: AuditEntry | None = None
+    ) -> Sequence[str]:
+        return await self._write(recorded(registry.revoke_certificates, audit), 0, organization, subject)
 
     async def revoked_serials(self) -> Sequence[str]:
         return await self._reader.read(registry.revoked_serials)
 
-    async def write_enrollment_token(self, *, digest: bytes, organization: str, node: str, expires_at: float) -> None:
+    async def write_enrollment_token(
+        self, *, digest: bytes, organization: str, node: str, expires_at: float, audit: AuditEntry | None = None
+    ) -> None:
         await self._write(
-            registry.write_enrollment_token,
+            recorded(registry.write_enrollment_token, audit),
             0,
             digest=digest,
             organization=organization,
@@ -165,10 +201,48 @@ class SqlStore:
             expires_at=expires_at,
         )
 
-    async def use_enrollment_token(self, *, digest: bytes, organization: str, node: str, now: float) -> bool:
+    async def use_enrollment_token(
+        self, *, digest: bytes, organization: str, node: str, now: float, audit: AuditEntry | None = None
+    ) -> bool:
         return await self._write(
-            registry.use_enrollment_token, 0, digest=digest, organization=organization, node=node, now=now
+            recorded(registry.use_enrollment_token, audit),
+            0,
+            digest=digest,
+            organization=organization,
+            node=node,
+            now=now,
         )
+
+    async def append_audit(self, entries: Sequence[AuditEntry]) -> AuditHead:
+        return await self._write(audit_log.append_audit, len(entries) * BASE_COST, tuple(entries))
+
+    async def audit_head(self) -> AuditHead:
+        return await self._reader.read(audit_log.audit_head)
+
+    async def audit_start(self) -> AuditHead:
+        return await self._reader.read(audit_log.audit_start)
+
+    async def read_audit(
+        self,
+        *,
+        after_seq: int,
+        limit: int,
+        organization: str = "",
+        since: float | None = None,
+        until: float | None = None,
+    ) -> Sequence[AuditRecord]:
+        return await self._reader.read(
+            audit_log.read_audit,
+            after_seq=after_seq,
+            limit=limit,
+            organization=organization,
+            since=since,
+            until=until,
+        )
+
+    async def prune_audit(self, *, before: float, now: float, organization: str) -> None:
+        while await self._write(audit_log.prune_audit, 0, before, now, organization):
+            pass
 
     async def next_epoch(self, now: float) -> int:
         return await self._write(registry.next_epoch, 0, now)

@@ -21,6 +21,7 @@ from typing import Final
 from sqlalchemy import (
     BigInteger,
     Column,
+    Connection,
     Double,
     Index,
     Integer,
@@ -29,6 +30,7 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
+    event,
     text,
 )
 
@@ -107,6 +109,7 @@ runs: Final = Table(
     Column("order_expires_at", Double),
     Column("dropped_bytes", BigInteger, nullable=False),
     Column("late_report", Text),  # JSON
+    Column("key_id", Text, server_default="", nullable=False),
     Index("ux_runs_run_id", "run_id", unique=True),
     Index("ux_runs_node", "job_pk", "node", unique=True),
 )
@@ -228,6 +231,42 @@ enrollment_tokens: Final = Table(
     Column("used_at", Double),
     Index("ix_enrollment_tokens_expires_at", "expires_at"),
 )
+
+# The audit log (``core.audit``): rows are added at the end and taken from the beginning, nothing else.
+audit: Final = Table(
+    "audit",
+    metadata,
+    Column("seq", _Key, primary_key=True, autoincrement=False),
+    Column("at", Double, nullable=False),
+    Column("organization", Text, nullable=False),
+    Column("body", Text, nullable=False),
+    Column("hash", LargeBinary, nullable=False),
+)
+
+# Where pruning has cut the audit log: the last record that is gone.
+audit_checkpoints: Final = Table(
+    "audit_checkpoints",
+    metadata,
+    Column("seq", _Key, primary_key=True, autoincrement=False),
+    Column("hash", LargeBinary, nullable=False),
+)
+
+# Against our own mistakes; who can write to the file can drop them, and is found out by the chain.
+AUDIT_TRIGGERS: Final = (
+    "CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit "
+    "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+    "CREATE TRIGGER audit_is_pruned_from_its_beginning BEFORE DELETE ON audit "
+    "WHEN old.seq > (SELECT coalesce(max(seq), 0) FROM audit_checkpoints) "
+    "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
+)
+
+
+@event.listens_for(audit_checkpoints, "after_create")
+def _guard_audit(_: Table, connection: Connection, **__: object) -> None:
+    if connection.dialect.name == "sqlite":
+        for trigger in AUDIT_TRIGGERS:
+            connection.exec_driver_sql(trigger)
+
 
 # Numbers of the store itself: ``epoch``, and ``sequence`` as it was when history was last deleted.
 counters: Final = Table(

@@ -2,7 +2,8 @@
 
 Rows of the frequent writes (a run's state, an event, a chunk of output) are gathered and go to the database in one
 ``executemany`` per table when the transaction ends, which is what makes a group of 1,000 writes ten times cheaper than
-1,000 single ones. Whoever reads those tables inside the transaction calls ``flush`` first.
+1,000 single ones. A run that is written several times in one transaction has several events and one update, the last.
+Whoever reads those tables inside the transaction calls ``flush`` first.
 
 The sequence is not kept in memory: the first number of a transaction is looked up in it (the ends of two primary keys
 and a counter). So a rolled-back transaction leaves no gap and no duplicate, and a second process that writes to the
@@ -16,6 +17,7 @@ from typing import Final, NamedTuple
 
 from sqlalchemy import Connection, bindparam, func, insert, select, update
 
+from shovey_trio.core.audit import GENESIS, AuditEntry, AuditHead, chain_record
 from shovey_trio.core.errors import NotFound
 from shovey_trio.core.model import Job, OutputChunk, Run
 from shovey_trio.nursery.ports import Committed
@@ -29,7 +31,7 @@ from shovey_trio.store.rows import (
     job_changes,
     run_changes,
 )
-from shovey_trio.store.tables import counters, events, jobs, output, runs
+from shovey_trio.store.tables import audit, audit_checkpoints, counters, events, jobs, output, runs
 
 SEQUENCE: Final = "sequence"
 
@@ -53,6 +55,15 @@ _UPDATE_RUN: Final = Prepared(
 _UPDATE_JOB: Final = Prepared(
     update(jobs).where(jobs.c.job_pk == bindparam("key")).values({name: bindparam(name) for name in JOB_DEFAULTS})
 )
+_AUDIT_HEAD: Final = Prepared(
+    select(audit.c.seq, audit.c.hash).where(audit.c.seq == select(func.max(audit.c.seq)).scalar_subquery())
+)
+_AUDIT_CHECKPOINT: Final = Prepared(
+    select(audit_checkpoints.c.seq, audit_checkpoints.c.hash).where(
+        audit_checkpoints.c.seq == select(func.max(audit_checkpoints.c.seq)).scalar_subquery()
+    )
+)
+_INSERT_AUDIT: Final = Prepared(insert(audit))
 _INSERT_EVENT: Final = Prepared(insert(events))
 _INSERT_OUTPUT: Final = Prepared(insert(output))
 
@@ -64,20 +75,47 @@ class RunKeys(NamedTuple):
     job_pk: int
 
 
+LiveKeys = dict[str, RunKeys]
+"""The keys of runs that have not ended, by run id, kept from one transaction to the next: each run is written several
+times while it lives, and looking its keys up costs more than the write. At most as many as there are live runs."""
+
+
 class WriteTransaction:
-    """What a write works on; lives inside one ``BEGIN IMMEDIATE`` … ``COMMIT``, in the writer's thread."""
+    """What a write works on; lives inside one ``BEGIN IMMEDIATE`` … ``COMMIT``, in the writer's thread.
 
-    __slots__ = ("_events", "_jobs", "_keys", "_output", "_outputs", "_run_updates", "_seq", "connection")
+    Args:
+        connection: inside its transaction.
+        live: keys that earlier transactions have found; only ``remember`` changes it.
+    """
 
-    def __init__(self, connection: Connection) -> None:
+    __slots__ = (
+        "_audit",
+        "_audit_head",
+        "_encoded",
+        "_events",
+        "_found",
+        "_jobs",
+        "_live",
+        "_output",
+        "_outputs",
+        "_run_updates",
+        "_seq",
+        "connection",
+    )
+
+    def __init__(self, connection: Connection, live: LiveKeys | None = None) -> None:
         self.connection = connection
         self._seq: int | None = None
-        self._keys: dict[str, RunKeys] = {}
-        self._run_updates: list[Values] = []
+        self._live: LiveKeys = {} if live is None else live
+        self._found: dict[str, RunKeys | None] = {}  # None: of a run that has ended
+        self._run_updates: dict[int, Values] = {}
+        self._encoded: tuple[Values, str] | None = None
         self._events: list[Values] = []
         self._output: list[Values] = []
         self._jobs: dict[str, int] = {}
         self._outputs: set[tuple[str, str]] = set()
+        self._audit: list[Values] = []
+        self._audit_head: AuditHead | None = None
 
     @property
     def committed(self) -> Committed:
@@ -114,13 +152,26 @@ class WriteTransaction:
         Raises:
             NotFound: it is not stored, or not any more.
         """
-        keys = self._keys.get(run.id)
+        keys = self._found.get(run.id) or self._live.get(run.id)
         if keys is None:
             row = _RUN_KEYS.find(self.connection, run_id=run.id)
             if row is None:
                 raise NotFound(f"run {run.id} of node {run.node} is not stored", run=run.id, job=run.job_id)
-            keys = self._keys[run.id] = RunKeys(*row)
+            keys = RunKeys(*row)
+            self.note_run(run, keys)
         return keys
+
+    def note_run(self, run: Run, keys: RunKeys) -> None:
+        """Takes note of a run's keys, for as long as it has not ended."""
+        self._found[run.id] = None if run.is_terminal else keys
+
+    def remember(self) -> None:
+        """To be called once this transaction is durable: hands its keys on to those that follow."""
+        for run_id, keys in self._found.items():
+            if keys is None:
+                self._live.pop(run_id, None)
+            else:
+                self._live[run_id] = keys
 
     def update_job(self, job: Job) -> None:
         """Writes a stored job's changing columns, and the event."""
@@ -129,12 +180,16 @@ class WriteTransaction:
         _UPDATE_JOB.execute(self.connection, [{"key": key, **changes}])
         self.add_job_event(key, job.id, changes)
 
-    def update_run(self, run: Run) -> None:
-        """Writes a stored run's changing columns, and the event."""
+    def update_run(self, run: Run, passed: Sequence[Run] = ()) -> None:
+        """Writes a stored run's changing columns, an event for each state it has passed through, and its own."""
         keys = self.run_keys(run)
+        for each in passed:
+            self.add_run_event(keys, run.job_id, run_changes(each))
         changes = run_changes(run)
-        self._run_updates.append({"key": keys.run_pk, **changes})
+        self._run_updates[keys.run_pk] = changes
         self.add_run_event(keys, run.job_id, changes)
+        if run.is_terminal:
+            self._found[run.id] = None
 
     def add_job_event(self, job_pk: int, job_id: str, changes: Values) -> None:
         """Adds the event of a job's row that was written."""
@@ -142,7 +197,10 @@ class WriteTransaction:
 
     def add_run_event(self, keys: RunKeys, job_id: str, changes: Values) -> None:
         """Adds the event of a run's row that was written."""
-        self._add_event(job_id, keys.job_pk, keys.run_pk, event_body(changes, RUN_DEFAULTS))
+        # The runs of a new job are all alike.
+        if self._encoded is None or self._encoded[0] != changes:
+            self._encoded = (changes, event_body(changes, RUN_DEFAULTS))
+        self._add_event(job_id, keys.job_pk, keys.run_pk, self._encoded[1])
 
     def add_output(self, run: Run, chunks: Sequence[OutputChunk]) -> None:
         """Adds chunks to a run's output; empty ones hold nothing to store."""
@@ -155,12 +213,38 @@ class WriteTransaction:
                 self._jobs[run.job_id] = seq
                 self._outputs.add((run.job_id, run.node))
 
+    def audit_head(self) -> AuditHead:
+        """The place of the audit log's last record, this transaction's included."""
+        if self._audit_head is None:
+            last = _AUDIT_HEAD.find(self.connection) or _AUDIT_CHECKPOINT.find(self.connection)
+            self._audit_head = GENESIS if last is None else AuditHead(seq=last[0], hash=last[1])
+        return self._audit_head
+
+    def add_audit(self, entry: AuditEntry) -> None:
+        """Gives an entry its place in the audit log."""
+        record = chain_record(self.audit_head(), entry)
+        self._audit_head = record.head
+        self._audit.append(
+            {
+                "seq": record.seq,
+                "at": record.at,
+                "organization": record.organization,
+                "body": record.body,
+                "hash": record.hash,
+            }
+        )
+
     def flush(self) -> None:
         """Sends the gathered rows to the database."""
+        if self._run_updates:
+            _UPDATE_RUN.execute(
+                self.connection, [{"key": key, **changes} for key, changes in self._run_updates.items()]
+            )
+            self._run_updates.clear()
         for statement, rows in (
-            (_UPDATE_RUN, self._run_updates),
             (_INSERT_EVENT, self._events),
             (_INSERT_OUTPUT, self._output),
+            (_INSERT_AUDIT, self._audit),
         ):
             if rows:
                 statement.execute(self.connection, rows)

@@ -3,11 +3,15 @@
 The rules of this file:
 
 * One group at a time is in a worker thread; there is no window and no timer. An idle writer commits a write at once.
-* Writes are applied in the order of the calls, whether or not somebody waits for them.
+* There are two lanes. Writes of one lane are applied in the order of the calls, whether or not somebody waits for them.
+  Bulk, which is output that nobody reads live, is overtaken by all other writes: megabytes of it are always under way,
+  and neither a job's start nor a follower should wait for them. Each commit takes some of both.
 * A write has *started* when it is admitted: it will be applied even if its caller is cancelled. Admitted writes are
   bounded by ``ADMITTED_COST``. Behind them a write waits its turn in the line, where it still belongs to its caller: a
   cancelled caller takes it along. So the line's memory is that of waiting tasks, and of ``submit_nowait``, whose
   callers keep to one write per live run and attempt.
+* Callers are woken some at a time: each has work to do next, and a thousand of them in one pass of the loop would keep
+  everybody else waiting.
 * A write nobody waits for is not lost to a passing failure: it is kept, in its place, for the next commit.
 * No caller hangs: every call is resolved by a commit, by the failure of one, or by ``aclose``.
 
@@ -40,18 +44,23 @@ T = TypeVar("T")
 BASE_COST: Final = 2 * 1024
 # Bytes of admitted writes: 16,384 small ones. The bound of what cancelled callers can leave behind.
 ADMITTED_COST: Final = 32 * 1024 * 1024
+# Bytes of admitted writes at which no more bulk is admitted.
+BULK_COST: Final = 24 * 1024 * 1024
 # Bytes of one group, so that a commit stays in the order of 100 ms; a single larger write goes alone.
 GROUP_COST: Final = 8 * 1024 * 1024
+# Callers that are woken in one pass of the loop; what each does next is some 100 µs.
+WAKE_SLICE: Final = 64
 # Seconds that closing waits for the writes that are under way.
 CLOSE_GRACE: Final = 10.0
 
 
 class _Call:
-    __slots__ = ("awaited", "cost", "done", "outcome", "work")
+    __slots__ = ("awaited", "cost", "done", "lane", "outcome", "work")
 
-    def __init__(self, work: Work, cost: int, *, awaited: bool) -> None:
+    def __init__(self, work: Work, cost: int, lane: _Lane, *, awaited: bool) -> None:
         self.work = work
         self.cost = cost
+        self.lane = lane
         self.awaited = awaited
         self.done = trio.Event()
         self.outcome: Outcome | None = None
@@ -65,6 +74,28 @@ class _Call:
             _log.warning("store.write_dropped", error=str(result.error), kind=type(result.error).__name__)
 
 
+class _Lane:
+    """Writes that keep their order: those that are admitted, and those behind them.
+
+    Args:
+        bound: bytes of admitted writes, of both lanes, at which this one admits no more but its first.
+    """
+
+    __slots__ = ("admitted", "bound", "line")
+
+    def __init__(self, bound: int) -> None:
+        self.bound = bound
+        self.admitted: deque[_Call] = deque()
+        self.line: OrderedDict[_Call, None] = OrderedDict()
+
+    def clear(self) -> list[_Call]:
+        """Everything in it, which it forgets."""
+        left = [*self.admitted, *self.line]
+        self.admitted.clear()
+        self.line.clear()
+        return left
+
+
 class GroupWriter:
     """The only way to write; belongs to the trio thread it was made in."""
 
@@ -73,10 +104,12 @@ class GroupWriter:
         self._health = health
         self._token = trio.lowlevel.current_trio_token()
         self._kept: list[_Call] = []
-        self._admitted: deque[_Call] = deque()
+        self._ordinary = _Lane(ADMITTED_COST)
+        self._bulk = _Lane(BULK_COST)
+        self._lanes = (self._ordinary, self._bulk)
         self._admitted_cost = 0
-        self._line: OrderedDict[_Call, None] = OrderedDict()
         self._group: list[_Call] = []  # in the worker thread
+        self._answers: deque[tuple[_Call, Outcome]] = deque()  # of callers that are still to be woken
         self._closing = False
         self._idle = trio.Event()
         self._listeners: list[Callable[[Committed], None]] = []
@@ -85,7 +118,7 @@ class GroupWriter:
         """Calls ``listener`` in the trio thread after every commit that touched a job, before its writers go on."""
         self._listeners.append(listener)
 
-    async def submit(self, work: Callable[[WriteTransaction], T], *, payload: int = 0) -> T:
+    async def submit(self, work: Callable[[WriteTransaction], T], *, payload: int = 0, bulk: bool = False) -> T:
         """Applies a write and returns its result once it is durable.
 
         Cancellation: a write that has not started (see the module) is withdrawn, any other is finished all the same.
@@ -93,17 +126,18 @@ class GroupWriter:
         Args:
             work: the write.
             payload: bytes of data that the write carries.
+            bulk: whether others may overtake it.
 
         Raises:
             StoreUnavailable: nothing of the write was applied, or the store is closing.
             StoreCorrupt: the file is damaged.
         """
         await trio.lowlevel.checkpoint_if_cancelled()
-        call = self._enter(work, payload, awaited=True)
+        call = self._enter(work, payload, self._bulk if bulk else self._ordinary, awaited=True)
         try:
             await call.done.wait()
         except trio.Cancelled:
-            self._line.pop(call, None)
+            call.lane.line.pop(call, None)
             raise
         assert call.outcome is not None
         result: T = call.outcome.unwrap()
@@ -111,7 +145,7 @@ class GroupWriter:
 
     def submit_nowait(self, work: Work, *, payload: int = 0) -> None:
         """Applies a write that nobody waits for, in its place among the others; a failure of its own is logged."""
-        self._enter(work, payload, awaited=False)
+        self._enter(work, payload, self._ordinary, awaited=False)
 
     async def aclose(self) -> None:
         """Takes no more writes, finishes those under way and fails what is left after ``CLOSE_GRACE``.
@@ -125,38 +159,44 @@ class GroupWriter:
                 await self._idle.wait()
             else:
                 await trio.lowlevel.checkpoint()
-        left = [*self._group, *self._kept, *self._admitted, *self._line]
-        self._kept, self._line = [], OrderedDict()
-        self._admitted.clear()
+        while self._answers:
+            call, own = self._answers.popleft()
+            call.resolve(own)
+        left = [*self._group, *self._kept, *self._ordinary.clear(), *self._bulk.clear()]
+        self._kept = []
         for call in left:
             call.resolve(outcome.Error(StoreUnavailable("the store was closed before this write ended")))
 
-    def _enter(self, work: Work, payload: int, *, awaited: bool) -> _Call:
+    def _enter(self, work: Work, payload: int, lane: _Lane, *, awaited: bool) -> _Call:
         self._health.check()
         if self._closing:
             raise StoreUnavailable("the store is closing")
-        call = _Call(work, BASE_COST + payload, awaited=awaited)
-        self._line[call] = None
+        call = _Call(work, BASE_COST + payload, lane, awaited=awaited)
+        lane.line[call] = None
         self._admit()
         self._begin()
         return call
 
     def _admit(self) -> None:
-        while self._line and (not self._admitted or self._admitted_cost < ADMITTED_COST):
-            call, _ = self._line.popitem(last=False)
-            self._admitted.append(call)
-            self._admitted_cost += call.cost
+        for lane in self._lanes:
+            while lane.line and (not lane.admitted or self._admitted_cost < lane.bound):
+                call, _ = lane.line.popitem(last=False)
+                lane.admitted.append(call)
+                self._admitted_cost += call.cost
 
     def _begin(self, *, final: bool = False) -> None:
         """Starts the next commit if there is something to commit and none is running."""
-        if self._group or not (self._admitted or (final and self._kept)):
+        if self._group or not (any(lane.admitted for lane in self._lanes) or (final and self._kept)):
             return
         group, self._kept = self._kept, []
         cost = 0
-        while self._admitted and (not cost or cost + self._admitted[0].cost <= GROUP_COST):
-            call = self._admitted.popleft()
-            cost += call.cost
-            group.append(call)
+        for lane in self._lanes:
+            taken = False  # the first goes whatever it costs, so that neither lane waits for the other for ever
+            while lane.admitted and (not taken or cost + lane.admitted[0].cost <= GROUP_COST):
+                call = lane.admitted.popleft()
+                cost += call.cost
+                group.append(call)
+                taken = True
         self._admitted_cost -= cost
         self._admit()
         self._group = group
@@ -177,23 +217,28 @@ class GroupWriter:
             case outcome.Value():
                 self._health.failure = ""
                 self._tell(result.value.committed)
-                for call, own in zip(group, result.value.outcomes, strict=True):
-                    call.resolve(own)
+                self._answers.extend(zip(group, result.value.outcomes, strict=True))
+                self._wake_some()
             case outcome.Error():
                 self._fail(group, result.error)
         self._begin()
         if not self._group and self._closing:
             self._idle.set()
 
+    def _wake_some(self) -> None:
+        for _ in range(min(WAKE_SLICE, len(self._answers))):
+            call, own = self._answers.popleft()
+            call.resolve(own)
+        if self._answers:
+            self._token.run_sync_soon(self._wake_some, idempotent=True)
+
     def _fail(self, group: list[_Call], error: BaseException) -> None:
         _log.error("store.commit_failed", calls=len(group), error=str(error), kind=type(error).__name__)
         if isinstance(error, StoreCorrupt):
             self._health.condemn(error)
             # Final: what waits behind has no better chance.
-            group = [*group, *self._admitted, *self._line]
-            self._admitted.clear()
+            group = [*group, *self._ordinary.clear(), *self._bulk.clear()]
             self._admitted_cost = 0
-            self._line.clear()
         else:
             self._health.failure = str(error)
         for call in group:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
 
+from shovey_trio.core.audit import AuditEntry
 from shovey_trio.core.model import Job, Node, NodeStatus, OutputChunk, Run
 from shovey_trio.nursery.ports import CreatedJob, RequestKey
 from shovey_trio.testing.memory_store import MemoryStore
@@ -32,31 +33,37 @@ class FailpointStore(MemoryStore):
         self.written: list[tuple[str, str]] = []
 
     async def create_job(
-        self, job: Job, runs: Sequence[Run], request: RequestKey | None, *, stdin: bytes = b""
+        self,
+        job: Job,
+        runs: Sequence[Run],
+        request: RequestKey | None,
+        *,
+        stdin: bytes = b"",
+        audit: AuditEntry | None = None,
     ) -> CreatedJob:
         await self.before("create_job", job.id)
-        created = await super().create_job(job, runs, request, stdin=stdin)
+        created = await super().create_job(job, runs, request, stdin=stdin, audit=audit)
         await self._applied("create_job", job.id)
         return created
 
-    async def write_job(self, job: Job) -> None:
+    async def write_job(self, job: Job, *, audit: AuditEntry | None = None) -> None:
         await self.before("write_job", job.id)
-        await super().write_job(job)
+        await super().write_job(job, audit=audit)
         await self._applied("write_job", job.id)
 
-    async def write_run(self, run: Run) -> None:
+    async def write_run(self, run: Run, *, passed: Sequence[Run] = ()) -> None:
         await self.before("write_run", run.node)
-        await super().write_run(run)
+        await super().write_run(run, passed=passed)
         await self._applied("write_run", run.node)
 
-    async def append_output(self, run: Run, chunks: Sequence[OutputChunk]) -> None:
+    async def append_output(self, run: Run, chunks: Sequence[OutputChunk], *, followed: bool = False) -> None:
         await self.before("append_output", run.node)
-        await super().append_output(run, chunks)
+        await super().append_output(run, chunks, followed=followed)
         await self._applied("append_output", run.node)
 
-    async def write_node(self, node: Node, *, status: NodeStatus | None = None) -> None:
+    async def write_node(self, node: Node, *, status: NodeStatus | None = None, only_known: bool = False) -> None:
         await self.before("write_node", node.name)
-        await super().write_node(node, status=status)
+        await super().write_node(node, status=status, only_known=only_known)
         await self._applied("write_node", node.name)
 
     async def _applied(self, write: str, subject: str) -> None:

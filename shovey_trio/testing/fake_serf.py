@@ -65,6 +65,9 @@ class FakeSerfCluster:
         queries: every query accepted, in order.
         user_events: name and payload of every user event, in order.
         query_queue: what ``stats`` says.
+        query_size_limit: what the agents are configured with.
+        query_timeout: seconds that a query lives which does not say.
+        refused: sizes of the queries that were above the limit, in order.
         silent: nodes whose serf agent receives no query.
         junk_records: acks and answers of nobody sent before each ``done``.
     """
@@ -74,6 +77,9 @@ class FakeSerfCluster:
         self.queries: list[SeenQuery] = []
         self.user_events: list[tuple[str, bytes]] = []
         self.query_queue = 0
+        self.query_size_limit = QUERY_SIZE_LIMIT
+        self.query_timeout = 5.0
+        self.refused: list[int] = []
         self.silent: set[str] = set()
         self.junk_records = 2
         self._agents: dict[str, FakeSerfAgent] = {}
@@ -106,10 +112,10 @@ class FakeSerfCluster:
 
     def send_query(self, name: str, payload: bytes, *, filter_nodes: tuple[str, ...] = ()) -> None:
         """As if some other member had asked; the answers go nowhere."""
-        query = _Asked(None, 0, acks=False)
+        query = AskedQuery(None, 0, acks=False)
         self.deliver(query, name=name, payload=payload, filter_nodes=filter_nodes)
 
-    def deliver(self, asked: _Asked, *, name: str, payload: bytes, filter_nodes: tuple[str, ...]) -> None:
+    def deliver(self, asked: AskedQuery, *, name: str, payload: bytes, filter_nodes: tuple[str, ...]) -> None:
         """For the agents: a query reaches every alive member that its filter lets through."""
         for node, member in self.members.items():
             if (
@@ -191,7 +197,7 @@ class FakeSerfAgent:
         for session in self.sessions:
             session.tell(filter_name, record)
 
-    def tell_query(self, asked: _Asked, name: str, payload: bytes, *, ltime: int) -> None:
+    def tell_query(self, asked: AskedQuery, name: str, payload: bytes, *, ltime: int) -> None:
         """Delivers a query to each stream whose filter wants it; the first to respond answers."""
         for session in self.sessions:
             if session.wants(f"query:{name}"):
@@ -200,7 +206,7 @@ class FakeSerfAgent:
                 session.tell(f"query:{name}", record)
 
 
-class _Asked:
+class AskedQuery:
     """Where the acks and answers of one query go until its time is over."""
 
     def __init__(self, session: _Session | None, seq: int, *, acks: bool) -> None:
@@ -236,7 +242,7 @@ class _Session:
         self._greeted = False
         self._authenticated = agent.auth_key is None
         self._streams: dict[int, frozenset[str]] = {}
-        self._received: list[_Asked] = []
+        self._received: list[AskedQuery] = []
 
     async def run(self) -> None:
         with self._scope:
@@ -256,7 +262,7 @@ class _Session:
         kind = filter_name.partition(":")[0]
         return any(filters & {"*", kind, filter_name} for filters in self._streams.values())
 
-    def remember(self, asked: _Asked) -> int:
+    def remember(self, asked: AskedQuery) -> int:
         self._received.append(asked)
         return len(self._received)
 
@@ -360,13 +366,14 @@ class _Session:
         cluster = self._agent.cluster
         name, payload = str(body["Name"]), bytes(body["Payload"] or b"")
         filter_nodes = tuple(body.get("FilterNodes") or ())
-        timeout = int(body.get("Timeout") or 0) / 1e9 or 5.0
+        timeout = int(body.get("Timeout") or 0) / 1e9 or cluster.query_timeout
         frame = QueryFrame(
             source_node=self._agent.name, query_name=name, timeout=timeout, ltime=len(cluster.queries) + 1
         )
         size = frame.size(len(payload), filter_nodes, body.get("FilterTags") or {})
-        if size > QUERY_SIZE_LIMIT:
-            self.send(seq, f"query exceeds limit of {QUERY_SIZE_LIMIT} bytes")
+        if size > cluster.query_size_limit:
+            cluster.refused.append(size)
+            self.send(seq, f"query exceeds limit of {cluster.query_size_limit} bytes")
             return
         self.send(seq, "")
         cluster.queries.append(
@@ -379,12 +386,12 @@ class _Session:
                 at=trio.current_time(),
             )
         )
-        asked = _Asked(self, seq, acks=bool(body.get("RequestAck")))
+        asked = AskedQuery(self, seq, acks=bool(body.get("RequestAck")))
         cluster.deliver(asked, name=name, payload=payload, filter_nodes=filter_nodes)
         assert self._nursery is not None
         self._nursery.start_soon(self._finish_query, asked, timeout)
 
-    async def _finish_query(self, asked: _Asked, lifetime: float) -> None:
+    async def _finish_query(self, asked: AskedQuery, lifetime: float) -> None:
         await trio.sleep(lifetime)
         for _ in range(self._agent.cluster.junk_records):
             asked.record("ack" if asked.acks else "response", "", None)

@@ -26,12 +26,13 @@ from shovey_trio.identity.layout import ClientDirectory, DataDirectory
 from shovey_trio.rpc.bridge import ClientTls
 from shovey_trio.rpc.client import ShoveyClient, open_client
 from shovey_trio.rpc.client_retry import RetryPolicy
-from shovey_trio.testing.processes import ManagedProcess, ProcessFailed, program
+from shovey_trio.testing.processes import ManagedProcess, ProcessFailed, program, run_as
 from shovey_trio.testing.serf_agents import SerfAgentProcess, open_serf_agents
 from shovey_trio.v1 import node_pb2
 
 ORGANIZATION = "default"
 _POLL = 0.05
+_given: set[int] = set()
 # A daemon on a machine that does much else takes its time to start.
 _PATIENCE = 60.0
 _END_DEADLINE = 20.0
@@ -43,7 +44,8 @@ _NOISE = ("Traceback", "Exception ignored", "Task exception was never retrieved"
 class NodeSpec:
     """A node of the fleet. ``settings`` are ``section.key`` → value of the agent's configuration.
 
-    ``environ`` is added to the environment of its agent.
+    ``environ`` is added to the environment of its agent. ``split`` makes it two parts, a launcher with this process's
+    rights and a network part that runs as the account of that name.
     """
 
     name: str
@@ -52,6 +54,7 @@ class NodeSpec:
     whitelist: Mapping[str, object] | None = None
     settings: Mapping[str, object] = field(default_factory=dict)
     environ: Mapping[str, str] = field(default_factory=dict)
+    split: str = ""
 
 
 @dataclass(slots=True, kw_only=True)
@@ -63,6 +66,17 @@ class FleetNode:
     whitelist: Path
     agent: ManagedProcess
     serf: SerfAgentProcess | None
+    launcher: ManagedProcess | None = None
+
+    @property
+    def spool_dir(self) -> Path:
+        """Where ``runs`` is: the launcher's directory, if there is a launcher."""
+        return self.state_dir if self.launcher is None else launcher_dir(self.state_dir)
+
+
+def launcher_dir(state_dir: Path) -> Path:
+    """The launcher's directory of a node that is two parts."""
+    return state_dir.with_name(state_dir.name + "-launcher")
 
 
 class Fleet:
@@ -159,30 +173,48 @@ class Fleet:
             enroll_address=made.enroll_address,
             ca_certificate=authority.public_bytes(Encoding.DER),
             secret=urlsafe_b64decode(made.token + "="),
+            root_public_key=made.root_public_key,
         )
 
-    async def enroll(self, name: str, state_dir: Path, *, again: bool = False) -> None:
+    async def enroll(self, name: str, state_dir: Path, *, again: bool = False, split: str = "") -> None:
         """Enrols a node in this process, as ``shovey-agent enroll`` does in its own."""
         from shovey_agent.credentials import CredentialStore
         from shovey_agent.enroll import enroll
         from shovey_agent.enroll_call import call_enroll
+        from shovey_agent.enroll_split import prepare_split
 
-        await enroll(await self.join_ticket(name), CredentialStore(state_dir), call_enroll, again=again)
+        ticket = await self.join_ticket(name)
+        parts = prepare_split(state_dir, launcher_dir(state_dir), user=split) if split else None
+        await enroll(ticket, CredentialStore(state_dir), call_enroll, again=again, split=parts)
 
     async def add_node(self, spec: NodeSpec, *, serf: SerfAgentProcess | None) -> FleetNode:
         """Enrols a node; its agent is not started yet."""
         state_dir = self.directory / spec.name
         whitelist = self.directory / f"{spec.name}-whitelist.json"
         write_whitelist(whitelist, spec.whitelist or {})
-        await self.enroll(spec.name, state_dir)
+        await self.enroll(spec.name, state_dir, split=spec.split)
         configuration = self.directory / f"{spec.name}.toml"
         configuration.write_text(self._agent_configuration(spec, state_dir, whitelist, serf), "utf-8")
         agent = ManagedProcess(
-            [*program("shovey-agent"), "run", "--config", str(configuration)],
+            [
+                *(run_as(spec.split) if spec.split else ()),
+                *program("shovey-agent"),
+                "run",
+                "--config",
+                str(configuration),
+            ],
             log=self.directory / f"{spec.name}.log",
             environ=spec.environ,
         )
-        node = FleetNode(spec=spec, state_dir=state_dir, whitelist=whitelist, agent=agent, serf=serf)
+        launcher = None
+        if spec.split:
+            (self.directory / f"{spec.name}-run").mkdir(mode=0o755)
+            launcher = ManagedProcess(
+                [*program("shovey-agent"), "launcher", "--config", str(configuration)],
+                log=self.directory / f"{spec.name}-launcher.log",
+                environ=spec.environ,
+            )
+        node = FleetNode(spec=spec, state_dir=state_dir, whitelist=whitelist, agent=agent, serf=serf, launcher=launcher)
         self.nodes[spec.name] = node
         return node
 
@@ -209,7 +241,8 @@ class Fleet:
     def noise(self) -> list[str]:
         """What the logs of controller and agents say that was not thought of: each find with the lines after it."""
         found = []
-        for process in (self.controller, *(node.agent for node in self.nodes.values())):
+        launchers = [node.launcher for node in self.nodes.values() if node.launcher is not None]
+        for process in (self.controller, *launchers, *(node.agent for node in self.nodes.values())):
             lines = process.log.read_text("utf-8", "replace").splitlines() if process.log.exists() else []
             first = next((number for number, line in enumerate(lines) if any(word in line for word in _NOISE)), None)
             if first is not None:
@@ -230,9 +263,11 @@ class Fleet:
         from shovey_agent.spool import Spool, SpoolLimits
 
         await node.agent.stop()
-        if not (node.state_dir / "runs").exists():
+        if node.launcher is not None:
+            await node.launcher.stop()
+        if not (node.spool_dir / "runs").exists():
             return
-        spool = Spool(node.state_dir, SpoolLimits())
+        spool = Spool(node.spool_dir, SpoolLimits())
         for run_id in list(spool.run_ids()):
             await trio.to_thread.run_sync(partial(abandon_run, spool, run_id))
 
@@ -244,6 +279,10 @@ class Fleet:
             "serf": {"enabled": serf is not None},
             "log": {"format": "console"},
         }
+        if spec.split:
+            socket_ = self.directory / f"{spec.name}-run" / "launcher.sock"
+            sections["launcher"] = {"socket": str(socket_), "user": spec.split}
+            sections["launcher"]["state_dir"] = str(launcher_dir(state_dir))
         if serf is not None:
             sections["serf"]["address"] = f"127.0.0.1:{serf.rpc_port}"
         if self._serf_key_file is not None:
@@ -317,6 +356,8 @@ async def open_fleet(
 
 async def _add_and_start(fleet: Fleet, spec: NodeSpec, serf: SerfAgentProcess | None) -> None:
     node = await fleet.add_node(spec, serf=serf)
+    if node.launcher is not None:
+        await node.launcher.start()
     await node.agent.start()
 
 
@@ -342,7 +383,12 @@ async def run_program(name: str, *arguments: str) -> str:
 
 
 def free_port() -> int:
-    """A TCP port on loopback that was free a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A TCP port on loopback that was free a moment ago, and that nobody in this process was given before."""
+    while True:
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = int(probe.getsockname()[1])
+        if port not in _given:
+            # The kernel may name one twice until somebody listens on it: two listeners of one fleet, for instance.
+            _given.add(port)
+            return port

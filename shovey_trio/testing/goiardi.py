@@ -13,7 +13,7 @@ import time
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import httpx2
 import trio
@@ -22,10 +22,19 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from shovey_trio.core.chef_signing import SigningVersion, load_private_key, sign_request
 from shovey_trio.testing.processes import ManagedProcess
-from shovey_trio.testing.serf_agents import SerfAgentProcess
 
 _HOST: Final = "127.0.0.1"
 _POLL: Final = 0.1
+_DATA: Final = "data"
+
+
+class HasSerfRpc(Protocol):
+    """A serf agent, real or emulated."""
+
+    @property
+    def rpc_port(self) -> int:
+        """Where it takes commands, on 127.0.0.1."""
+        ...
 
 
 class GoiardiFailed(Exception):
@@ -125,6 +134,16 @@ class Goiardi:
         answered: dict[str, Any] = await self.call("PUT", "/shovey/jobs/cancel", {"run_id": job_id, "nodes": []})
         return answered
 
+    async def wait_frozen(self) -> None:
+        """Waits until everything that it knows by now is in its data file; it must keep one."""
+        file = self._directory / _DATA
+        # Twice: the first may have been begun before now. It writes nothing when nothing has changed.
+        for number in range(2):
+            before = file.stat().st_mtime_ns if file.exists() else 0
+            await self.call("POST", "/clients", {"name": f"change-{time.time_ns()}-{number}", "admin": False})
+            while not file.exists() or file.stat().st_mtime_ns == before:  # noqa: ASYNC110 - another program changes it
+                await trio.sleep(_POLL)
+
     async def ready(self) -> None:
         """Waits until it answers.
 
@@ -147,12 +166,16 @@ def find_goiardi() -> str | None:
 
 
 @asynccontextmanager
-async def open_goiardi(directory: Path, *, serf: SerfAgentProcess) -> AsyncIterator[Goiardi]:
+async def open_goiardi(
+    directory: Path, *, serf: HasSerfRpc, log_level: str = "debug", keeps_data: bool = False
+) -> AsyncIterator[Goiardi]:
     """Starts one.
 
     Args:
         directory: for keys and log; the caller removes it.
         serf: the serf agent beside it.
+        log_level: goiardi's word for how much it logs.
+        keeps_data: in files, once a second, so that it may be killed and started again; see ``Goiardi.wait_frozen``.
 
     Raises:
         GoiardiFailed: it is not installed.
@@ -178,7 +201,8 @@ async def open_goiardi(directory: Path, *, serf: SerfAgentProcess) -> AsyncItera
             f"--serf-addr={_HOST}:{serf.rpc_port}",
             "--use-shovey",
             f"--sign-priv-key={directory / 'shovey.pem'}",
-            "--log-level=debug",
+            f"--log-level={log_level}",
+            *(_keeping(directory) if keeps_data else ()),
         ],
         log=directory / "goiardi.log",
     )
@@ -193,6 +217,10 @@ async def open_goiardi(directory: Path, *, serf: SerfAgentProcess) -> AsyncItera
         with trio.CancelScope(deadline=trio.current_time() + 25.0, shield=True):
             await goiardi.aclose()
             await process.kill()
+
+
+def _keeping(directory: Path) -> list[str]:
+    return [f"--data-file={directory / _DATA}", f"--index-file={directory / 'index'}", "--freeze-interval=1"]
 
 
 def _write_keys(directory: Path, private: RSAPrivateKey) -> None:

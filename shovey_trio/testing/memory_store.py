@@ -16,6 +16,7 @@ from typing import TypeVar
 import structlog
 import trio
 
+from shovey_trio.core.audit import AuditEntry
 from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.errors import HistoryGone, NotFound, RequestIdReused, StoreUnavailable
 from shovey_trio.core.model import Grant, Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
@@ -36,6 +37,7 @@ from shovey_trio.store.job_reads import EVENT_OUTPUT_BYTES, jobs_listing, runs_l
 from shovey_trio.store.output_reads import cut_chunk
 from shovey_trio.store.pages import Listing, decode_key, decode_page, encode_page
 from shovey_trio.store.registry import statuses_listing
+from shovey_trio.testing.memory_audit import MemoryAudit
 
 _log = structlog.get_logger(__name__)
 
@@ -68,13 +70,14 @@ class _Token:
     used: bool = False
 
 
-class MemoryStore:
+class MemoryStore(MemoryAudit):
     """See ``nursery.ports.Store`` for every method.
 
     ``fail`` makes it unavailable, as a full disk would, until ``heal``.
     """
 
     def __init__(self) -> None:
+        super().__init__()
         self._failure = ""
         self._unwritten: list[Run] = []
         self._listeners: list[Callable[[Committed], None]] = []
@@ -111,12 +114,24 @@ class MemoryStore:
         self._listeners.append(listener)
 
     async def create_job(
-        self, job: Job, runs: Sequence[Run], request: RequestKey | None, *, stdin: bytes = b""
+        self,
+        job: Job,
+        runs: Sequence[Run],
+        request: RequestKey | None,
+        *,
+        stdin: bytes = b"",
+        audit: AuditEntry | None = None,
     ) -> CreatedJob:
         async with _write(self):
-            return self._create_job(job, runs, request, stdin)
+            created = self._create_job(job, runs, request, stdin)
+            self._record_change(audit, created)
+            return created
 
-    async def write_job(self, job: Job) -> None:
+    async def find_request(self, request: RequestKey) -> Job | None:
+        await trio.lowlevel.checkpoint()
+        return self._find_request(request)
+
+    async def write_job(self, job: Job, *, audit: AuditEntry | None = None) -> None:
         async with _write(self):
             stored = self._stored(job.id)
             stored.job = replace(
@@ -131,10 +146,12 @@ class MemoryStore:
                 run_counts=dict(job.run_counts),
             )
             self._record(stored, [JobEvent(seq=self._next_seq(), job=stored.job)])
+            self._record_change(audit)
 
-    async def write_run(self, run: Run) -> None:
+    async def write_run(self, run: Run, *, passed: Sequence[Run] = ()) -> None:
         async with _write(self):
-            self._write_run(run)
+            for each in (*passed, run):
+                self._write_run(each)
 
     def write_run_soon(self, run: Run) -> None:
         if self._failure:
@@ -225,7 +242,7 @@ class MemoryStore:
             found.append(event)
         return tuple(found)
 
-    async def append_output(self, run: Run, chunks: Sequence[OutputChunk]) -> None:
+    async def append_output(self, run: Run, chunks: Sequence[OutputChunk], *, followed: bool = False) -> None:
         async with _write(self):
             stored = self._stored_run(run)
             output = stored.output.setdefault(run.node, [])
@@ -264,8 +281,10 @@ class MemoryStore:
             found.append(cut)
         return tuple(found)
 
-    async def write_node(self, node: Node, *, status: NodeStatus | None = None) -> None:
+    async def write_node(self, node: Node, *, status: NodeStatus | None = None, only_known: bool = False) -> None:
         async with _write(self):
+            if only_known and (node.organization, node.name) not in self._nodes:
+                return
             self._nodes[node.organization, node.name] = node
             if status is not None:
                 self._statuses.append((self._next_key(), status))
@@ -291,70 +310,104 @@ class MemoryStore:
         ]
         return _page(listing, found, limit)
 
-    async def write_user(self, user: User) -> None:
+    async def write_user(self, user: User, *, audit: AuditEntry | None = None) -> None:
         async with _write(self):
             self._users[user.organization, user.name] = user
+            self._record_change(audit)
 
-    async def remove_user(self, organization: str, name: str) -> bool:
+    async def remove_user(self, organization: str, name: str, *, audit: AuditEntry | None = None) -> bool:
         async with _write(self):
-            return self._users.pop((organization, name), None) is not None
+            removed = self._users.pop((organization, name), None) is not None
+            self._record_change(audit, removed)
+            return removed
 
     async def load_users(self) -> Sequence[User]:
         await trio.lowlevel.checkpoint()
         return tuple(user for _, user in sorted(self._users.items(), key=lambda item: item[0]))
 
-    async def write_chef_principals(self, principals: Sequence[ChefPrincipal]) -> None:
+    async def write_chef_principals(
+        self, principals: Sequence[ChefPrincipal], *, audit: AuditEntry | None = None
+    ) -> None:
         async with _write(self):
             for principal in principals:
                 self._chef_principals[principal.organization, principal.kind, principal.name] = principal
+            self._record_change(audit)
 
-    async def remove_chef_principal(self, organization: str, kind: ChefPrincipalKind, name: str) -> bool:
+    async def remove_chef_principal(
+        self, organization: str, kind: ChefPrincipalKind, name: str, *, audit: AuditEntry | None = None
+    ) -> bool:
         async with _write(self):
-            return self._chef_principals.pop((organization, kind, name), None) is not None
+            removed = self._chef_principals.pop((organization, kind, name), None) is not None
+            self._record_change(audit, removed)
+            return removed
 
     async def load_chef_principals(self) -> Sequence[ChefPrincipal]:
         await trio.lowlevel.checkpoint()
         return tuple(principal for _, principal in sorted(self._chef_principals.items(), key=lambda item: item[0]))
 
-    async def write_grant(self, grant: Grant) -> None:
+    async def write_grant(self, grant: Grant, *, audit: AuditEntry | None = None) -> None:
         async with _write(self):
             self._grants[grant.organization, grant.user, grant.command, grant.nodes] = grant
+            self._record_change(audit)
 
-    async def remove_grant(self, grant: Grant) -> bool:
+    async def remove_grant(self, grant: Grant, *, audit: AuditEntry | None = None) -> bool:
         async with _write(self):
             key = (grant.organization, grant.user, grant.command, grant.nodes)
-            return self._grants.pop(key, None) is not None
+            removed = self._grants.pop(key, None) is not None
+            self._record_change(audit, removed)
+            return removed
 
     async def load_grants(self, organization: str, user: str) -> Sequence[Grant]:
         await trio.lowlevel.checkpoint()
         return tuple(grant for key, grant in sorted(self._grants.items()) if key[:2] == (organization, user))
 
-    async def write_certificate(self, *, serial: str, organization: str, subject: str, expires_at: float) -> None:
+    async def write_certificate(
+        self,
+        *,
+        serial: str,
+        organization: str,
+        subject: str,
+        expires_at: float,
+        renews: str = "",
+        audit: AuditEntry | None = None,
+    ) -> bool:
         async with _write(self):
             if serial in self._certificates:
                 raise StoreConflict(f"a certificate with serial {serial} is stored already")
+            if renews in self._certificates and self._certificates[renews].revoked:
+                return False
             self._certificates[serial] = _Certificate(organization, subject)
+            self._record_change(audit)
+            return True
 
-    async def revoke_certificates(self, organization: str, subject: str) -> Sequence[str]:
+    async def revoke_certificates(
+        self, organization: str, subject: str, *, audit: AuditEntry | None = None
+    ) -> Sequence[str]:
         async with _write(self):
             serials = []
             for serial, certificate in sorted(self._certificates.items()):
                 if (certificate.organization, certificate.subject) == (organization, subject):
                     certificate.revoked = True
                     serials.append(serial)
+            self._record_change(audit)
             return tuple(serials)
 
     async def revoked_serials(self) -> Sequence[str]:
         await trio.lowlevel.checkpoint()
         return tuple(serial for serial, certificate in sorted(self._certificates.items()) if certificate.revoked)
 
-    async def write_enrollment_token(self, *, digest: bytes, organization: str, node: str, expires_at: float) -> None:
+    async def write_enrollment_token(
+        self, *, digest: bytes, organization: str, node: str, expires_at: float, audit: AuditEntry | None = None
+    ) -> None:
         async with _write(self):
             if digest in self._tokens:
                 raise StoreConflict("this enrolment token is stored already")
             self._tokens[digest] = _Token(organization, node, expires_at)
+            self._record_change(audit)
 
-    async def use_enrollment_token(self, *, digest: bytes, organization: str, node: str, now: float) -> bool:
+    async def use_enrollment_token(
+        self, *, digest: bytes, organization: str, node: str, now: float, audit: AuditEntry | None = None
+    ) -> bool:
         async with _write(self):
             token = self._tokens.get(digest)
             if token is None or token.used or token.expires_at <= now:
@@ -362,6 +415,7 @@ class MemoryStore:
             if (token.organization, token.node) != (organization, node):
                 return False
             token.used = True
+            self._record_change(audit)
             return True
 
     async def next_epoch(self, now: float) -> int:
@@ -394,11 +448,9 @@ class MemoryStore:
         key = None
         if request is not None:
             key = (request.organization, request.principal, request.request_id)
-            digest, known = self._requests.get(key, (b"", ""))
-            if known and digest != request.digest:
-                raise RequestIdReused(f"request {request.request_id} was made before with another body", job_id=known)
-            if known:
-                return CreatedJob(job=self._jobs[known].job, created=False)
+            known = self._find_request(request)
+            if known is not None:
+                return CreatedJob(job=known, created=False)
         by_node = {run.node: run for run in runs}
         if job.id in self._jobs or len(by_node) != len(runs) or any(run.id in self._runs for run in runs):
             raise StoreConflict("a job or run with this id, or a run for this node, is stored already")
@@ -411,6 +463,15 @@ class MemoryStore:
         created += [RunEvent(seq=self._next_seq(), run=run) for run in runs]
         self._record(stored, created)
         return CreatedJob(job=job, created=True)
+
+    def _find_request(self, request: RequestKey) -> Job | None:
+        key = (request.organization, request.principal, request.request_id)
+        digest, known = self._requests.get(key, (b"", ""))
+        if not known:
+            return None
+        if digest != request.digest:
+            raise RequestIdReused(f"request {request.request_id} was made before with another body", job_id=known)
+        return self._jobs[known].job
 
     def _write_run(self, run: Run) -> None:
         stored = self._stored_run(run)

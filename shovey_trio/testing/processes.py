@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import signal
 import subprocess
 import sys
@@ -30,6 +31,22 @@ def program(name: str) -> list[str]:
         "shovey-agent": "shovey_agent.cli",
     }
     return [sys.executable, "-c", f"from {modules[name]} import main; main()"]
+
+
+def run_as(account: str) -> list[str]:
+    """What to put before a command so that it runs as another account, by the same process id; nothing for our own.
+
+    Where the interpreter lies in a directory that is closed to others (a home of root's, say), the command may read
+    past file modes; it writes, signals and connects as that account all the same.
+    """
+    found = pwd.getpwnam(account)
+    if found.pw_uid == os.geteuid():
+        return []
+    command = ["setpriv", f"--reuid={found.pw_uid}", f"--regid={found.pw_gid}", "--clear-groups"]
+    interpreter = Path(sys.executable).resolve()
+    if not all(directory.stat().st_mode & 0o001 for directory in interpreter.parents):
+        command += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+    return command
 
 
 class ManagedProcess:

@@ -26,15 +26,15 @@ from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"shovey_trio/v1/admin_service.proto\x12\x0eshovey_trio.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"h\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04role\x18\x02 \x01(\x0e\x32\x14.shovey_trio.v1.Role\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\x1c\x43reateUserCertificateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04role\x18\x02 \x01(\x0e\x32\x14.shovey_trio.v1.Role\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\"^\n\x1d\x43reateUserCertificateResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.shovey_trio.v1.User\x12\x19\n\x11\x63\x65rtificate_chain\x18\x02 \x01(\x0c\"9\n\x10ListUsersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x11ListUsersResponse\x12#\n\x05users\x18\x01 \x03(\x0b\x32\x14.shovey_trio.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11RemoveUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12RemoveUserResponse\"Z\n\x1c\x43reateEnrollmentTokenRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12,\n\tvalid_for\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\x8f\x01\n\x1d\x43reateEnrollmentTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x65nroll_address\x18\x03 \x01(\t\x12\x17\n\x0f\x63\x61_certificates\x18\x04 \x01(\x0c\"\x16\n\x14GetServerInfoRequest\"\xb1\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x14\n\x0corganization\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bserver_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x04serf\x18\x06 \x01(\x0b\x32\x18.shovey_trio.v1.SerfInfo\x12\x14\n\x0cjobs_running\x18\x07 \x01(\x05\x12\x16\n\x0enodes_attached\x18\x08 \x01(\x05\x12\x1b\n\x13unaddressable_nodes\x18\t \x03(\t\x12\x0e\n\x06\x63\x61ller\x18\n \x01(\t\"\x9c\x01\n\x08SerfInfo\x12\x12\n\nconfigured\x18\x01 \x01(\x08\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlast_error\x18\x04 \x01(\t\x12\x15\n\rmembers_alive\x18\x05 \x01(\x05\x12\x13\n\x0bquery_queue\x18\x06 \x01(\x05*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_ADMIN\x10\x01\x12\x11\n\rROLE_OPERATOR\x10\x02\x12\x0f\n\x0bROLE_VIEWER\x10\x03\x32\xff\x03\n\x0c\x41\x64minService\x12t\n\x15\x43reateUserCertificate\x12,.shovey_trio.v1.CreateUserCertificateRequest\x1a-.shovey_trio.v1.CreateUserCertificateResponse\x12P\n\tListUsers\x12 .shovey_trio.v1.ListUsersRequest\x1a!.shovey_trio.v1.ListUsersResponse\x12S\n\nRemoveUser\x12!.shovey_trio.v1.RemoveUserRequest\x1a\".shovey_trio.v1.RemoveUserResponse\x12t\n\x15\x43reateEnrollmentToken\x12,.shovey_trio.v1.CreateEnrollmentTokenRequest\x1a-.shovey_trio.v1.CreateEnrollmentTokenResponse\x12\\\n\rGetServerInfo\x12$.shovey_trio.v1.GetServerInfoRequest\x1a%.shovey_trio.v1.GetServerInfoResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"shovey_trio/v1/admin_service.proto\x12\x0eshovey_trio.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"h\n\x04User\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04role\x18\x02 \x01(\x0e\x32\x14.shovey_trio.v1.Role\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"]\n\x1c\x43reateUserCertificateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\"\n\x04role\x18\x02 \x01(\x0e\x32\x14.shovey_trio.v1.Role\x12\x0b\n\x03\x63sr\x18\x03 \x01(\x0c\"^\n\x1d\x43reateUserCertificateResponse\x12\"\n\x04user\x18\x01 \x01(\x0b\x32\x14.shovey_trio.v1.User\x12\x19\n\x11\x63\x65rtificate_chain\x18\x02 \x01(\x0c\"9\n\x10ListUsersRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"Q\n\x11ListUsersResponse\x12#\n\x05users\x18\x01 \x03(\x0b\x32\x14.shovey_trio.v1.User\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"!\n\x11RemoveUserRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x14\n\x12RemoveUserResponse\"Z\n\x1c\x43reateEnrollmentTokenRequest\x12\x0c\n\x04node\x18\x01 \x01(\t\x12,\n\tvalid_for\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa8\x01\n\x1d\x43reateEnrollmentTokenResponse\x12\r\n\x05token\x18\x01 \x01(\t\x12.\n\nexpires_at\x18\x02 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x16\n\x0e\x65nroll_address\x18\x03 \x01(\t\x12\x17\n\x0f\x63\x61_certificates\x18\x04 \x01(\x0c\x12\x17\n\x0froot_public_key\x18\x05 \x01(\x0c\"\x16\n\x14GetServerInfoRequest\"\xb1\x02\n\x15GetServerInfoResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x14\n\x0corganization\x18\x02 \x01(\t\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12.\n\nstarted_at\x18\x04 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12/\n\x0bserver_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12&\n\x04serf\x18\x06 \x01(\x0b\x32\x18.shovey_trio.v1.SerfInfo\x12\x14\n\x0cjobs_running\x18\x07 \x01(\x05\x12\x16\n\x0enodes_attached\x18\x08 \x01(\x05\x12\x1b\n\x13unaddressable_nodes\x18\t \x03(\t\x12\x0e\n\x06\x63\x61ller\x18\n \x01(\t\"\x9c\x01\n\x08SerfInfo\x12\x12\n\nconfigured\x18\x01 \x01(\x08\x12\x11\n\tconnected\x18\x02 \x01(\x08\x12)\n\x05since\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x12\n\nlast_error\x18\x04 \x01(\t\x12\x15\n\rmembers_alive\x18\x05 \x01(\x05\x12\x13\n\x0bquery_queue\x18\x06 \x01(\x05*P\n\x04Role\x12\x14\n\x10ROLE_UNSPECIFIED\x10\x00\x12\x0e\n\nROLE_ADMIN\x10\x01\x12\x11\n\rROLE_OPERATOR\x10\x02\x12\x0f\n\x0bROLE_VIEWER\x10\x03\x32\xff\x03\n\x0c\x41\x64minService\x12t\n\x15\x43reateUserCertificate\x12,.shovey_trio.v1.CreateUserCertificateRequest\x1a-.shovey_trio.v1.CreateUserCertificateResponse\x12P\n\tListUsers\x12 .shovey_trio.v1.ListUsersRequest\x1a!.shovey_trio.v1.ListUsersResponse\x12S\n\nRemoveUser\x12!.shovey_trio.v1.RemoveUserRequest\x1a\".shovey_trio.v1.RemoveUserResponse\x12t\n\x15\x43reateEnrollmentToken\x12,.shovey_trio.v1.CreateEnrollmentTokenRequest\x1a-.shovey_trio.v1.CreateEnrollmentTokenResponse\x12\\\n\rGetServerInfo\x12$.shovey_trio.v1.GetServerInfoRequest\x1a%.shovey_trio.v1.GetServerInfoResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shovey_trio.v1.admin_service_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ROLE']._serialized_start=1344
-  _globals['_ROLE']._serialized_end=1424
+  _globals['_ROLE']._serialized_start=1369
+  _globals['_ROLE']._serialized_end=1449
   _globals['_USER']._serialized_start=119
   _globals['_USER']._serialized_end=223
   _globals['_CREATEUSERCERTIFICATEREQUEST']._serialized_start=225
@@ -52,13 +52,13 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_CREATEENROLLMENTTOKENREQUEST']._serialized_start=615
   _globals['_CREATEENROLLMENTTOKENREQUEST']._serialized_end=705
   _globals['_CREATEENROLLMENTTOKENRESPONSE']._serialized_start=708
-  _globals['_CREATEENROLLMENTTOKENRESPONSE']._serialized_end=851
-  _globals['_GETSERVERINFOREQUEST']._serialized_start=853
-  _globals['_GETSERVERINFOREQUEST']._serialized_end=875
-  _globals['_GETSERVERINFORESPONSE']._serialized_start=878
-  _globals['_GETSERVERINFORESPONSE']._serialized_end=1183
-  _globals['_SERFINFO']._serialized_start=1186
-  _globals['_SERFINFO']._serialized_end=1342
-  _globals['_ADMINSERVICE']._serialized_start=1427
-  _globals['_ADMINSERVICE']._serialized_end=1938
+  _globals['_CREATEENROLLMENTTOKENRESPONSE']._serialized_end=876
+  _globals['_GETSERVERINFOREQUEST']._serialized_start=878
+  _globals['_GETSERVERINFOREQUEST']._serialized_end=900
+  _globals['_GETSERVERINFORESPONSE']._serialized_start=903
+  _globals['_GETSERVERINFORESPONSE']._serialized_end=1208
+  _globals['_SERFINFO']._serialized_start=1211
+  _globals['_SERFINFO']._serialized_end=1367
+  _globals['_ADMINSERVICE']._serialized_start=1452
+  _globals['_ADMINSERVICE']._serialized_end=1963
 # @@protoc_insertion_point(module_scope)

@@ -227,11 +227,14 @@ class CreateEnrollmentTokenResponse(_message.Message):
     EXPIRES_AT_FIELD_NUMBER: _builtins.int
     ENROLL_ADDRESS_FIELD_NUMBER: _builtins.int
     CA_CERTIFICATES_FIELD_NUMBER: _builtins.int
+    ROOT_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     token: _builtins.str
     enroll_address: _builtins.str
     """host:port of the listener that serves Enroll."""
     ca_certificates: _builtins.bytes
     """PEM, what the new node must trust."""
+    root_public_key: _builtins.bytes
+    """32 bytes, Ed25519: what the organization's key sets must be signed with. For the join string."""
     @_builtins.property
     def expires_at(self) -> _timestamp_pb2.Timestamp: ...
     def __init__(
@@ -241,10 +244,11 @@ class CreateEnrollmentTokenResponse(_message.Message):
         expires_at: _timestamp_pb2.Timestamp | None = ...,
         enroll_address: _builtins.str = ...,
         ca_certificates: _builtins.bytes = ...,
+        root_public_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["expires_at", b"expires_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificates", b"ca_certificates", "enroll_address", b"enroll_address", "expires_at", b"expires_at", "token", b"token"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ca_certificates", b"ca_certificates", "enroll_address", b"enroll_address", "expires_at", b"expires_at", "root_public_key", b"root_public_key", "token", b"token"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18shovey_trio/v1/key.proto\x12\x0eshovey_trio.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"X\n\x06KeySet\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\x04\x12(\n\x04keys\x18\x03 \x03(\x0b\x32\x1a.shovey_trio.v1.SigningKey\"p\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18shovey_trio/v1/key.proto\x12\x0eshovey_trio.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\x81\x01\n\x06KeySet\x12\x14\n\x0corganization\x18\x01 \x01(\t\x12\x0e\n\x06serial\x18\x02 \x01(\x04\x12(\n\x04keys\x18\x03 \x03(\x0b\x32\x1a.shovey_trio.v1.SigningKey\x12\x0e\n\x06signed\x18\x04 \x01(\x0c\x12\x17\n\x0froot_public_key\x18\x05 \x01(\x0c\"\x9f\x01\n\nSigningKey\x12\x0e\n\x06key_id\x18\x01 \x01(\t\x12\x12\n\npublic_key\x18\x02 \x01(\x0c\x12.\n\ncreated_at\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x0e\n\x06\x61\x63tive\x18\x04 \x01(\x08\x12-\n\tnot_after\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestampb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'shovey_trio.v1.key_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_KEYSET']._serialized_start=77
-  _globals['_KEYSET']._serialized_end=165
-  _globals['_SIGNINGKEY']._serialized_start=167
-  _globals['_SIGNINGKEY']._serialized_end=279
+  _globals['_KEYSET']._serialized_start=78
+  _globals['_KEYSET']._serialized_end=207
+  _globals['_SIGNINGKEY']._serialized_start=210
+  _globals['_SIGNINGKEY']._serialized_end=369
 # @@protoc_insertion_point(module_scope)

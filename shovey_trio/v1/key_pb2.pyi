@@ -28,21 +28,33 @@ class KeySet(_message.Message):
     ORGANIZATION_FIELD_NUMBER: _builtins.int
     SERIAL_FIELD_NUMBER: _builtins.int
     KEYS_FIELD_NUMBER: _builtins.int
+    SIGNED_FIELD_NUMBER: _builtins.int
+    ROOT_PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     organization: _builtins.str
     serial: _builtins.int
     """Grows with every change; an agent keeps the set with the highest one."""
+    signed: _builtins.bytes
+    """The set as the organization's root key signed it: 64 bytes Ed25519 signature over the domain string and the rest,
+    then the set in canonical JSON. Who has the root key believes this and ignores the fields above.
+    """
+    root_public_key: _builtins.bytes
+    """32 bytes, Ed25519. Only to be believed by who has no root key yet, from a peer that it trusts otherwise."""
     @_builtins.property
-    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___SigningKey]: ...
+    def keys(self) -> _containers.RepeatedCompositeFieldContainer[Global___SigningKey]:
+        """What may verify now; revoked keys are not among them."""
+
     def __init__(
         self,
         *,
         organization: _builtins.str = ...,
         serial: _builtins.int = ...,
         keys: _abc.Iterable[Global___SigningKey] | None = ...,
+        signed: _builtins.bytes = ...,
+        root_public_key: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "organization", b"organization", "serial", b"serial"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys", "organization", b"organization", "root_public_key", b"root_public_key", "serial", b"serial", "signed", b"signed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -56,6 +68,7 @@ class SigningKey(_message.Message):
     PUBLIC_KEY_FIELD_NUMBER: _builtins.int
     CREATED_AT_FIELD_NUMBER: _builtins.int
     ACTIVE_FIELD_NUMBER: _builtins.int
+    NOT_AFTER_FIELD_NUMBER: _builtins.int
     key_id: _builtins.str
     public_key: _builtins.bytes
     """32 bytes, Ed25519."""
@@ -63,6 +76,10 @@ class SigningKey(_message.Message):
     """The key that new orders are signed with."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def not_after(self) -> _timestamp_pb2.Timestamp:
+        """Nothing that it signed is believed later; absent for none."""
+
     def __init__(
         self,
         *,
@@ -70,10 +87,11 @@ class SigningKey(_message.Message):
         public_key: _builtins.bytes = ...,
         created_at: _timestamp_pb2.Timestamp | None = ...,
         active: _builtins.bool = ...,
+        not_after: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["created_at", b"created_at", "not_after", b"not_after"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "created_at", b"created_at", "key_id", b"key_id", "public_key", b"public_key"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["active", b"active", "created_at", b"created_at", "key_id", b"key_id", "not_after", b"not_after", "public_key", b"public_key"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

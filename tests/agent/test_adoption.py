@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 import trio
-from shovey_agent.launcher import Launcher
 from shovey_agent.proc_posix import ProcessStat, descendants, read_stat
 from shovey_agent.runs import Duplicate, ExitCause, RunPhase, RunSpec
+from shovey_agent.zygote_client import Zygote
 
 from shovey_trio.core.model import ProofKind
 
@@ -304,15 +304,15 @@ async def test_supervisor_that_comes_too_late_finds_the_run_taken_and_starts_not
         await runner.executor.start(spec)
         await runner.finished(spec.run_id)
         (runner.state_dir / "ran").unlink()
-        launcher = Launcher()
+        zygote = Zygote()
         try:
-            channel = await launcher.launch(str(runner.directory(spec.run_id)))
+            channel = await zygote.launch(str(runner.directory(spec.run_id)))
             with channel:
                 words = []
                 while word := await channel.recv(64):
                     words.append(word)
         finally:
-            await launcher.aclose()
+            await zygote.aclose()
         assert words == [b"ready"]
         assert not (runner.state_dir / "ran").exists()
 

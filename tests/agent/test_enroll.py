@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 from shovey_agent.credentials import CredentialStore, NotEnrolled
 from shovey_agent.enroll import (
@@ -21,16 +22,18 @@ from shovey_agent.enroll import (
     enroll,
     renew,
 )
+from shovey_agent.trusted_keys import TrustedKeys
 
 from shovey_trio.core.enrollment import JoinTicket, encode_token
 from shovey_trio.core.errors import NodeProtocolError, Unreachable
-from shovey_trio.core.order_signing import KeySet, PublicKey
+from shovey_trio.core.key_sets import KeySetRefused
+from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.identity.authority import CertificateAuthority, create_authority
 from shovey_trio.identity.files import FileUnusable, InsecureFile
 from shovey_trio.identity.names import node_identity
 from shovey_trio.identity.renewal import verify_renewal
 from shovey_trio.identity.requests import make_private_key, make_request
-from shovey_trio.identity.signing_keys import SigningKeys, make_signing_key
+from shovey_trio.identity.root_keys import make_keys
 
 NOW = 1_767_225_600.0
 SECRET = bytes(range(32))
@@ -41,7 +44,9 @@ class Controller:
 
     def __init__(self, name: str = "web-1") -> None:
         self.authority = create_authority(organization="acme", key=make_private_key(), now=NOW)
-        self.keys = SigningKeys(organization="acme", serial=3, active=make_signing_key(NOW)).published()
+        self.root = Ed25519PrivateKey.generate()
+        self.keys = make_keys("acme", self.root, now=NOW).published()
+        self.vouches_for_root = True
         self.name = name
         self.calls: list[EnrollCall | RenewCall] = []
 
@@ -53,6 +58,7 @@ class Controller:
             enroll_address="127.0.0.1:7444",
             ca_certificate=self.authority.certificate.public_bytes(Encoding.DER),
             secret=SECRET,
+            root_public_key=self.keys.root_public_key if self.vouches_for_root else b"",
         )
 
     async def enroll(self, call: EnrollCall) -> EnrollAnswer:
@@ -90,7 +96,9 @@ async def test_enrolment_stores_credentials_that_load_again(store: CredentialSto
     controller = Controller()
     credentials = await enroll(controller.join, store, controller.enroll)
     assert store.load() == credentials
-    assert store.load_signing_keys() == controller.keys
+    keys = TrustedKeys.load(store.signing_keys, "acme")
+    assert keys.usable(NOW) == controller.keys.keys.keys
+    assert keys.root_public_key == controller.root.public_key().public_bytes_raw()
     assert (credentials.organization, credentials.node, credentials.control_address) == (
         "acme",
         "web-1",
@@ -173,15 +181,7 @@ def _foreign_ca(answer: EnrollAnswer, _call: EnrollCall, _authority: Certificate
     return replace(answer, ca_certificates=create_authority(organization="evil", key=make_private_key(), now=NOW).pem)
 
 
-def _foreign_keys(answer: EnrollAnswer, _call: EnrollCall, _authority: CertificateAuthority) -> EnrollAnswer:
-    return replace(answer, signing_keys=replace(answer.signing_keys, organization="evil"))
-
-
-def _no_keys(answer: EnrollAnswer, _call: EnrollCall, _authority: CertificateAuthority) -> EnrollAnswer:
-    return replace(answer, signing_keys=replace(answer.signing_keys, keys=()))
-
-
-@pytest.mark.parametrize("spoil", [_other_name, _other_key, _garbage, _foreign_ca, _foreign_keys, _no_keys])
+@pytest.mark.parametrize("spoil", [_other_name, _other_key, _garbage, _foreign_ca])
 async def test_an_answer_for_somebody_else_is_refused_and_not_stored(
     store: CredentialStore, spoil: Callable[[EnrollAnswer, EnrollCall, CertificateAuthority], EnrollAnswer]
 ) -> None:
@@ -225,10 +225,26 @@ async def test_state_open_to_others_is_refused(store: CredentialStore) -> None:
     await enroll(controller.join, store, controller.enroll)
     for path in store.state_dir.iterdir():
         path.chmod(0o644)
-    with pytest.raises(InsecureFile, match=r"credentials\.json"):
+        with pytest.raises(InsecureFile, match=rf"{path.name} has mode 0644.*chmod 0600"):
+            store.load()
+        path.chmod(0o600)
+    for name in ("nonces", "voided", "epoch"):
+        (store.state_dir / name).touch(mode=0o640)
+        with pytest.raises(InsecureFile, match=f"{name} has mode 0640"):
+            store.load()
+        (store.state_dir / name).chmod(0o600)
+    (store.state_dir / "runs").mkdir(mode=0o750)
+    with pytest.raises(InsecureFile, match=r"runs has mode 0750.*chmod 0700"):
         store.load()
+    (store.state_dir / "runs").chmod(0o700)
+    store.load()
+    store.state_dir.chmod(0o711)
+    with pytest.raises(InsecureFile, match="0711"):
+        store.load()
+    store.state_dir.chmod(0o700)
+    store.signing_keys.chmod(0o644)
     with pytest.raises(InsecureFile, match=r"signing-keys\.json"):
-        store.load_signing_keys()
+        TrustedKeys.load(store.signing_keys, "acme")
 
 
 @pytest.mark.parametrize("change", [{"format": 9}, {"node": "web-2"}, {"private_key": "x"}, {"extra": 1}, {"node": 5}])
@@ -243,26 +259,44 @@ async def test_damaged_credentials_are_named_and_not_quoted(store: CredentialSto
     assert "PRIVATE" not in caught.value.message
 
 
-async def test_signing_keys_only_move_forward(store: CredentialStore) -> None:
-    controller = Controller()
-    await enroll(controller.join, store, controller.enroll)
-    newer = SigningKeys(organization="acme", serial=4, active=make_signing_key(NOW + 1)).published()
-    assert store.save_signing_keys(newer)
-    for serial in (3, 4):
-        assert not store.save_signing_keys(replace(controller.keys, serial=serial))
-    assert store.load_signing_keys() == newer
+def _of_another_root(keys: PublishedKeys) -> PublishedKeys:
+    return make_keys("acme", Ed25519PrivateKey.generate(), now=NOW).published()
 
 
-async def test_signing_keys_of_another_organization_or_under_another_id_are_refused(store: CredentialStore) -> None:
+def _unsigned(keys: PublishedKeys) -> PublishedKeys:
+    return replace(keys, signed=b"", root_public_key=b"")
+
+
+def _of_another_organization(keys: PublishedKeys) -> PublishedKeys:
+    return make_keys("evil", Ed25519PrivateKey.generate(), now=NOW).published()
+
+
+@pytest.mark.parametrize("spoil", [_of_another_root, _unsigned, _of_another_organization])
+async def test_keys_that_the_join_strings_root_did_not_sign_are_refused_and_nothing_is_stored(
+    store: CredentialStore, spoil: Callable[[PublishedKeys], PublishedKeys]
+) -> None:
     controller = Controller()
+    join = controller.join
+    controller.keys = spoil(controller.keys)
+    with pytest.raises(KeySetRefused):
+        await enroll(join, store, controller.enroll)
+    assert not store.state_dir.exists()
+
+
+async def test_a_join_string_without_a_root_key_takes_the_root_of_the_controllers_answer(
+    store: CredentialStore,
+) -> None:
+    controller = Controller()
+    controller.vouches_for_root = False
     await enroll(controller.join, store, controller.enroll)
-    (key,) = controller.keys.keys
-    mislabelled = PublicKey(key_id="0" * 16, public_bytes=key.public_bytes, created_at=NOW, active=True)
-    for bad in (
-        replace(controller.keys, organization="evil", serial=9),
-        KeySet(organization="acme", serial=9, keys=(mislabelled,)),
-        KeySet(organization="acme", serial=9, keys=()),
-    ):
-        with pytest.raises(NodeProtocolError):
-            store.save_signing_keys(bad)
-    assert store.load_signing_keys() == controller.keys
+    keys = TrustedKeys.load(store.signing_keys, "acme")
+    assert keys.root_public_key == controller.root.public_key().public_bytes_raw()
+
+
+async def test_enrolling_again_forgets_the_root_key_of_before(store: CredentialStore) -> None:
+    first = Controller()
+    await enroll(first.join, store, first.enroll)
+    other = Controller()
+    await enroll(other.join, store, other.enroll, again=True)
+    keys = TrustedKeys.load(store.signing_keys, "acme")
+    assert keys.root_public_key == other.root.public_key().public_bytes_raw()

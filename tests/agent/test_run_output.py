@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import pytest
+import trio
 from shovey_agent.proc_posix import descendants
 from shovey_agent.runs import ExitCause
 from shovey_agent.spool import SpoolLimits
@@ -125,7 +126,7 @@ async def test_byte_by_byte_output_over_the_cap_stays_within_memory(open_runner:
 async def test_full_disk_neither_stops_the_command_nor_hides_its_end(open_runner: OpenRunner) -> None:
     async with open_runner(limits=SpoolLimits(tail_cap=50_000)) as runner:
         # The supervisor inherits the limit from the zygote: its writes fail as on a full disk, after 300,000 bytes.
-        resource.prlimit(_zygote_pid(), resource.RLIMIT_FSIZE, (300_000, 300_000))
+        resource.prlimit(await _zygote_pid(), resource.RLIMIT_FSIZE, (300_000, 300_000))
         run_id = await runner.start("sh", "-c", "yes 0123456789 | head -c 2000000; exit 7")
         report = await runner.finished(run_id)
         assert (report.cause, report.exit_code) == (ExitCause.EXITED, 7)
@@ -175,8 +176,10 @@ async def test_command_that_nobody_reads_is_not_slowed_down(open_runner: OpenRun
         assert report.output.stderr_bytes == 1000
 
 
-def _zygote_pid() -> int:
-    for stat in descendants({os.getpid()}):
-        if b"zygote.py" in Path(f"/proc/{stat.pid}/cmdline").read_bytes():
-            return stat.pid
-    raise AssertionError("there is no zygote")
+async def _zygote_pid() -> int:
+    # It is started beside the executor, which may be there first.
+    while True:
+        for stat in descendants({os.getpid()}):
+            if b"zygote.py" in Path(f"/proc/{stat.pid}/cmdline").read_bytes():
+                return stat.pid
+        await trio.sleep(0.01)

@@ -18,20 +18,24 @@ from shovey_agent.epoch import EpochFile
 from shovey_agent.executor import Executor, ExecutorConfig, open_executor
 from shovey_agent.gate import OrderGate
 from shovey_agent.link import ControllerLink
+from shovey_agent.local_desk import LocalDesk
 from shovey_agent.nonces import open_nonces
 from shovey_agent.session import Hello, Session
 from shovey_agent.whitelist_file import WhitelistFile
+from structlog.testing import capture_logs
 
+from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.model import LinkMode
-from shovey_trio.core.order_signing import KeySet, PublicKey, SigningKey
+from shovey_trio.core.order_signing import SigningKey
 from shovey_trio.core.orders import NONCE_BYTES, NodeIdentity, Order, OrderKind, SignedOrder
 from shovey_trio.identity.signing_keys import make_signing_key
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Listener, ServerCall, bidi_route, open_bridge, open_server
-from shovey_trio.rpc.convert import key_set_message, order_bytes, signed_order_message, timestamp
+from shovey_trio.rpc.convert import keys_message, order_bytes, signed_order_message, timestamp
 from shovey_trio.rpc.signer import Signer
 from shovey_trio.testing.limits import within
 from shovey_trio.testing.rpc_certificates import CertificateAuthority
+from shovey_trio.testing.signing import key_set_of
 from shovey_trio.v1 import agent_service_pb2 as pb
 
 KEY: SigningKey = make_signing_key(0.0)
@@ -39,11 +43,8 @@ IDENTITY = NodeIdentity(organization="org", node="n", agent_instance="instance")
 EPOCH = 1000
 
 
-def _keys(*keys: SigningKey) -> KeySet:
-    public = tuple(
-        PublicKey(key_id=key.key_id, public_bytes=key.public_bytes, created_at=0.0, active=True) for key in keys
-    )
-    return KeySet(organization="org", serial=1, keys=public)
+async def _ignore(_: PublishedKeys) -> None:
+    """For sessions in which keys do not change."""
 
 
 def _order(**changes: Any) -> Order:
@@ -72,9 +73,14 @@ def _sign(order: Order, key: SigningKey = KEY) -> SignedOrder:
 
 @dataclass(eq=False)
 class Controller:
-    """The other end, made by hand: it says what the test sends, and keeps what it hears."""
+    """The other end, made by hand: it says what the test sends, and keeps what it hears.
+
+    ``hold``: welcomes nobody before it is set. ``ended``: streams that agents have ended.
+    """
 
     welcome: pb.AttachResponse | None = None
+    hold: trio.Event | None = None
+    ended: int = 0
     hellos: list[pb.AttachHello] = field(default_factory=list)
     heard: list[pb.AttachRequest] = field(default_factory=list)
     call: ServerCall[Any, Any] | None = None
@@ -84,20 +90,28 @@ class Controller:
 
     async def attach(self, call: ServerCall[Any, Any]) -> None:
         self.hellos.append((await call.receive()).hello)
-        welcome = pb.AttachWelcome(
-            controller_time=timestamp(time.time()), epoch=EPOCH, signing_keys=key_set_message(_keys(KEY))
-        )
-        await call.send(self.welcome or pb.AttachResponse(welcome=welcome))
-        self.call = call
         self._note()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._cut_when_told, nursery.cancel_scope)
-            async for message in call:
-                self.heard.append(message)
-                self._note()
-                if message.WhichOneof("message") == "detach" and self.allow_leave:
-                    await call.send(pb.AttachResponse(detach_ok=pb.DetachOk()))
-            nursery.cancel_scope.cancel(reason="the agent has left")
+        if self.hold is not None:
+            await self.hold.wait()
+        keys = PublishedKeys(keys=key_set_of("org", KEY))
+        welcome = pb.AttachWelcome(controller_time=timestamp(time.time()), epoch=EPOCH, signing_keys=keys_message(keys))
+        first = self.welcome or pb.AttachResponse(welcome=welcome)
+        await call.send(first)
+        if first.HasField("welcome"):  # else the agent leaves, and what is sent here is lost
+            self.call = call
+        self._note()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._cut_when_told, nursery.cancel_scope)
+                async for message in call:
+                    self.heard.append(message)
+                    self._note()
+                    if message.WhichOneof("message") == "detach" and self.allow_leave:
+                        await call.send(pb.AttachResponse(detach_ok=pb.DetachOk()))
+                nursery.cancel_scope.cancel(reason="the agent has left")
+        finally:
+            self.ended += 1
+            self._note()
 
     async def push(self, call: ServerCall[Any, Any]) -> None:
         async for message in call:
@@ -147,6 +161,18 @@ class Agent:
     link: ControllerLink
     executor: Executor
     epoch: EpochFile
+    authority: CertificateAuthority
+    credentials: Credentials
+
+    def take_credentials(self, authority: CertificateAuthority) -> None:
+        """Goes on with a certificate of that authority."""
+        identity = authority.client_tls("shovey://org/node/n")
+        assert identity.certificate is not None
+        assert identity.private_key is not None
+        self.credentials = replace(
+            self.credentials, certificate_chain=identity.certificate, private_key=identity.private_key
+        )
+        self.link.credentials_changed()
 
 
 @asynccontextmanager
@@ -182,33 +208,31 @@ async def _rig(
     async with open_server([listener]) as server, open_bridge(), open_executor(config) as executor:
         gate = OrderGate(
             identity=IDENTITY,
-            keys=lambda: _keys(KEY),
+            keys=key_set_of("org", KEY),
             nonces=await open_nonces(directory / "nonces", now=now, longest_life=7200),
             voided=await open_nonces(directory / "voided", now=now, longest_life=14400),
             epoch=epoch,
             whitelist=WhitelistFile(whitelist),
         )
+        desk = LocalDesk(executor, gate)
         hello = Hello(agent_instance="instance", agent_version="1", link=mode, tags={}, boot_id="boot")
+        taking = trio.Lock()
         link = ControllerLink(
-            executor=executor,
+            desk=desk,
             mode=mode,
             reconnect=ReconnectSection(delay_min=0.05, delay_max=0.1, linger=0.05),
             server=f"127.0.0.1:{server.port('control')}",
-            credentials=lambda: credentials,
+            credentials=lambda: agent.credentials,
             new_session=lambda woken_by: Session(
-                hello=hello, executor=executor, gate=gate, new_keys=lambda _: None, woken_by=woken_by
+                hello=hello, desk=desk, new_keys=_ignore, woken_by=woken_by, taking=taking
             ),
         )
-
-        async def tell() -> None:
-            async for event in executor.events:
-                run_id = event.report.run_id if hasattr(event, "report") else event.run_id
-                link.note(run_id, output=type(event).__name__ == "OutputGrown")
+        agent = Agent(link, executor, epoch, authority, credentials)
 
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(tell)
+            nursery.start_soon(desk.serve, link)  # noqa: ASYNC113
             nursery.start_soon(link.serve)  # noqa: ASYNC113
-            yield controller, Agent(link, executor, epoch)
+            yield controller, agent
             nursery.cancel_scope.cancel(reason="the test is over")
 
 
@@ -347,3 +371,71 @@ async def _works(controller: Controller) -> None:
     """The agent is up: a good order runs."""
     await controller.send_order(_sign(order := _order()))
     assert (await controller.report_of(order.run_id)).exit_code == 0
+
+
+# -- one stream takes over from another
+
+
+@within(30)
+async def test_with_new_credentials_the_new_stream_is_up_before_the_old_one_ends(tmp_path: Path) -> None:
+    async with _rig(tmp_path) as (controller, agent):
+        await controller.until(lambda: controller.call)
+        controller.hold = trio.Event()
+        agent.take_credentials(agent.authority)
+        await controller.until(lambda: len(controller.hellos) == 2)
+        assert controller.ended == 0
+        first = controller.call
+        controller.hold.set()
+        await controller.until(lambda: controller.call is not first and controller.ended == 1)
+        await _works(controller)
+        assert len(controller.hellos) == 2
+
+
+@within(30)
+async def test_a_stream_that_fails_to_take_over_leaves_the_old_one_at_work(tmp_path: Path) -> None:
+    async with _rig(tmp_path) as (controller, agent):
+        await controller.until(lambda: controller.call)
+        with capture_logs() as logs:
+            agent.take_credentials(CertificateAuthority())  # a stranger's: no listener of ours believes it
+            while not any(entry["event"].startswith("controller.") for entry in logs):  # noqa: ASYNC110
+                await trio.sleep(0.02)
+        assert controller.ended == 0
+        await _works(controller)
+        agent.take_credentials(agent.authority)
+        await controller.until(lambda: len(controller.hellos) == 2 and controller.ended == 1)
+        await _works(controller)
+
+
+@within(30)
+async def test_between_hello_and_welcome_no_order_is_taken_on_either_stream(tmp_path: Path) -> None:
+    """Or the list of runs in the hello would be untrue, and the controller would take a run for lost."""
+    async with _rig(tmp_path) as (controller, agent):
+        await controller.until(lambda: controller.call)
+        controller.hold = trio.Event()
+        agent.take_credentials(agent.authority)
+        await controller.until(lambda: len(controller.hellos) == 2)
+        first = controller.call
+        signed = _sign(order := _order(command="cat"))
+        await controller.send_order(signed)
+        with trio.move_on_after(0.5) as nothing:
+            await controller.until(lambda: controller.heard)
+        assert nothing.cancelled_caught
+        controller.hold.set()
+        await controller.until(lambda: controller.call is not first and controller.ended == 1)
+        assert list(agent.executor.known_runs()) == []
+        # A controller sends it again to a node that did not say it has it.
+        await controller.send_order(signed)
+        assert (await controller.report_of(order.run_id)).exit_code == 0
+
+
+@within(30)
+async def test_the_old_stream_takes_what_waited_when_the_new_one_fails(tmp_path: Path) -> None:
+    async with _rig(tmp_path) as (controller, agent):
+        await controller.until(lambda: controller.call)
+        controller.hold = trio.Event()
+        agent.take_credentials(agent.authority)
+        await controller.until(lambda: len(controller.hellos) == 2)
+        await controller.send_order(_sign(order := _order(command="cat")))
+        controller.welcome = pb.AttachResponse(detach_ok=pb.DetachOk())  # no welcome
+        controller.hold.set()
+        assert (await controller.report_of(order.run_id)).exit_code == 0

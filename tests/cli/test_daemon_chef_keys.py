@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import pytest
 
 from shovey_trio.cli.daemon import run
+from shovey_trio.core.chef_keys import read_chef_keys
 from shovey_trio.testing.chef_client import make_key, public_pem
 
 
@@ -24,6 +27,11 @@ def key_file(tmp_path: Path) -> str:
     return str(file)
 
 
+def id_of(key_file: str) -> str:
+    (key,) = read_chef_keys(Path(key_file).read_text())
+    return key.key_id
+
+
 def test_key_is_added_listed_kept_with_its_role_and_removed(
     data: list[str], key_file: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -31,14 +39,39 @@ def test_key_is_added_listed_kept_with_its_role_and_removed(
     assert run(["user", "key", "alice", key_file, *data]) == 0
     assert run(["node", "key", "web-1", key_file, *data]) == 0
     capsys.readouterr()
+    key_id = id_of(key_file)
     assert run(["user", "keys", *data]) == 0
-    assert capsys.readouterr().out == "alice\toperator\n"
+    assert capsys.readouterr().out == f"alice\toperator\t{key_id}\n"
     assert run(["node", "keys", *data]) == 0
-    assert capsys.readouterr().out == "web-1\tnode\n"
+    assert capsys.readouterr().out == f"web-1\tnode\t{key_id}\n"
     assert run(["user", "remove-key", "alice", *data]) == 0
     capsys.readouterr()
     assert run(["user", "keys", *data]) == 0
     assert capsys.readouterr().out == ""
+
+
+def test_new_key_holds_beside_the_old_one_until_that_is_taken_away(
+    data: list[str], key_file: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert run(["user", "key", "alice", key_file, "--role", "operator", *data]) == 0
+    fresh = public_pem(make_key())
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(fresh.encode())))
+    assert run(["user", "key", "alice", "-", *data]) == 0
+    (new_id,) = (key.key_id for key in read_chef_keys(fresh))
+    capsys.readouterr()
+    assert run(["user", "keys", *data]) == 0
+    assert capsys.readouterr().out == f"alice\toperator\t{id_of(key_file)},{new_id}\n"
+    assert run(["user", "remove-key", "alice", "0123456789abcdef", *data]) == 3
+    assert run(["user", "remove-key", "alice", id_of(key_file), *data]) == 0
+    capsys.readouterr()
+    assert run(["user", "keys", *data]) == 0
+    assert capsys.readouterr().out == f"alice\toperator\t{new_id}\n"
+    third = tmp_path / "third.pub"
+    third.write_text(public_pem(make_key()))
+    assert run(["user", "key", "alice", str(third), "--only", *data]) == 0
+    capsys.readouterr()
+    assert run(["user", "keys", *data]) == 0
+    assert capsys.readouterr().out == f"alice\toperator\t{id_of(str(third))}\n"
 
 
 def test_new_user_needs_a_role(data: list[str], key_file: str, capsys: pytest.CaptureFixture[str]) -> None:

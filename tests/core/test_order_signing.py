@@ -8,16 +8,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.order_signing import (
-    ORDER_DOMAIN,
-    KeySet,
-    PublicKey,
-    SigningKey,
-    key_id_of,
-    sign_order,
-    verify_order,
-)
+from shovey_trio.core.key_sets import KeyState, PublicKey, key_id_of
+from shovey_trio.core.order_signing import ORDER_DOMAIN, SigningKey, sign_order, verify_order
 from shovey_trio.core.orders import RefusalReason
+from shovey_trio.testing.signing import key_set_of
 
 
 def _key(seed: bytes) -> SigningKey:
@@ -26,40 +20,41 @@ def _key(seed: bytes) -> SigningKey:
     return SigningKey(key_id=key_id_of(public), private_key=private, created_at=0.0)
 
 
-def _public(key: SigningKey) -> PublicKey:
-    return PublicKey(key_id=key.key_id, public_bytes=key.public_bytes, created_at=0.0, active=True)
-
-
 KEY, OTHER = _key(b"k"), _key(b"o")
-KEYS = KeySet(organization="default", serial=1, keys=(_public(KEY), _public(OTHER))).by_id()
+KEYS = key_set_of("default", KEY, OTHER)
+NOW = 1000.0
 
 
 @given(st.binary(max_size=200))
 def test_what_is_signed_is_verified_over_exactly_these_bytes(order: bytes) -> None:
     signed = sign_order(order, KEY)
-    assert verify_order(signed, KEYS) is None
-    assert verify_order(replace(signed, order=order + b"\0"), KEYS) is RefusalReason.BAD_SIGNATURE
+    assert verify_order(signed, KEYS, NOW) is None
+    assert verify_order(replace(signed, order=order + b"\0"), KEYS, NOW) is RefusalReason.BAD_SIGNATURE
 
 
 @given(st.binary(max_size=100))
 def test_no_other_bytes_are_a_signature(signature: bytes) -> None:
     signed = sign_order(b"order", KEY)
     if signature != signed.signature:
-        assert verify_order(replace(signed, signature=signature), KEYS) is RefusalReason.BAD_SIGNATURE
+        assert verify_order(replace(signed, signature=signature), KEYS, NOW) is RefusalReason.BAD_SIGNATURE
 
 
 def test_a_signature_belongs_to_its_key_and_to_orders_alone() -> None:
     signed = sign_order(b"order", KEY)
-    assert verify_order(replace(signed, key_id=OTHER.key_id), KEYS) is RefusalReason.BAD_SIGNATURE
-    assert verify_order(replace(signed, key_id="0" * 16), KEYS) is RefusalReason.UNKNOWN_KEY
+    assert verify_order(replace(signed, key_id=OTHER.key_id), KEYS, NOW) is RefusalReason.BAD_SIGNATURE
+    assert verify_order(replace(signed, key_id="0" * 16), KEYS, NOW) is RefusalReason.UNKNOWN_KEY
     bare = replace(signed, signature=KEY.private_key.sign(b"order"))
-    assert verify_order(bare, KEYS) is RefusalReason.BAD_SIGNATURE
+    assert verify_order(bare, KEYS, NOW) is RefusalReason.BAD_SIGNATURE
     assert KEY.private_key.sign(ORDER_DOMAIN + b"order") == signed.signature
 
 
 def test_a_key_that_is_no_key_verifies_nothing() -> None:
-    broken = {KEY.key_id: replace(_public(KEY), public_bytes=b"short")}
-    assert verify_order(sign_order(b"order", KEY), broken) is RefusalReason.BAD_SIGNATURE
+    class Broken:
+        def find(self, key_id: str, now: float) -> PublicKey:
+            assert (key_id, now) == (KEY.key_id, NOW)
+            return PublicKey(public_bytes=b"short", state=KeyState.ACTIVE, not_before=0)
+
+    assert verify_order(sign_order(b"order", KEY), Broken(), NOW) is RefusalReason.BAD_SIGNATURE
 
 
 def test_key_ids_are_sixteen_hex_digits_of_the_key() -> None:

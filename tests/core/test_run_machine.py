@@ -94,7 +94,7 @@ caused = st.one_of(
     st.builds(NodeSilent, since=times, reason=words),
     st.builds(CancelAsked, by=st.sampled_from(["user/ops", BY_DEADLINE])),
     st.just(AcceptanceOver()),
-    st.builds(NodeUnavailable, cause=words),
+    st.builds(NodeUnavailable, cause=words.filter(bool)),
     st.just(ReconnectGraceOver()),
     st.builds(InternalFailure, detail=words),
 )
@@ -351,3 +351,11 @@ def test_active_means_that_the_node_has_it() -> None:
 def test_our_own_code_cannot_leave_a_terminal_state(state: RunState) -> None:
     with pytest.raises(IllegalTransition, match=f"run may not go from {state}"):
         check_run_transition(state, RunState.RUNNING)
+
+
+def test_a_run_that_was_never_sent_is_not_for_whoever_is_enrolled_under_the_nodes_name_since() -> None:
+    pinned = replace(PENDING, agent_instance="i-1")
+    run = handle(pinned, attached(NodeKnows.NOTHING, "i-2"), NOW).run
+    assert (run.state, run.cause) == (RunState.UNAVAILABLE, "agent_replaced")
+    outcome = handle(pinned, attached(NodeKnows.NOTHING, "i-1"), NOW)
+    assert outcome.effects == (SendStart(),)

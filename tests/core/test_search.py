@@ -17,7 +17,7 @@ FLEET: Mapping[str, Mapping[str, str]] = {
     "web-2.eu": {"role": "web"},
     "web-1.us": {"role": "web", "os": "debian"},
     "db-1.eu": {"role": "db", "os": "debian"},
-    "org:odd[1]*": {},
+    "org:odd[1]*": {"roles": "base,db-slave", "chef_environment": "prod"},
 }
 NODES = [
     Node(name=name, organization="default", tags=tags, enrolled_at=0.0, presence_since=0.0)
@@ -51,6 +51,12 @@ def found(query: str) -> list[str]:
         ("name:*.eu AND (tags:canary OR tags:os)", ["web-1.eu", "db-1.eu"]),
         ("name:*.us OR name:*.eu AND tags:os", ["web-1.us", "db-1.eu"]),
         ("name:(web-1.eu OR db-*)", ["web-1.eu", "db-1.eu"]),
+        ("role:web", ["web-1.eu", "web-2.eu", "web-1.us"]),
+        ("roles:base OR role:db", ["db-1.eu", "org:odd[1]*"]),
+        ("roles:db*", ["db-1.eu", "org:odd[1]*"]),
+        ("role:slave", []),
+        ("chef_environment:prod", ["org:odd[1]*"]),
+        ("chef_environment:pro? AND NOT role:web", ["org:odd[1]*"]),
         (r"name:org\:odd\[1\]\*", ["org:odd[1]*"]),
         ('name:"org:odd[1]*"', ["org:odd[1]*"]),
         ('name:"web-*"', []),
@@ -68,7 +74,7 @@ def test_query_finds(query: str, names: list[str]) -> None:
         " ",
         "web-1",
         "*",
-        "role:web",
+        "ipaddress:10.*",
         "name:[a TO b]",
         "name:>3",
         "name:web~2",

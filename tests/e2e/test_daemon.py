@@ -15,7 +15,7 @@ import pytest
 import trio
 
 from shovey_trio.core.errors import Exit
-from shovey_trio.identity.signing_keys import SigningKeyFile, SigningKeys, make_signing_key
+from shovey_trio.identity.root_keys import KeyRing, rotation
 from shovey_trio.rpc.client import open_client
 from shovey_trio.testing.commands import commands
 from shovey_trio.testing.fleet import ORGANIZATION, Fleet, NodeSpec
@@ -72,13 +72,12 @@ async def test_hup_with_a_damaged_file_leaves_the_old_in_force(fleet: Fleet, ope
 async def test_hup_takes_a_new_signing_key_and_tells_the_agents_before_it_is_used(
     fleet: Fleet, operator: Operator
 ) -> None:
-    file = SigningKeyFile(fleet.data.signing_keys(ORGANIZATION))
-    old = file.load(ORGANIZATION)
-    fresh = make_signing_key(time.time())
-    file.save(SigningKeys(organization=ORGANIZATION, serial=old.serial + 1, active=fresh, retiring=(old.active,)))
+    ring = KeyRing(fleet.data, ORGANIZATION)
+    changed = ring.apply(rotation(time.time()))
     await _reload(fleet)
     published = await operator.client.get_signing_keys()
-    assert (published.serial, [key.key_id for key in published.keys if key.active]) == (old.serial + 1, [fresh.key_id])
+    assert published.serial == changed.keys.serial
+    assert [key.key_id for key in published.keys if key.active] == [changed.active.key_id]
     assert (await operator.run("true", "a")).states() == {"a": "succeeded"}
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from shovey_agent.credentials import CredentialStore
+from shovey_agent.trusted_keys import TrustedKeys
 
 from shovey_trio.core.doorbell import (
     Audience,
@@ -23,6 +25,8 @@ from shovey_trio.core.doorbell import (
     short_key_id,
 )
 from shovey_trio.core.doorbell_plan import PlannedQuery
+from shovey_trio.core.key_sets import PublicKey
+from shovey_trio.core.orders import RefusalReason
 from shovey_trio.core.serf_records import QueryReceived, UserEventReceived
 from shovey_trio.core.serf_wire import (
     AGENT_START_EVENT,
@@ -31,10 +35,11 @@ from shovey_trio.core.serf_wire import (
     STREAM_DOORBELLS,
     STREAM_USER_EVENTS,
 )
+from shovey_trio.identity.root_keys import KeyRing
 from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.serf.progress import QueryProgress
 from shovey_trio.testing.commands import commands
-from shovey_trio.testing.fleet import ORGANIZATION, Fleet, FleetNode, NodeSpec, open_fleet
+from shovey_trio.testing.fleet import ORGANIZATION, Fleet, FleetNode, NodeSpec, open_fleet, run_program
 from shovey_trio.testing.limits import within
 from shovey_trio.testing.operator import Operator, open_operator
 from shovey_trio.testing.serf_agents import SerfAgentProcess
@@ -105,6 +110,66 @@ async def test_a_forged_doorbell_wakes_nobody(fleet: Fleet, operator: Operator) 
     job_id = await _ring(fleet, Ed25519PrivateKey.generate(), named=real)
     await _logged(fleet.nodes["a"], "doorbell.refused", after=len(before))
     assert job_id not in fleet.nodes["a"].agent.log.read_text()
+
+
+@within(120)
+async def test_no_job_fails_while_keys_are_rotated(fleet: Fleet, operator: Operator) -> None:
+    """A hundred jobs on an attached agent, and doorbells all the while for one that knows the old keys alone."""
+    ended: list[str] = []
+    left = iter(range(100))
+
+    async def work() -> None:
+        for _ in left:
+            ended.extend((await operator.run("true", "attached")).states().values())
+
+    async def ring() -> None:
+        for _ in range(3):
+            await _gone(operator, "a")
+            ended.extend((await operator.run("true", "a")).states().values())
+
+    async def rotate() -> None:
+        for at in (20, 50, 80):
+            while len(ended) < at:
+                await trio.sleep(0.02)
+            await run_program("shovey-trio", "key", "rotate", "--data-dir", str(fleet.data.root))
+
+    before = KeyRing(fleet.data, ORGANIZATION).load().keys.serial
+    async with trio.open_nursery() as nursery:
+        for _ in range(4):
+            nursery.start_soon(work)
+        nursery.start_soon(ring)
+        nursery.start_soon(rotate)
+    assert ended == ["succeeded"] * 103
+    await _knows(fleet, "attached", KeyRing(fleet.data, ORGANIZATION).load().keys.serial)
+    # Rung by a key that it knows, it is told of the others when it calls.
+    await _knows(fleet, "a", before + 1)
+
+
+@within(60)
+async def test_a_stolen_key_is_worth_nothing_once_it_is_revoked(fleet: Fleet, operator: Operator) -> None:
+    stolen = KeyRing(fleet.data, ORGANIZATION).load().active
+    away = fleet.nodes["b"]
+    # Whoever calls is told of the keys in force before it gets an order.
+    assert (await operator.run("true", "b")).states() == {"b": "succeeded"}
+    await away.agent.stop()
+    await run_program("shovey-trio", "key", "revoke", stolen.key_id, "--data-dir", str(fleet.data.root))
+    serial = KeyRing(fleet.data, ORGANIZATION).load().keys.serial
+    # Who is attached is told on the stream; who is on demand hears that there is news, calls, and is told.
+    for name in ("attached", "a", LONG[0]):
+        await _knows(fleet, name, serial)
+        assert _keys(fleet, name).find(stolen.key_id, time.time()) is RefusalReason.REVOKED_KEY
+    await _gone(operator, "a")
+    before = len(fleet.nodes["a"].agent.log.read_text())
+    await _ring(fleet, stolen.private_key)
+    await _logged(fleet.nodes["a"], "doorbell.refused", after=before)
+    # Who was away is told when it comes back, before its first order.
+    assert isinstance(_keys(fleet, "b").find(stolen.key_id, time.time()), PublicKey)
+    await away.agent.start()
+    assert (await operator.run("true", "b", "a", "attached")).states() == dict.fromkeys(
+        ("b", "a", "attached"), "succeeded"
+    )
+    assert _keys(fleet, "b").find(stolen.key_id, time.time()) is RefusalReason.REVOKED_KEY
+    await fleet.wait_up()
 
 
 @within(60)
@@ -218,6 +283,16 @@ async def test_names_that_no_doorbell_can_carry_are_reported(tmp_path: Path) -> 
             await trio.sleep(0.05)
         assert (await operator.run("true", "a")).states() == {"a": "succeeded"}
         assert fleet.noise() == []
+
+
+def _keys(fleet: Fleet, name: str) -> TrustedKeys:
+    """What a node believes, as it stands on its disk."""
+    return TrustedKeys.load(CredentialStore(fleet.nodes[name].state_dir).signing_keys, ORGANIZATION)
+
+
+async def _knows(fleet: Fleet, name: str, serial: int) -> None:
+    while _keys(fleet, name).serial < serial:  # noqa: ASYNC110 - another process writes it
+        await trio.sleep(0.05)
 
 
 def _serf(fleet: Fleet, name: str) -> SerfAgentProcess:

@@ -17,20 +17,24 @@ import trio
 from shovey_agent.epoch import EpochFile
 from shovey_agent.executor import ExecutorConfig, open_executor
 from shovey_agent.gate import OrderGate
+from shovey_agent.local_desk import LocalDesk
 from shovey_agent.nonces import open_nonces
 from shovey_agent.session import Hello, Session
+from shovey_agent.trusted_keys import TrustedKeys
 from shovey_agent.whitelist_file import WhitelistFile
 
+from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.model import LinkMode
-from shovey_trio.core.order_signing import KeySet, PublicKey, SigningKey
+from shovey_trio.core.order_signing import SigningKey
 from shovey_trio.core.orders import NodeIdentity, Order, OrderKind
 from shovey_trio.identity.signing_keys import make_signing_key
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Listener, RpcError, ServerCall, bidi_route, open_channel, open_server
-from shovey_trio.rpc.convert import key_set_message, signed_order_message, timestamp
+from shovey_trio.rpc.convert import keys_message, signed_order_message, timestamp
 from shovey_trio.rpc.signer import Signer
 from shovey_trio.testing.fleet import write_whitelist
 from shovey_trio.testing.limits import within
+from shovey_trio.testing.signing import key_set_of
 from shovey_trio.testing.workload import starts, whitelist
 from shovey_trio.v1 import agent_service_pb2 as pb
 from shovey_trio.v1 import order_pb2
@@ -66,12 +70,10 @@ class BadController:
     async def attach(self, call: Call) -> None:
         """One stream: welcome, the whole batch, and then listening until enough was heard."""
         assert (await call.receive()).WhichOneof("message") == "hello"
-        public = PublicKey(key_id=self.key.key_id, public_bytes=self.key.public_bytes, created_at=1.0, active=True)
-        keys = KeySet(organization="default", serial=1, keys=(public,))
         welcome = pb.AttachWelcome(
             controller_time=timestamp(time.time() + self.clock),
             epoch=1,
-            signing_keys=key_set_message(keys),
+            signing_keys=keys_message(PublishedKeys(keys=key_set_of("default", self.key))),
             pending_orders=1,
         )
         await call.send(pb.AttachResponse(welcome=welcome))
@@ -120,10 +122,14 @@ class Node:
         now = time.time() + clock
         nonces = await open_nonces(self._state / "nonces", now=now, longest_life=7200.0)
         voided = await open_nonces(self._state / "voided", now=now, longest_life=10_800.0)
-        keys: list[KeySet] = []
+        keys = TrustedKeys.unset(self._state / "signing-keys.json", "default")
+
+        async def learn(offered: PublishedKeys) -> None:
+            await trio.to_thread.run_sync(keys.learn, offered)
+
         gate = OrderGate(
             identity=IDENTITY,
-            keys=lambda: keys[-1],
+            keys=keys,
             nonces=nonces,
             voided=voided,
             epoch=EpochFile(self._state / "epoch"),
@@ -132,7 +138,7 @@ class Node:
         hello = Hello(agent_instance="instance", agent_version="1", link=link, tags={}, boot_id="boot")
         async with open_executor(ExecutorConfig(state_dir=self._state)) as executor:
             await executor.adopt()
-            session = Session(hello=hello, executor=executor, gate=gate, new_keys=keys.append, woken_by="")
+            session = Session(hello=hello, desk=LocalDesk(executor, gate), new_keys=learn, woken_by="")
 
             async def tell() -> None:
                 async for event in executor.events:

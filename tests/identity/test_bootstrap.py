@@ -9,7 +9,7 @@ from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.core.model import Role
 from shovey_trio.identity.authority import DAY, hosts_of, read_certificates, renew_at
 from shovey_trio.identity.bootstrap import AlreadyInitialized, FirstAdmin, SetupOptions, initialize
-from shovey_trio.identity.files import FileUnusable, InsecureFile
+from shovey_trio.identity.files import FileUnusable, InsecureFile, check_private
 from shovey_trio.identity.layout import ClientDirectory, DataDirectory
 from shovey_trio.identity.renewal import verify_certificate
 from shovey_trio.identity.signing_keys import SigningKeyFile
@@ -38,13 +38,13 @@ def test_a_set_up_is_complete_and_closed_to_others(tmp_path: Path) -> None:
     directory = set_up(tmp_path / "data")
     assert directory.root.stat().st_mode & 0o7777 == 0o700
     secrets = [path for path in directory.root.rglob("*") if path.suffix in (".key", ".json", ".sqlite3")]
-    assert len(secrets) == 7
+    assert len(secrets) == 8
     assert all(path.stat().st_mode & 0o7777 == 0o600 for path in secrets)
     assert {path.name for path in directory.root.iterdir()} == {
         "ca", "tls", "signing", "admin", "store.sqlite3", "shovey-trio.toml",
     }  # fmt: skip
     load_controller_tls(directory)
-    assert SigningKeyFile(directory.signing_keys("acme")).load("acme").serial == 1
+    assert SigningKeyFile(directory.signing_keys("acme")).load("acme").keys.serial == 1
 
 
 def test_the_first_admin_can_prove_who_it_is(tmp_path: Path) -> None:
@@ -174,3 +174,21 @@ def test_a_host_that_is_new_gets_into_the_certificates_at_once(tmp_path: Path) -
     names = hosts_of(read_certificates(load_controller_tls(directory).enroll.certificate)[0])
     assert {"10.0.0.9", "ctl.example.com"} <= set(names)
     assert renew_listeners_if_due(directory, hosts=["10.0.0.9"], now=NOW) == ()
+
+
+def test_every_key_and_state_file_must_be_closed_to_others(tmp_path: Path) -> None:
+    directory = set_up(tmp_path / "data")
+    check_private(directory.private_paths())
+    listed = {str(path.relative_to(directory.root)) for path in directory.private_paths()}
+    assert listed >= {
+        ".", "ca", "tls", "signing", "admin", "ca/ca.key", "tls/control.key", "tls/enroll.key", "signing/acme.json",
+        "signing/acme.root.key", "signing/acme.legacy.json", "admin/client.key", "store.sqlite3",
+    }  # fmt: skip
+    (directory.root / "store.sqlite3-wal").touch(mode=0o600)
+    for path in directory.private_paths():
+        mode = path.stat().st_mode & 0o777
+        path.chmod(mode | 0o040)
+        with pytest.raises(InsecureFile, match=rf"{path} has mode 0{mode | 0o040:o}"):
+            check_private(directory.private_paths())
+        path.chmod(mode)
+    check_private(directory.private_paths())

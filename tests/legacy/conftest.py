@@ -30,15 +30,18 @@ WHITELIST: Mapping[str, str] = {
     "flood": "sh -c 'yes 0123456789 | head -c 200000'",
     "slow": "sh -c 'for i in 1 2 3 4 5 6 7 8; do printf é$i; sleep 0.2; done'",
     "bytes": r"printf '\377\376ok\303'",
+    # Goes on when the test has made the file (``Schob.gate``).
+    "gate": "sh -c 'echo before; while [ ! -e \"{gate}\" ]; do sleep 0.05; done; echo after; exit 7'",
 }
 
 
 class Schob:
     """Our agent in legacy mode, as a process."""
 
-    def __init__(self, process: ManagedProcess, state_dir: Path) -> None:
+    def __init__(self, process: ManagedProcess, state_dir: Path, gate: Path) -> None:
         self.process = process
         self.state_dir = state_dir
+        self.gate = gate
 
 
 def make_schob(
@@ -46,13 +49,15 @@ def make_schob(
 ) -> Schob:
     """The agent with schob's own flags, not started."""
     whitelist = directory / f"{node}-whitelist.json"
-    whitelist.write_text(json.dumps({"whitelist": WHITELIST}))
+    gate = directory / f"{node}-gate"
+    commands = {name: line.replace("{gate}", str(gate)) for name, line in WHITELIST.items()}
+    whitelist.write_text(json.dumps({"whitelist": commands}))
     state_dir = directory / f"{node}-state"
     flags = ["-e", endpoint, "-n", node, "-k", str(key), "-w", str(whitelist), "-p", str(signing_key)]
     flags += ["--serf-addr", f"127.0.0.1:{serf.rpc_port}", "--time-slew", "15m"]
     flags += ["--queue-save-file", str(directory / f"{node}-queue")]
     command = [*program("shovey-agent"), "run", "--legacy", *flags, "--state-dir", str(state_dir)]
-    return Schob(ManagedProcess(command, log=directory / f"{node}.log"), state_dir)
+    return Schob(ManagedProcess(command, log=directory / f"{node}.log"), state_dir, gate)
 
 
 class Rig:
@@ -66,12 +71,16 @@ class Rig:
 
 
 @asynccontextmanager
-async def open_rig(directory: Path) -> AsyncIterator[Rig]:
-    """Everything started, and the node up."""
+async def open_rig(directory: Path, *, keeps_data: bool = False) -> AsyncIterator[Rig]:
+    """Everything started, and the node up.
+
+    Args:
+        keeps_data: goiardi does, so that it may be killed and started again.
+    """
     with trio.fail_after(HARD_LIMIT):
         async with (
             open_serf_agents(["goiardi-srv", NODE], directory=directory) as (serf_srv, serf),
-            open_goiardi(directory, serf=serf_srv) as goiardi,
+            open_goiardi(directory, serf=serf_srv, keeps_data=keeps_data) as goiardi,
         ):
             key = await goiardi.add_node(NODE)
             schob = make_schob(

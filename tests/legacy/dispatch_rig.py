@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shovey_trio.application.jobs import JobDefaults, Jobs, StartJob
 from shovey_trio.application.legacy import LegacyNodes
-from shovey_trio.application.legacy_keyring import LegacyKeyring
+from shovey_trio.application.legacy_keyring import LegacyKeyring, LegacyRing
 from shovey_trio.core.model import LinkMode, Node, Presence, Principal, Role, Run
 from shovey_trio.core.states import RunState
 from shovey_trio.core.targeting import Names
@@ -168,11 +168,13 @@ async def open_legacy_rig(
         jitter=lambda: 1.0,
     )
     signer = make_signer()
-    bell = SerfLegacyBell(link, limit=1024)
+    bell = SerfLegacyBell(link, organization=ORGANIZATION, limit=1024)
     keys = LegacyKeys(organization=ORGANIZATION, keys=(one_key(),))
-    keyring = LegacyKeyring(file=LegacyKeyFile(directory / "keys.json"), keys=keys, registry=registry)
+    rings = {ORGANIZATION: LegacyRing(file=LegacyKeyFile(directory / "keys.json"), keys=keys)}
+    keyring = LegacyKeyring(rings, load=lambda: rings, registry=registry)
     dispatcher = LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
-    doorbell = SerfDoorbell(link=link, signing_key=Ed25519PrivateKey.generate(), epoch=1, clock=clock, limit=1024)
+    key = Ed25519PrivateKey.generate()
+    doorbell = SerfDoorbell(link=link, signing_key=lambda *_: key, epoch=1, clock=clock, limit=1024)
     services = Services(
         store=store,
         links=links,

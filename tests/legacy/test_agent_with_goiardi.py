@@ -11,7 +11,9 @@ from shovey_trio.core.doorbell_plan import PlannedQuery
 from shovey_trio.core.serf_records import QueryReceived
 from shovey_trio.serf.connection import SerfConnection
 from shovey_trio.serf.progress import QueryProgress
-from tests.legacy.conftest import NODE, Rig
+from shovey_trio.testing.goiardi import find_goiardi
+from shovey_trio.testing.serf_agents import find_serf
+from tests.legacy.conftest import NODE, Rig, open_rig
 
 pytestmark = [pytest.mark.goiardi, pytest.mark.serf, pytest.mark.slow]
 
@@ -93,8 +95,32 @@ async def test_a_killed_agent_loses_neither_the_command_nor_its_output(rig: Rig)
     await rig.schob.process.start()
     run = await goiardi.wait_run(job, NODE, "succeeded")
     assert run["output"] == "".join(f"é{number}" for number in range(1, 9))
-    assert not list((rig.schob.state_dir / "runs").iterdir())
-    assert not list((rig.schob.state_dir / "legacy").iterdir())
+    await _until_forgotten(rig)
+
+
+async def test_report_and_output_arrive_once_after_goiardi_was_killed_while_the_command_ran(tmp_path: Path) -> None:
+    if find_serf() is None or find_goiardi() is None:
+        pytest.skip("needs serf and goiardi")
+    async with open_rig(tmp_path, keeps_data=True) as rig:
+        goiardi, log = rig.goiardi, rig.schob.process.log
+        job = await goiardi.start("gate", NODE, run_timeout=90)
+        while (await goiardi.output(job, NODE))["output"] != "before\n":  # noqa: ASYNC110 - another program changes it
+            await trio.sleep(0.1)
+        await goiardi.wait_frozen()
+        await goiardi.process.kill()
+        rig.schob.gate.touch()
+        # The command has ended, and nobody takes its output: schob tries once and forgets it.
+        while log.read_text().count("report.repeated") < 2:  # noqa: ASYNC110 - another program changes it
+            await trio.sleep(0.1)
+        await goiardi.process.start()
+        await goiardi.ready()
+        run = await goiardi.wait_run(job, NODE, "failed", "succeeded", "killed")
+        assert (run["status"], run["exit_status"], run["output"]) == ("failed", 7, "before\nafter\n")
+        stream = await goiardi.output(job, NODE)
+        assert (stream["output"], stream["is_last"]) == ("before\nafter\n", True)
+        assert await _job_status(rig, job) == "complete"
+        await _until_forgotten(rig)
+        assert [line.count(job) for line in log.read_text().splitlines() if "run.reported" in line] == [1]
 
 
 async def test_nothing_on_the_ring_ends_the_agent_or_runs_twice(rig: Rig) -> None:
@@ -137,6 +163,12 @@ async def test_nothing_on_the_ring_ends_the_agent_or_runs_twice(rig: Rig) -> Non
     told = log.read_text()
     accepted = [line for line in told.splitlines() if "run.accepted" in line and job in line]
     assert len(accepted) == 1
+
+
+async def _until_forgotten(rig: Rig) -> None:
+    """Waits until the agent keeps nothing of any run; it cleans up after the server has its last report."""
+    while any(list((rig.schob.state_dir / name).iterdir()) for name in ("runs", "legacy")):  # noqa: ASYNC110 - another program changes it
+        await trio.sleep(0.05)
 
 
 def _commands(rig: Rig) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import trio
 
-from shovey_trio.core.errors import Draining, Overloaded
+from shovey_trio.core.errors import Draining, Overloaded, RequestIdReused
 from shovey_trio.core.model import Job
 from shovey_trio.core.states import JobState, RunState
 from shovey_trio.nursery.settings import Bounds
@@ -69,6 +69,20 @@ async def test_the_same_request_twice_is_one_job(autojump_clock: object) -> None
         assert (await fleet.rig.start("n", request_id="once")).id == first.id
         assert fleet.agents["n"].starts.total() == 1
         assert len(fleet.rig.supervisor) == 0
+
+
+async def test_the_same_request_gets_its_job_where_no_new_one_would_be_taken(autojump_clock: object) -> None:
+    async with open_fleet("n", script=Script(run_for=10), bounds=Bounds(live_jobs=1)) as fleet:
+        first = await fleet.rig.start("n", request_id="once")
+        with pytest.raises(Overloaded):
+            await fleet.rig.start("n", request_id="another")
+        assert (await fleet.rig.start("n", request_id="once")).id == first.id
+        with pytest.raises(RequestIdReused):
+            await fleet.rig.start("n", request_id="once", run_timeout=5)
+        fleet.rig.supervisor.draining = True
+        assert (await fleet.rig.start("n", request_id="once")).id == first.id
+        await fleet.rig.ended(first.id)
+        assert fleet.agents["n"].starts.total() == 1
 
 
 async def test_a_controller_that_drains_takes_no_jobs_and_leaves_those_it_has(autojump_clock: object) -> None:

@@ -12,6 +12,8 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+from shovey_trio.application.attempts import FailedAttempts
+from shovey_trio.application.audit import AuditLog
 from shovey_trio.application.chef_callers import StoredChefCallers
 from shovey_trio.application.nodes import Nodes
 from shovey_trio.config import ServerSettings
@@ -79,6 +81,7 @@ class Shim:
     agents: Mapping[str, FakeAgent]
     legacy: RecordingLegacy
     server: HttpServer
+    audit: AuditLog
 
     def client(self, user: str, **changes: Any) -> ChefClient:
         return replace(ChefClient(port=self.server.port, user=user, key=key_of(user)), **changes)
@@ -126,6 +129,7 @@ async def open_shim(
     users: Mapping[str, Role] = USERS,
     chef: Mapping[str, object] | None = None,
     limit: float = HARD_LIMIT,
+    failed_auth_per_minute: int = 30,
     **settings: Any,
 ) -> AsyncIterator[Shim]:
     """A shim with agents that are up and one node that never was."""
@@ -149,11 +153,20 @@ async def open_shim(
                 services=rig.services, supervisor=rig.supervisor, registry=rig.registry, doorbell=FakeDoorbell()
             )
             callers = StoredChefCallers(store=store, clock=clock)
+            audit = AuditLog(store=store, clock=clock, organization="default")
+            attempts = FailedAttempts(per_minute=failed_auth_per_minute, audit=audit, clock=clock)
             async with open_rest(
-                configured, jobs=rig.jobs, nodes=nodes, callers=callers, legacy=legacy, clock=clock
+                configured,
+                jobs=rig.jobs,
+                nodes=nodes,
+                callers=callers,
+                legacy=legacy,
+                clock=clock,
+                audit=audit,
+                attempts=attempts,
             ) as server:
                 assert server is not None
-                yield Shim(rig=rig, store=store, agents=agents, legacy=legacy, server=server)
+                yield Shim(rig=rig, store=store, agents=agents, legacy=legacy, server=server, audit=audit)
             nursery.cancel_scope.cancel(reason="the test is over")
 
 

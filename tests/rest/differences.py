@@ -49,7 +49,6 @@ DIFFERENT: Final[dict[str, Difference]] = {
     "put.stream.float_seq": Difference(400, "pieces are counted in whole numbers"),
     "put.run.arbitrary_status": Difference(400, "there are as many states as there are"),
     "put.run.int_status": Difference(400, "a state is a word"),
-    "put.path2": Difference(400, "as recorded; the path is not a run's"),
     "cancel.unknown_node": Difference(404, "goiardi dropped the connection"),
     "cancel.nonadmin": Difference(403, "goiardi let every client cancel every job"),
     "auth.header0": Difference(200, "goiardi dropped the connection; the header means nothing"),

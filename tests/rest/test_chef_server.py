@@ -18,7 +18,8 @@ from shovey_trio.cli.offline_store import run_with_store
 from shovey_trio.core.chef_principals import ChefPrincipal
 from shovey_trio.core.chef_signing import SigningVersion, load_private_key
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.model import LinkMode, Node, Role
+from shovey_trio.core.model import LinkMode, Node, Role, User
+from shovey_trio.core.search import parse_search
 from shovey_trio.nursery.ports import Store
 from shovey_trio.testing.chef_client import Answer, ChefClient, ConnectionDropped
 from shovey_trio.testing.fleet import free_port
@@ -179,8 +180,10 @@ async def test_key_that_is_stored_here_goes_before_the_chef_servers(goiardi: Pla
 async def test_export_of_goiardi_is_imported(goiardi: PlainGoiardi, tmp_path: Path) -> None:
     bob_key = await goiardi.make("/users", {"name": "bob", "password": "secret1", "admin": False})
     await goiardi.make("/clients", {"name": "web-1", "admin": False})
-    node = {"name": "web-1", "json_class": "Chef::Node", "chef_type": "node", "chef_environment": "_default"}
-    await goiardi.make("/nodes", node | EMPTY_NODE)
+    await goiardi.make("/environments", {"name": "prod", "json_class": "Chef::Environment", "chef_type": "environment"})
+    node = {"name": "web-1", "json_class": "Chef::Node", "chef_type": "node", "chef_environment": "prod"}
+    details = {"normal": {"tags": ["canary"]}, "automatic": {"roles": ["base"]}, "run_list": ["role[web]"]}
+    await goiardi.make("/nodes", node | EMPTY_NODE | details)
     export = tmp_path / "export.json"
     # It writes its data when it is told to end.
     await goiardi.process.stop()
@@ -192,10 +195,11 @@ async def test_export_of_goiardi_is_imported(goiardi: PlainGoiardi, tmp_path: Pa
     assert await trio.to_thread.run_sync(run, ["init", "--data-dir", str(data)]) == 0
     assert await trio.to_thread.run_sync(run, ["import", "goiardi", str(export), "--data-dir", str(data)]) == 0
 
-    async def read(store: Store) -> tuple[list[ChefPrincipal], list[Node]]:
-        return list(await store.load_chef_principals()), list(await store.load_nodes())
+    async def read(store: Store) -> tuple[list[ChefPrincipal], list[Node], list[User]]:
+        users = list(await store.load_users())
+        return list(await store.load_chef_principals()), list(await store.load_nodes()), users
 
-    principals, nodes = await trio.to_thread.run_sync(run_with_store, data / "store.sqlite3", read)
+    principals, nodes, users = await trio.to_thread.run_sync(run_with_store, data / "store.sqlite3", read)
     assert {(found.principal.label, found.role) for found in principals} == {
         ("user/admin", Role.ADMIN),
         ("user/bob", Role.VIEWER),
@@ -206,7 +210,11 @@ async def test_export_of_goiardi_is_imported(goiardi: PlainGoiardi, tmp_path: Pa
 
     (bob,) = (found for found in principals if found.name == "bob")
     assert load_public_key(bob.public_key).public_numbers() == public
-    assert [(found.name, found.link) for found in nodes] == [("web-1", LinkMode.LEGACY)]
+    assert {(user.name, user.role) for user in users} == {("admin", Role.ADMIN), ("bob", Role.VIEWER)}
+    (web,) = nodes
+    assert (web.name, web.link) == ("web-1", LinkMode.LEGACY)
+    assert web.tags == {"canary": "", "roles": "base,web", "chef_environment": "prod"}
+    assert parse_search("role:web AND chef_environment:prod AND tags:canary")(web)
 
 
 def _same(answer: Answer) -> object:

@@ -271,6 +271,26 @@ async def test_what_cannot_be_stored_is_503_and_not_started_and_the_repeat_start
     assert len((await shim.admin.get("/shovey/jobs")).json) == 1
 
 
+@pytest.mark.parametrize("trouble", ["draining", "store", "node gone"])
+async def test_repeat_of_a_request_whose_job_exists_gets_it_and_no_5xx(shim: Shim, trouble: str) -> None:
+    shim.script(run_for=None)
+    body = b'{"command":"work","nodes":["web-1"]}'
+    headers = shim.admin.sign("POST", "/shovey/jobs", body)
+    first = await shim.admin.send("POST", "/shovey/jobs", body, headers)
+    match trouble:
+        case "draining":
+            shim.rig.supervisor.draining = True
+        case "store":
+            shim.store.fail("disk full")
+        case _:
+            await shim.rig.registry.remove("default", "web-1")
+    again = await shim.admin.send("POST", "/shovey/jobs", body, headers)
+    assert (again.status, again.body) == (first.status, first.body) == (200, first.body)
+    if trouble != "node gone":
+        other = await shim.admin.post("/shovey/jobs", {"command": "other", "nodes": ["web-1"]})
+        assert other.status == 503
+
+
 async def test_node_reports_its_own_run_and_output(shim: Shim) -> None:
     job_id = await shim.start("web-1")
     node = shim.client("web-1")

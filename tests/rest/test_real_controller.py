@@ -6,14 +6,16 @@ import os
 import signal
 from pathlib import Path
 
+import pytest
 import trio
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from shovey_trio.core.chef_signing import SigningVersion
 from shovey_trio.testing.chef_client import Answer, ChefClient, make_key, public_pem
 from shovey_trio.testing.fleet import Fleet, NodeSpec, free_port, open_fleet, run_program
+from shovey_trio.testing.processes import ProcessFailed
 
-HARD_LIMIT = 60.0
+HARD_LIMIT = 100.0
 WHITELIST = {"hello": "echo hello", "sleep": "sleep 60"}
 NODES = [NodeSpec(name="web-1", tags={"role": "web"}, whitelist=WHITELIST)]
 
@@ -60,6 +62,14 @@ async def test_what_knife_does_works_from_start_to_end(tmp_path: Path) -> None:
             refused = await admin.post("/shovey/jobs", {"command": "other", "nodes": ["web-1"], "quorum": 1})
             ended = await poll(admin, f"/shovey/jobs/{refused.json['id']}")
             assert ended.json["nodes"] == {"nacked": ["web-1"]}
+
+            # The same search from the command line, which asks by gRPC.
+            operator = ("--config", str(fleet.client_directory.configuration))
+            start = ("job", "start", "hello", "--search")
+            said = await run_program("shovey", *operator, *start, "role:web AND tags:role")
+            assert "hello" in said
+            with pytest.raises(ProcessFailed, match="the search cannot have"):
+                await run_program("shovey", *operator, *start, "ipaddress:10.*")
 
             # A key that is taken away stops working, at once when the daemon is told.
             await run_program("shovey-trio", "user", "remove-key", "admin", "--data-dir", str(fleet.data.root))

@@ -178,6 +178,17 @@ def test_every_difference_is_about_something_that_was_recorded() -> None:
             assert any(find({key: True}, label) for label in labels), key
 
 
+def test_every_difference_is_one() -> None:
+    for row in ROWS:
+        label = row["label"]
+        difference, values = find(DIFFERENT, label), find(VALUES, label)
+        if isinstance(difference, Difference):
+            assert difference.status != row["status"], label
+        if isinstance(values, dict):
+            recorded = json.loads(row["response_body"])
+            assert {name: recorded.get(name) for name in values} != values, label
+
+
 async def test_recorded_exchanges_mean_the_same_here() -> None:
     wrong = []
     async with open_shim(up=("foobar.local", "second.local"), never_up="neverseen.local", users=USERS) as shim:
@@ -193,6 +204,8 @@ async def test_recorded_exchanges_mean_the_same_here() -> None:
             if answer is None or answer.status != status:
                 wrong.append(f"{label}: {answer and (answer.status, answer.body[:200])} instead of {status}")
                 continue
+            if difference is not None and status >= 400 and row["method"] != "HEAD" and not answer.error:
+                wrong.append(f"{label}: {status} without a reason")
             if difference is not None or row["method"] == "HEAD" or label.startswith("jobs.list"):
                 continue
             ours, theirs = _meaning(_parse(answer.body.decode())), replay.expected(row)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import trio
 import trustme
+from trio.testing import wait_all_tasks_blocked
 
 from shovey_trio.rest.connection import HttpLimits
 from shovey_trio.rest.messages import Reply, Request, Response
@@ -237,6 +238,42 @@ async def test_connection_beyond_the_cap_is_503_and_the_others_live_on() -> None
         assert answer.endswith(b'\r\n\r\n{"error":["too many connections"]}\n')
         site.release.set()
         assert (await everything(first)).endswith(b"released")
+
+
+@pytest.mark.parametrize("bound", [{"connections": 2}, {"connections": 10, "connections_per_peer": 2}])
+async def test_connection_at_the_cap_takes_the_place_of_the_longest_idle_one(bound: dict[str, int]) -> None:
+    site = Site()
+    async with serving(site, **bound) as server, await connect(server) as first, await connect(server) as second:
+        for idle in (first, second):
+            await idle.send_all(get("/", close=False))
+            assert b"hello" in await idle.receive_some(65_536)
+            await wait_all_tasks_blocked()
+        async with await connect(server) as third:
+            await third.send_all(get("/hold"))
+            assert await everything(first) == b""
+            await site.held.wait()
+            # The second is the one that waits for longest now; a busy one is never ended.
+            assert (await exchange(server, get("/"))).endswith(b"hello")
+            assert await everything(second) == b""
+            site.release.set()
+            assert (await everything(third)).endswith(b"released")
+
+
+async def test_one_address_cannot_take_every_connection() -> None:
+    site = Site()
+    async with serving(site, connections=10, connections_per_peer=2) as server:
+        async with await connect(server) as first, await connect(server) as second:
+            for held in (first, second):
+                await held.send_all(get("/hold"))
+            while len(site.seen) < 2:
+                await trio.lowlevel.checkpoint()
+            assert (await exchange(server, get("/"))).startswith(b"HTTP/1.1 503 ")
+            site.release.set()
+            for held in (first, second):
+                assert (await everything(held)).endswith(b"released")
+        # Who has gone makes room, as soon as the server has noticed.
+        while not (await exchange(server, get("/"))).endswith(b"hello"):
+            await trio.lowlevel.checkpoint()
 
 
 async def test_bug_in_a_handler_is_500_and_the_server_lives_on() -> None:

@@ -132,6 +132,7 @@ async def test_held_reader_is_let_go_when_the_server_stops() -> None:
     async with open_shim(stream_hold=20.0) as shim:
         shim.script(run_for=None, on_cancel=OnCancel.IGNORE)
         job_id = await shim.start("web-1")
+        run = await shim.until(job_id, "web-1", RunState.RUNNING)
         answers: list[Answer] = []
         async with trio.open_nursery() as nursery:
 
@@ -139,7 +140,10 @@ async def test_held_reader_is_let_go_when_the_server_stops() -> None:
                 answers.append(await stream(shim, job_id))
 
             nursery.start_soon(read)
-            await trio.sleep(0.1)
+            # Commits are noted for a job that somebody waits for, and for no other.
+            while shim.rig.services.hub.mark(job_id) < 0:  # noqa: ASYNC110 - the hub tells waiters alone
+                shim.agents["web-1"].write(run.id, OUT, b".")
+                await trio.sleep(0.02)
             with trio.fail_after(10):
                 await shim.server.stop(grace=10)
         assert [(answer.json["is_last"], answer.json["output"]) for answer in answers] == [(False, "")]

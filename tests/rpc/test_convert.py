@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 
 from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.core.events import ReportOutcome, RunReport
+from shovey_trio.core.key_sets import KeySet, KeyState, PublicKey
+from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.model import (
     Job,
     LateReport,
@@ -25,7 +27,6 @@ from shovey_trio.core.model import (
     Run,
     StreamName,
 )
-from shovey_trio.core.order_signing import KeySet, PublicKey
 from shovey_trio.core.orders import OrderKind, SignedOrder
 from shovey_trio.core.states import JobState, RunState
 from shovey_trio.core.targeting import AllNodes, Match, Names, Tagged
@@ -217,12 +218,18 @@ def test_a_job_shows_the_counts_it_is_given_or_else_its_own() -> None:
     assert [(count.state, count.count) for count in given_counts] == [(job_pb2.RUN_STATE_RUNNING, 1)]
 
 
+def test_a_revoked_key_is_not_listed_for_who_cannot_read_the_signed_set() -> None:
+    active = PublicKey(public_bytes=b"p" * 32, state=KeyState.ACTIVE, not_before=5)
+    gone = PublicKey(public_bytes=b"q" * 32, state=KeyState.REVOKED, not_before=1, not_after=9)
+    message = convert.keys_message(PublishedKeys(keys=KeySet(organization="o", serial=3, keys=(active, gone))))
+    assert [key.public_key for key in message.keys] == [b"p" * 32]
+
+
 def test_keys_and_signed_orders_come_back_as_they_went() -> None:
-    keys = KeySet(
-        organization="o",
-        serial=3,
-        keys=(PublicKey(key_id="k", public_bytes=b"p" * 32, created_at=5.0, active=True),),
-    )
-    assert convert.key_set_value(convert.key_set_message(keys)) == keys
+    active = PublicKey(public_bytes=b"p" * 32, state=KeyState.ACTIVE, not_before=5)
+    retiring = PublicKey(public_bytes=b"q" * 32, state=KeyState.RETIRING, not_before=1, not_after=9)
+    keys = KeySet(organization="o", serial=3, keys=(active, retiring))
+    published = PublishedKeys(keys=keys, signed=b"s", root_public_key=b"r")
+    assert convert.keys_value(convert.keys_message(published)) == published
     signed = SignedOrder(order=b"o", signature=b"s", key_id="k")
     assert convert.signed_order_value(convert.signed_order_message(signed)) == signed

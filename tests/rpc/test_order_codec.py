@@ -10,11 +10,13 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from shovey_trio.core.command_input import CommandInput, Secrets
-from shovey_trio.core.order_signing import PublicKey, SigningKey, key_id_of, verify_order
+from shovey_trio.core.key_sets import key_id_of
+from shovey_trio.core.order_signing import SigningKey, verify_order
 from shovey_trio.core.orders import NONCE_BYTES, Order, OrderKind, RefusalReason
 from shovey_trio.rpc.convert import order_bytes, signed_order_message, signed_order_value
 from shovey_trio.rpc.order_codec import parse_order
 from shovey_trio.rpc.signer import Signer
+from shovey_trio.testing.signing import key_set_of
 from shovey_trio.v1 import order_pb2
 
 SECRET = "pl4nted-s3cret"
@@ -65,8 +67,7 @@ def test_secrets_travel_beside_the_signed_bytes_and_are_bound_to_them(key: Signi
     sent = order(input=CommandInput(args={"a": "b"}, secrets=secrets))
     signer = Signer({"default": key})
     signed = signed_order_value(signed_order_message(signer.sign(sent)))
-    public = PublicKey(key_id=key.key_id, public_bytes=key.public_bytes, created_at=0.0, active=True)
-    assert verify_order(signed, {key.key_id: public}) is None
+    assert verify_order(signed, key_set_of("default", key), 0.0) is None
     assert SECRET.encode() not in signed.order
     assert SECRET not in repr(signed)
     assert parse_order(signed.order, signed.sealed) == sent

@@ -22,7 +22,7 @@ async def test_a_doorbell_that_fits_into_no_query_is_serf_unavailable_and_ends_n
     agent = cluster.agent(source)
     link = SerfLink(SerfSettings(open_stream=agent.open_stream))
     key = Ed25519PrivateKey.generate()
-    doorbell = SerfDoorbell(link=link, signing_key=key, epoch=1, clock=WallClock(), limit=limit)
+    doorbell = SerfDoorbell(link=link, signing_key=lambda *_: key, epoch=1, clock=WallClock(), limit=limit)
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(agent.run)

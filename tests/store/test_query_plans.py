@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
+from shovey_trio.core.audit import AuditAction, AuditEntry, AuditOutcome
 from shovey_trio.core.model import StreamName
 from shovey_trio.core.states import JobState, RunState
 from shovey_trio.nursery.ports import JobFilter
@@ -79,6 +80,12 @@ async def read_all(store: SqlStore, make: Make) -> None:
         await store.read_output(run.id, stream=stream, offset=0, limit=5)
     await store.list_node_statuses("default", "web-1", limit=5, after="")
     await store.revoked_serials()
+    entry = AuditEntry(at=1.0, organization="default", action=AuditAction.CALLS, outcome=AuditOutcome.ALLOWED)
+    await store.append_audit([entry, entry])
+    await store.audit_head()
+    await store.audit_start()
+    await store.read_audit(after_seq=0, limit=5)
+    await store.prune_audit(before=2.0, now=2.0, organization="default")
     await store.create_job(*make.job(), make.request("another"))
     await store.delete_history(jobs_before=2e9, statuses_before=2e9, limit=5)
 

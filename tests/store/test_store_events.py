@@ -56,6 +56,35 @@ async def test_events_tell_the_whole_story_in_order(store: Store, make: Make, li
     assert without == [event for event in story if not isinstance(event, OutputEvent)]
 
 
+async def test_states_a_run_has_passed_through_are_events_and_the_last_is_its_row(store: Store, make: Make) -> None:
+    job, runs = make.job(["web-1", "web-2"])
+    await store.create_job(job, runs, None)
+    accepted = replace(runs[0], state=RunState.ACCEPTED, accepted_at=1.0, updated_at=1.0)
+    running = replace(accepted, state=RunState.RUNNING, started_at=2.0, updated_at=2.0)
+    done = replace(running, state=RunState.SUCCEEDED, exit_code=0, finished_at=3.0, updated_at=3.0)
+    await store.write_run(done, passed=(accepted, running))
+    story = await all_events(store, job.id, 100)
+    assert [event.run for event in story[3:] if isinstance(event, RunEvent)] == [accepted, running, done]
+    assert await store.get_run("default", job.id, "web-1") == done
+    assert await store.get_run("default", job.id, "web-2") == runs[1]
+
+
+async def test_a_run_written_twice_in_one_commit_has_both_events_and_the_last_row(store: Store, make: Make) -> None:
+    job, runs = make.job()
+    await store.create_job(job, runs, None)
+    sent = replace(runs[0], state=RunState.DISPATCHED, attempts=1, dispatched_at=1.0)
+    accepted = replace(sent, state=RunState.ACCEPTED, accepted_at=2.0)
+    other, _ = make.job()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(store.create_job, other, [], None)  # a commit that keeps the writer busy
+        await trio.lowlevel.checkpoint()
+        store.write_run_soon(sent)
+        nursery.start_soon(store.write_run, accepted)
+    story = await all_events(store, job.id, 100)
+    assert [event.run for event in story[2:] if isinstance(event, RunEvent)] == [sent, accepted]
+    assert await store.get_run("default", job.id, "web-1") == accepted
+
+
 async def test_events_of_other_jobs_are_not_mixed_in_and_never_share_a_number(store: Store, make: Make) -> None:
     await store.next_epoch(1.0)
     jobs = [make.job() for _ in range(3)]

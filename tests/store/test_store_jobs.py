@@ -42,6 +42,7 @@ def ended(run: Run) -> Run:
         attempts=3,
         order_expires_at=run.created_at + 6.6,
         dropped_bytes=2**40,
+        key_id="k-1",
         late_report=LateReport(state=RunState.FAILED, cause="", exit_code=3, signal=None, reported_at=7.7),
     )
 
@@ -128,6 +129,18 @@ async def test_same_request_from_many_tasks_makes_one_job(store: Store, make: Ma
     assert len({answer.job.id for answer in answers}) == 1
     jobs, _ = await store.list_jobs(ALL, limit=10, after="")
     assert len(jobs) == 1
+
+
+async def test_job_of_an_earlier_request_is_found_as_it_is_now(store: Store, make: Make) -> None:
+    assert await store.find_request(make.request()) is None
+    job, runs = make.job()
+    await store.create_job(job, runs, make.request())
+    running = replace(job, state=JobState.RUNNING)
+    await store.write_job(running)
+    assert await store.find_request(make.request()) == running
+    assert await store.find_request(make.request(principal="user/other")) is None
+    with pytest.raises(RequestIdReused):
+        await store.find_request(make.request(digest=b"another"))
 
 
 async def test_request_id_with_another_body_is_refused_and_names_the_job(store: Store, make: Make) -> None:

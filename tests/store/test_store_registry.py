@@ -43,6 +43,19 @@ async def test_removed_node_is_gone_and_its_history_stays(store: Store, make: Ma
     assert list(statuses) == [make.status()]
 
 
+async def test_word_about_a_node_that_is_not_stored_is_dropped_where_that_is_asked_for(
+    store: Store, make: Make
+) -> None:
+    await store.write_node(make.node(), status=make.status(), only_known=True)
+    assert list(await store.load_nodes()) == []
+    await store.write_node(make.node())
+    changed = make.node(presence_reason="stream lost")
+    await store.write_node(changed, status=make.status(), only_known=True)
+    assert list(await store.load_nodes()) == [changed]
+    statuses, _ = await store.list_node_statuses("default", "web-1", limit=5, after="")
+    assert list(statuses) == [make.status()]
+
+
 async def test_presence_history_is_paged_newest_first_while_it_grows(store: Store, make: Make) -> None:
     history = [make.status(since=NOW + hour, presence=Presence.DOWN if hour % 2 else Presence.UP) for hour in range(5)]
     for status in history:
@@ -113,3 +126,21 @@ async def test_epoch_grows_even_when_the_clock_goes_back(store: Store) -> None:
     assert await store.next_epoch(1000.9) == 1001
     assert await store.next_epoch(5.0) == 1002
     assert await store.next_epoch(2000.0) == 2000
+
+
+async def test_a_renewal_of_a_revoked_certificate_writes_nothing(store: Store) -> None:
+    """However late it comes: no certificate escapes the revocation of the one it was issued for."""
+
+    async def issue(serial: str, *, renews: str = "") -> bool:
+        return await store.write_certificate(
+            serial=serial, organization="default", subject="node/web-1", expires_at=NOW, renews=renews
+        )
+
+    assert await issue("01")
+    assert await issue("02", renews="01")
+    assert await issue("03", renews="unknown")
+    await store.revoke_certificates("default", "node/web-1")
+    assert not await issue("04", renews="02")
+    assert list(await store.revoke_certificates("default", "node/web-1")) == ["01", "02", "03"]
+    assert await issue("05")  # enrolled anew
+    assert list(await store.revoked_serials()) == ["01", "02", "03"]

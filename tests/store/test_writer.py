@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import outcome
@@ -15,7 +16,7 @@ from shovey_trio.core.errors import NotFound, StoreCorrupt, StoreUnavailable
 from shovey_trio.nursery.ports import Committed
 from shovey_trio.store.committer import CommittedGroup, Work
 from shovey_trio.store.health import StoreHealth
-from shovey_trio.store.writer import ADMITTED_COST, GROUP_COST, GroupWriter
+from shovey_trio.store.writer import ADMITTED_COST, BULK_COST, GROUP_COST, WAKE_SLICE, GroupWriter
 
 NOTHING = Committed(jobs={}, outputs=frozenset())
 
@@ -103,6 +104,71 @@ async def test_order_holds_past_the_bound_of_admitted_writes(commit: HeldCommit)
     commit.gate.set()
     await writer.aclose()
     assert commit.order == names
+
+
+async def test_bulk_is_overtaken_and_still_part_of_every_commit(commit: HeldCommit) -> None:
+    writer = GroupWriter(commit, StoreHealth())
+    commit.gate.clear()
+    async with trio.open_nursery() as nursery:
+
+        async def write(name: str, *, bulk: bool, payload: int = GROUP_COST) -> None:
+            await writer.submit(value(name), payload=payload, bulk=bulk)
+
+        writer.submit_nowait(value("running"))
+        # More bulk than is admitted: what is not bulk must not queue behind it anywhere.
+        for number in range(BULK_COST // GROUP_COST + 2):
+            nursery.start_soon(partial(write, f"bulk-{number}", bulk=True))
+            await settle()
+        for name in ("a", "b"):
+            nursery.start_soon(partial(write, name, bulk=False))
+            await settle()
+        nursery.start_soon(partial(write, "small", bulk=False, payload=0))
+        await settle()
+        commit.gate.set()
+    await writer.aclose()
+    assert commit.groups[:4] == [["running"], ["a", "bulk-0"], ["b", "bulk-1"], ["small", "bulk-2"]]
+    assert [name for name in commit.order if str(name).startswith("bulk")] == [f"bulk-{n}" for n in range(5)]
+
+
+async def test_callers_of_one_commit_are_woken_in_slices_with_others_in_between(commit: HeldCommit) -> None:
+    writer = GroupWriter(commit, StoreHealth())
+    commit.gate.clear()
+    writer.submit_nowait(value("running"))
+    calls = 3 * WAKE_SLICE
+    woken = 0
+    seen: set[int] = set()
+
+    async def write(name: int) -> None:
+        nonlocal woken
+        assert await writer.submit(value(name)) == name
+        woken += 1
+
+    async with trio.open_nursery() as nursery:
+        for number in range(calls):
+            nursery.start_soon(write, number)
+        await settle()
+        commit.gate.set()
+        while woken < calls:
+            seen.add(woken)
+            await trio.lowlevel.checkpoint()
+    assert len(commit.groups) == 2
+    assert len(seen - {0}) >= 2, "somebody else had a turn between two slices"
+
+
+async def test_closing_answers_callers_that_were_not_woken_yet(commit: HeldCommit) -> None:
+    writer = GroupWriter(commit, StoreHealth())
+    answers: list[Any] = []
+
+    async def write(name: int) -> None:
+        answers.append(await writer.submit(value(name)))
+
+    async with trio.open_nursery() as nursery:
+        for number in range(3 * WAKE_SLICE):
+            nursery.start_soon(write, number)
+        while not answers:
+            await trio.lowlevel.checkpoint()
+        await writer.aclose()
+    assert sorted(answers) == list(range(3 * WAKE_SLICE))
 
 
 async def test_cancelled_caller_takes_its_write_along_only_from_behind_the_bound(commit: HeldCommit) -> None:

@@ -23,7 +23,7 @@ from shovey_agent.runs import Finished, OutputGrown, Started
 from shovey_agent.whitelist_file import WhitelistFile
 from shovey_trio.config_types import split_address
 from shovey_trio.core.chef_signing import load_private_key, load_public_key
-from shovey_trio.identity.files import read_public, read_secret
+from shovey_trio.identity.files import check_private, make_secret_directory, read_public, read_secret
 from shovey_trio.observe.systemd import notify
 from shovey_trio.serf.link import SerfLink, SerfSettings
 
@@ -38,6 +38,7 @@ async def run_legacy_agent(settings: AgentSettings) -> None:
     """
     legacy, state_dir = settings.legacy, settings.agent.state_dir
     identity = await trio.to_thread.run_sync(_identity, settings)
+    await trio.to_thread.run_sync(_prepare_state, state_dir)
     whitelist = await trio.to_thread.run_sync(WhitelistFile, settings.agent.whitelist)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         # No deadline of the client's own: each report has one.
@@ -83,6 +84,12 @@ async def _tell_news(executor: Executor, reporter: RunReporter) -> None:
                 reporter.note(run_id)
             case Finished(report=report):
                 reporter.note(report.run_id)
+
+
+def _prepare_state(state_dir: Path) -> None:
+    """Makes the state directory, or holds when it is closed to others with what is in it."""
+    make_secret_directory(state_dir)
+    check_private((state_dir, *(state_dir / name for name in ("runs", "legacy", "legacy-runs"))))
 
 
 def _identity(settings: AgentSettings) -> ServerIdentity:

@@ -91,7 +91,7 @@ class ProgressFiles:
         """What is known; of a run without a whole file, nothing."""
         try:
             return _decode(json.loads(self._path(run_id).read_bytes()))
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             return Progress()
 
     def save(self, run_id: str, progress: Progress) -> None:

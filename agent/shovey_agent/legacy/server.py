@@ -83,7 +83,7 @@ class ShoveyServer:
         with trio.move_on_after(_ANSWER_DEADLINE):
             try:
                 response = await self._client.put(self._origin + path, content=body, headers=headers)
-            except httpx2.TransportError as error:
+            except httpx2.RequestError as error:
                 return f"{type(error).__name__}: {error}"
             if response.status_code >= 400:
                 _log.info("report.refused", path=path, status=response.status_code, answer=response.text[:200])

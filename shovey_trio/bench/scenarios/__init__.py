@@ -16,6 +16,8 @@ from shovey_trio.bench.scenarios import (
     idle,
     latency,
     latency_real,
+    legacy,
+    legacy_output,
     lines,
     many_jobs,
     output,
@@ -38,6 +40,8 @@ SCENARIOS: Final[Mapping[str, tuple[Scenario, str]]] = MappingProxyType(
         "output": (output.measure, "100 agents push as fast as they may"),
         "lines": (lines.measure, "all agents print 10 short lines a second"),
         "cost": (cost.measure, "CPU per run against the number of agents"),
+        "legacy": (legacy.measure, "one job on emulated old nodes (schob); with --peer, on goiardi too"),
+        "legacy-output": (legacy_output.measure, "output of emulated old nodes; with --peer, to goiardi too"),
         "history": (history.measure, "a store with many finished runs"),
     }
 )

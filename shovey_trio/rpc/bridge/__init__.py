@@ -19,15 +19,9 @@ from shovey_trio.rpc.bridge.calls import (
     unary_route,
 )
 from shovey_trio.rpc.bridge.client import Channel, ChannelOptions, ClientStream, open_channel
+from shovey_trio.rpc.bridge.listener import Listener, ServerOptions
 from shovey_trio.rpc.bridge.methods import Method, service_methods
-from shovey_trio.rpc.bridge.server import (
-    Backend,
-    Listener,
-    MapError,
-    Server,
-    ServerOptions,
-    open_server,
-)
+from shovey_trio.rpc.bridge.server import Backend, MapError, Server, open_server
 from shovey_trio.rpc.bridge.status import AbortRpc, ListenError, RpcError, RpcStatus
 from shovey_trio.rpc.bridge.tls import ClientTls, ServerTls
 

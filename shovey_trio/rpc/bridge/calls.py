@@ -6,7 +6,7 @@ These are protocols: a back-end provides the objects, and every back-end passes 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, TypeVar
 
 from google.protobuf.message import Message
@@ -23,9 +23,14 @@ class ServerCall(Protocol[ReqIn_co, ResOut_contra]):
     """One RPC on the server, valid while its handler runs.
 
     The handler runs in a cancel scope of its own, which is cancelled when the client cancels, when the deadline
-    passes, when the connection is lost and when the server's grace is over. Nothing else cancels it; in particular
-    not the scope that ``open_server`` runs in, so that a handler can still be ended in order.
+    passes, when the connection is lost, when the server's grace is over and by ``Server.end_calls``. Nothing else
+    cancels it; in particular not the scope that ``open_server`` runs in, so that a handler can still be ended in order.
+
+    Attributes:
+        owner: whose call it is, as the authorization hook puts it here: what ``Server.end_calls`` finds it by.
     """
+
+    owner: str
 
     @property
     def method(self) -> Method[Any, Any]:
@@ -89,10 +94,19 @@ Authorize = Callable[[ServerCall[Any, Any]], Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A method and its handler; built by the four functions below, which check that their shapes agree."""
+    """A method and its handler; built by the four functions below, which check that their shapes agree.
+
+    Attributes:
+        method: what is called.
+        handler: what is run.
+        opening: how many calls may be at their beginning, which is until their handler first sends something or ends;
+            more of them wait in grpc, where they hold up no other method. For methods that a whole fleet calls at the
+            same moment. A back-end that cannot hold calls back takes it as ``None``: no bound.
+    """
 
     method: Method[Any, Any]
     handler: Callable[..., Awaitable[Any]]
+    opening: int | None = None
 
 
 def unary_route(method: Method[Req, Res], handler: Callable[[Req, ServerCall[Req, Res]], Awaitable[Res]]) -> Route:
@@ -112,9 +126,12 @@ def client_stream_route(method: Method[Req, Res], handler: Callable[[ServerCall[
     return _route(method, handler, client_streaming=True, server_streaming=False)
 
 
-def bidi_route(method: Method[Req, Res], handler: Callable[[ServerCall[Req, Res]], Awaitable[None]]) -> Route:
-    """Tie a handler that receives and sends in any order."""
-    return _route(method, handler, client_streaming=True, server_streaming=True)
+def bidi_route(
+    method: Method[Req, Res], handler: Callable[[ServerCall[Req, Res]], Awaitable[None]], *, opening: int | None = None
+) -> Route:
+    """Tie a handler that receives and sends in any order; ``opening`` as in ``Route``."""
+    route = _route(method, handler, client_streaming=True, server_streaming=True)
+    return replace(route, opening=opening)
 
 
 def _route(

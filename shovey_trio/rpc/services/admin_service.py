@@ -88,6 +88,7 @@ class AdminService:
             expires_at=timestamp(made.expires_at),
             enroll_address=self._facts.enroll_address,
             ca_certificates=self._identities.ca_certificates,
+            root_public_key=self._identities.keys(caller().organization).root_public_key,
         )
 
     async def _info(self, _: pb.GetServerInfoRequest, __: object) -> pb.GetServerInfoResponse:

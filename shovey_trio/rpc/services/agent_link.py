@@ -19,7 +19,7 @@ from shovey_trio.nursery.ports import (
     ToAgent,
 )
 from shovey_trio.rpc.bridge import ServerCall
-from shovey_trio.rpc.convert import key_set_message, signed_order_message
+from shovey_trio.rpc.convert import keys_message, signed_order_message
 from shovey_trio.v1 import agent_service_pb2 as pb
 
 _log = structlog.get_logger(__name__)
@@ -82,7 +82,7 @@ def _to_wire(message: ToAgent) -> pb.AttachResponse:
         case SendForget(run_id=run_id):
             return pb.AttachResponse(forget=pb.ForgetRun(run_id=run_id))
         case SendKeys(keys=keys):
-            return pb.AttachResponse(signing_keys=key_set_message(keys))
+            return pb.AttachResponse(signing_keys=keys_message(keys))
         case SendAskWhitelist(ask_id=ask_id, command=command, input=given):
             ask = pb.AskWhitelist(
                 ask_id=ask_id,

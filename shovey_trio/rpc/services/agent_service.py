@@ -2,30 +2,40 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import structlog
 import trio
 
+from shovey_trio.application.attempts import FailedAttempts
+from shovey_trio.application.audit import AuditLog, origin, peer_address
 from shovey_trio.application.identities import Identities
-from shovey_trio.core.errors import NodeProtocolError, Overloaded
+from shovey_trio.core.audit import AuditAction, AuditEntry, AuditOutcome
+from shovey_trio.core.errors import (
+    InvalidCertificateRequest,
+    InvalidEnrollmentToken,
+    NodeProtocolError,
+    Overloaded,
+    Unauthenticated,
+)
 from shovey_trio.core.events import (
     NodeAccepted,
     NodeKnows,
-    NodeRefused,
     NodeReported,
     NodeStarted,
     RunEvent,
     RunReport,
 )
+from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.model import LinkMode, OutputExtent, Principal
-from shovey_trio.core.orders import OrderKind
 from shovey_trio.nursery.credits import ByteCredits
 from shovey_trio.nursery.handles import PushedChunk
 from shovey_trio.nursery.inbound import AgentInbox
 from shovey_trio.nursery.links import Links
-from shovey_trio.nursery.ports import Clock, SendDetachOk
+from shovey_trio.nursery.ports import Clock, SendDetachOk, SendKeys
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.whitelist_asks import WhitelistAnswer, WhitelistAsks
 from shovey_trio.rpc import methods
@@ -33,10 +43,11 @@ from shovey_trio.rpc.bridge import Route, ServerCall, bidi_route, unary_route
 from shovey_trio.rpc.callers import caller
 from shovey_trio.rpc.convert import (
     LINKS,
-    ORDER_KINDS,
     chunk_value,
-    key_set_message,
+    keys_message,
+    refusal_value,
     report_value,
+    sane_time,
     seconds,
     timestamp,
 )
@@ -58,6 +69,9 @@ _MAX_WORD = 1000
 _MAX_CHUNK = 64 * 1024
 # Seconds after which an agent that found every place taken may try again.
 _COME_BACK = 60
+# Agents that are on their way from the first word to the welcome. A whole fleet comes at once after a restart; those
+# that are not taken in yet wait where they hold up no other call.
+_ATTACHING = 64
 # What a hello may hold; it is kept in memory for as long as the node is registered. As the agent's own configuration.
 _MAX_TAGS = 64
 _MAX_TAG = 256
@@ -75,18 +89,31 @@ class EnrollmentService:
     """Enroll and Renew, for the listener that asks for no certificate."""
 
     def __init__(
-        self, *, identities: Identities, control_address: str, limiter: trio.CapacityLimiter, rate: CallRate
+        self,
+        *,
+        identities: Identities,
+        control_address: str,
+        limiter: trio.CapacityLimiter,
+        rate: CallRate,
+        attempts: FailedAttempts,
     ) -> None:
         self._identities = identities
         self._control_address = control_address
         self._limiter = limiter
         self._rate = rate
+        self._attempts = attempts
 
     def routes(self) -> Sequence[Route]:
         return (unary_route(methods.ENROLL, self._enroll), unary_route(methods.RENEW, self._renew))
 
-    async def _enroll(self, request: pb.EnrollRequest, _: object) -> pb.EnrollResponse:
-        self._rate.take()
+    async def _enroll(
+        self, request: pb.EnrollRequest, call: ServerCall[pb.EnrollRequest, pb.EnrollResponse]
+    ) -> pb.EnrollResponse:
+        with self._attempt(call, f"node/{request.node}"):
+            self._rate.take()
+            return await self._enroll_node(request)
+
+    async def _enroll_node(self, request: pb.EnrollRequest) -> pb.EnrollResponse:
         async with self._limiter:
             enrolled = await self._identities.enroll(
                 token=request.token,
@@ -98,15 +125,32 @@ class EnrollmentService:
         return pb.EnrollResponse(
             certificate_chain=enrolled.certificate.chain,
             ca_certificates=enrolled.ca_certificates,
-            signing_keys=key_set_message(enrolled.keys),
+            signing_keys=keys_message(enrolled.keys),
             control_address=self._control_address,
         )
 
-    async def _renew(self, request: pb.RenewRequest, _: object) -> pb.RenewResponse:
-        self._rate.take()
-        async with self._limiter:
-            issued = await self._identities.renew(certificate=request.certificate, csr=request.csr, proof=request.proof)
+    async def _renew(
+        self, request: pb.RenewRequest, call: ServerCall[pb.RenewRequest, pb.RenewResponse]
+    ) -> pb.RenewResponse:
+        # Not by the certificate's name: reading it is work that is refused together with the rest.
+        with self._attempt(call, "renewal"):
+            self._rate.take()
+            async with self._limiter:
+                issued = await self._identities.renew(
+                    certificate=request.certificate, csr=request.csr, proof=request.proof
+                )
         return pb.RenewResponse(certificate_chain=issued.chain, ca_certificates=self._identities.ca_certificates)
+
+    @contextmanager
+    def _attempt(self, call: ServerCall[Any, Any], claimed: str) -> Iterator[None]:
+        """Somebody who has proved nothing tries to; an address that fails too often is refused before any work."""
+        address = peer_address(call.peer)
+        self._attempts.check(address, claimed)
+        try:
+            yield
+        except (InvalidEnrollmentToken, InvalidCertificateRequest, Unauthenticated) as error:
+            self._attempts.failed(error, address, claimed)
+            raise
 
 
 class AgentService:
@@ -124,7 +168,9 @@ class AgentService:
         clock: Clock,
         epoch: int,
         asks: WhitelistAsks,
+        audit: AuditLog,
     ) -> None:
+        self._audit = audit
         self._inbox = inbox
         self._registry = registry
         self._links = links
@@ -136,7 +182,10 @@ class AgentService:
         self._asks = asks
 
     def routes(self) -> Sequence[Route]:
-        return (bidi_route(methods.ATTACH, self._attach), bidi_route(methods.PUSH_OUTPUT, self._push_output))
+        return (
+            bidi_route(methods.ATTACH, self._attach, opening=_ATTACHING),
+            bidi_route(methods.PUSH_OUTPUT, self._push_output),
+        )
 
     # -- the control stream
 
@@ -145,7 +194,7 @@ class AgentService:
         hello = await self._hello(call)
         # Before anything is waited for, or a slow store would count as a slow clock.
         offset = seconds(hello.agent_time) - self._clock.now() if hello.HasField("agent_time") else 0.0
-        link = await self._welcome(principal, hello, offset)
+        link, told = await self._welcome(principal, hello, offset)
         with structlog.contextvars.bound_contextvars(node=link.node):
             asked = False
             try:
@@ -153,6 +202,8 @@ class AgentService:
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(link.write, call)
                         knows = {run.run_id: _KNOWS[run.state] for run in hello.runs if run.state in _KNOWS}
+                        # Nothing is awaited between this and the link's being known, or a revocation could be missed.
+                        self._tell_newer_keys(link, told)
                         await self._inbox.attached(link, knows)
                         asked = await self._listen(call, link, offset)
                         nursery.cancel_scope.cancel(reason="the agent has left")
@@ -170,7 +221,10 @@ class AgentService:
             raise NodeProtocolError("the first message of a stream must be a hello")
         raise NodeProtocolError(f"no hello within {_HELLO:g} s")
 
-    async def _welcome(self, principal: Principal, hello: pb.AttachHello, offset: float) -> AttachedAgent:
+    async def _welcome(
+        self, principal: Principal, hello: pb.AttachHello, offset: float
+    ) -> tuple[AttachedAgent, PublishedKeys]:
+        """The link with its welcome, and the keys that are told by it."""
         node = self._registry.get(principal.organization, principal.name)
         if node is None or node.agent_instance != hello.agent_instance:
             raise NodeProtocolError(
@@ -195,18 +249,24 @@ class AgentService:
             mode=mode,
         )
         positions = await self._inbox.positions(link, [run.run_id for run in hello.runs])
+        keys = self._identities.keys(principal.organization)
         link.queue(
             pb.AttachResponse(
                 welcome=pb.AttachWelcome(
                     controller_time=timestamp(self._clock.now()),
                     epoch=self._epoch,
-                    signing_keys=key_set_message(self._identities.key_set(principal.organization)),
+                    signing_keys=keys_message(keys),
                     positions=[_position(run_id, extent) for run_id, extent in positions.items()],
                     pending_orders=self._inbox.waiting_orders(link),
                 )
             )
         )
-        return link
+        return link, keys
+
+    def _tell_newer_keys(self, link: AttachedAgent, told: PublishedKeys) -> None:
+        keys = self._identities.keys(link.organization)
+        if keys != told:
+            link.send_nowait(SendKeys(keys=keys))
 
     async def _listen(self, call: AttachCall, link: AttachedAgent, offset: float) -> bool:
         """Takes messages until the agent closes its half; whether it took its leave before."""
@@ -214,16 +274,14 @@ class AgentService:
         async for message in call:
             match message.WhichOneof("message"):
                 case "accepted":
-                    at = seconds(message.accepted.at) - offset
+                    at = sane_time(seconds(message.accepted.at) - offset)
                     await self._said(link, message.accepted.run_id, NodeAccepted(at=at))
                 case "started":
-                    at = seconds(message.started.at) - offset
+                    at = sane_time(seconds(message.started.at) - offset)
                     await self._said(link, message.started.run_id, NodeStarted(at=at))
                 case "refused":
-                    refused = message.refused
-                    kind: OrderKind = ORDER_KINDS.member(refused.kind) or OrderKind.START
-                    event = NodeRefused(kind=kind, reason=refused.reason, detail=refused.detail)
-                    await self._said(link, refused.run_id, event)
+                    self._note_refused(link, message.refused)
+                    await self._said(link, message.refused.run_id, refusal_value(message.refused))
                 case "report":
                     report = report_value(message.report)
                     if report is not None:
@@ -241,6 +299,21 @@ class AgentService:
                 case other:
                     _log.warning("agent.unexpected_message", message=other)
         return leaving
+
+    def _note_refused(self, link: AttachedAgent, refused: pb.OrderRefused) -> None:
+        """Its job's last record counts it in any case; this says which node, and when. Many of a kind are counted."""
+        self._audit.note(
+            AuditEntry(
+                at=self._clock.now(),
+                organization=link.organization,
+                action=AuditAction.ORDER_REFUSED,
+                outcome=AuditOutcome.REFUSED,
+                # The node and where it is are details: a job refused by 10,000 of them is one kind.
+                rule=refused.reason[:_MAX_TAG],
+                subject=f"run/{refused.run_id[:64]}",
+                detail={"node": link.node, "peer": origin().peer, "detail": refused.detail[:_MAX_TAG]},
+            )
+        )
 
     async def _said(self, link: AttachedAgent, run_id: str, event: RunEvent) -> None:
         await self._inbox.said(link, run_id, event)
@@ -341,6 +414,6 @@ def _by_our_clock(report: RunReport, offset: float) -> RunReport:
     """The report with its times moved from the node's clock to the controller's, as measured at attach."""
     return replace(
         report,
-        started_at=None if report.started_at is None else report.started_at - offset,
-        finished_at=None if report.finished_at is None else report.finished_at - offset,
+        started_at=None if report.started_at is None else sane_time(report.started_at - offset),
+        finished_at=None if report.finished_at is None else sane_time(report.finished_at - offset),
     )

@@ -9,7 +9,7 @@ from shovey_trio.application.nodes import NodeFilter, Nodes, NodeView
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Route, unary_route
 from shovey_trio.rpc.callers import caller
-from shovey_trio.rpc.convert import PRESENCES, key_set_message, node_message, node_status_message
+from shovey_trio.rpc.convert import PRESENCES, keys_message, node_message, node_status_message
 from shovey_trio.rpc.paging import decode_name, encode_name, page_size
 from shovey_trio.v1 import key_service_pb2, node_pb2
 from shovey_trio.v1 import node_service_pb2 as pb
@@ -62,8 +62,8 @@ class NodeService:
     async def _keys(
         self, _: key_service_pb2.GetSigningKeysRequest, __: object
     ) -> key_service_pb2.GetSigningKeysResponse:
-        keys = self._identities.key_set(caller().organization)
-        return key_service_pb2.GetSigningKeysResponse(signing_keys=key_set_message(keys))
+        keys = self._identities.keys(caller().organization)
+        return key_service_pb2.GetSigningKeysResponse(signing_keys=keys_message(keys))
 
 
 def _message(view: NodeView) -> node_pb2.Node:

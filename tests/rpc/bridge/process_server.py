@@ -1,4 +1,4 @@
-"""Run as a process of its own: the probe service, until SIGTERM, with one second of grace.
+"""Run as a process of its own: the probe service, until SIGTERM, with much grace; a second one takes most of it back.
 
 Prints its port on one line; what else it writes, on either stream, is a defect.
 """
@@ -6,6 +6,7 @@ Prints its port on one line; what else it writes, on either stream, is a defect.
 import logging
 import signal
 import sys
+from functools import partial
 
 import structlog
 import trio
@@ -20,16 +21,15 @@ async def _main(backend: Backend) -> None:
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with open_server([listener], backend=backend) as server:
             print(server.port("a"), flush=True)
-            async for _ in signals:
-                break
+            await anext(signals)
+            # Nobody outside can see it begin, and one that has not is refused.
+            await probe.until(lambda probe: probe.started["unary"] == 1)
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_release_later, probe)
-                await server.stop(grace=1.0)
-
-
-async def _release_later(probe: Probe) -> None:
-    await trio.sleep(0.1)  # the unary call in flight ends inside the grace
-    probe.release.set()
+                nursery.start_soon(partial(server.stop, grace=60.0))
+                await trio.lowlevel.checkpoint()
+                probe.release.set()  # the unary call in flight ends inside the grace
+                await anext(signals)
+                await server.stop(grace=0.2)
 
 
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))

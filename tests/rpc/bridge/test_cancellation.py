@@ -97,13 +97,17 @@ async def test_client_cancel_cancels_the_handler(open_rig, shape):
 
 @pytest.mark.parametrize("shape", [_unary, _idle_watch, _stuck_upload, _idle_echo])
 async def test_deadline_cancels_client_and_handler(open_rig, shape):
-    with trio.fail_after(20):
+    with trio.fail_after(60):
         async with open_rig() as rig:
-            with trio.move_on_after(0.3) as limit:
-                await shape(rig)
-            assert limit.cancelled_caught
-            await rig.probe.until(lambda probe: probe.running == 0)
-            assert rig.probe.ended == {"cancelled": 1}
+            # On a busy machine a deadline may be over before the call is there; then there was no handler to cancel.
+            for patience in (0.3, 1.0, 3.0, 9.0):
+                with trio.move_on_after(patience) as limit:
+                    await shape(rig)
+                assert limit.cancelled_caught
+                await rig.probe.until(lambda probe: probe.running == 0)
+                if rig.probe.started:
+                    break
+            assert set(rig.probe.ended) == {"cancelled"}
 
 
 async def test_cancelled_server_receive_loses_nothing(open_rig):

@@ -8,8 +8,9 @@ import grpc.aio
 import structlog
 import trio
 
-from shovey_trio.rpc.bridge import Listener, ServerCall, bidi_route, open_server
+from shovey_trio.rpc.bridge import Backend, Listener, Route, ServerCall, bidi_route, open_server
 from shovey_trio.rpc.bridge._aio_call import AioServerCall
+from shovey_trio.rpc.bridge._runtime import open_runtime
 from shovey_trio.testing.rpc_probe import ECHO
 
 
@@ -27,6 +28,10 @@ class _Context:
             raise grpc.aio.UsageError("Server already stopped.")
 
 
+def _plain(route: Route) -> Listener:
+    return Listener(name="plain", address="127.0.0.1:0", routes=[route])
+
+
 async def _echo(call: ServerCall[Any, Any]) -> None:
     async for message in call:
         await call.send(message)
@@ -35,9 +40,12 @@ async def _echo(call: ServerCall[Any, Any]) -> None:
 async def test_a_call_that_begins_after_the_others_were_cut_is_cut_too() -> None:
     route = bidi_route(ECHO, _never_ends)
     with trio.fail_after(20), structlog.testing.capture_logs() as logs:
-        async with open_server([Listener(name="plain", address="127.0.0.1:0", routes=[route])]) as server:
+        async with (
+            open_runtime() as runtime,
+            open_server([_plain(route)], backend=Backend.AIO) as server,
+        ):
             await server.stop(grace=0)
-            server.begin(AioServerCall(server, route, _Context(stopped=False), None))
+            server.begin(AioServerCall(server, runtime, route, _Context(stopped=False), None))
             while server.active:  # noqa: ASYNC110
                 await trio.sleep(0.01)
     assert [entry for entry in logs if entry["event"] == "rpc.failed"] == []
@@ -55,8 +63,11 @@ async def test_a_stream_whose_server_has_stopped_is_broken_and_no_bug() -> None:
 
     route = bidi_route(ECHO, handler)
     with trio.fail_after(20), structlog.testing.capture_logs() as logs:
-        async with open_server([Listener(name="plain", address="127.0.0.1:0", routes=[route])]) as server:
-            await AioServerCall(server, route, _Context(stopped=True), None).handle()
+        async with (
+            open_runtime() as runtime,
+            open_server([_plain(route)], backend=Backend.AIO) as server,
+        ):
+            await AioServerCall(server, runtime, route, _Context(stopped=True), None).handle()
     assert len(ends) == 1
     assert [entry for entry in logs if entry["event"] == "rpc.failed"] == []
 

@@ -15,6 +15,8 @@ from shovey_trio.testing.rpc_probe import ECHO, KIB, UNARY, UPLOAD, WATCH, Probe
 
 # What grpc and the kernel buffer for one stalled stream, at most; messages of 1 KiB.
 STALLED = 16_384
+# So many are on their way when a stream has certainly begun; a busy machine may take its time until then.
+BEGUN = 10
 
 
 def rss_kib() -> int:
@@ -24,9 +26,9 @@ def rss_kib() -> int:
 
 
 async def _until_quiet(count) -> int:
-    """Return ``count()`` once it has not grown for half a second."""
+    """Return ``count()`` once it has begun to grow and then has not for half a second."""
     last = -1
-    while (now := count()) != last:
+    while (now := count()) != last or now <= BEGUN:
         last = now
         await trio.sleep(0.5)
     return last
@@ -36,7 +38,7 @@ async def test_a_client_that_does_not_read_stops_the_sending_handler(open_rig):
     with trio.fail_after(40):
         async with open_rig() as rig, rig.channel.stream(WATCH, text("flood")) as stream:
             sent = await _until_quiet(lambda: rig.probe.sent)
-            assert 10 < sent < STALLED
+            assert sent < STALLED
             for _ in range(sent + 1000):
                 await stream.receive()
             await rig.probe.until(lambda probe: probe.sent > sent + 100)
@@ -56,7 +58,7 @@ async def test_a_handler_that_does_not_read_stops_the_sending_client(open_rig):
             await stream.send(text("wait"))
             nursery.start_soon(send_all)
             stalled = await _until_quiet(lambda: sent)
-            assert 10 < stalled < STALLED
+            assert stalled < STALLED
             rig.probe.release.set()
             await rig.probe.until(lambda probe: probe.received > stalled + 1000)
             nursery.cancel_scope.cancel(reason="seen enough")
@@ -92,14 +94,14 @@ async def test_a_thousand_streams_are_served_at_once(open_rig):
             assert rig.probe.ended == {"ok": count}
 
 
-async def test_a_storm_of_connections_drops_no_call(authority):
+async def test_a_storm_of_connections_drops_no_call(backend, authority):
     """Each agent has a connection of its own; 200 make it at once, with a TLS handshake each."""
     count = 200
     probe = Probe()
     listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes(), tls=authority.server_tls(mutual=True))
     tls = authority.client_tls("shovey://acme/node/web-1")
     with trio.fail_after(80):
-        async with open_server([listener]) as server, trio.open_nursery() as nursery:
+        async with open_server([listener], backend=backend) as server, trio.open_nursery() as nursery:
 
             async def agent() -> None:
                 async with (

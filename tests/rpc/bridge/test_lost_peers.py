@@ -58,13 +58,14 @@ async def test_all_handlers_of_a_killed_client_end(backend):
 
 
 async def test_stopping_server_lets_short_calls_finish_and_cuts_streams(backend):
-    """Grace one second: the unary call in flight completes, open streams end UNAVAILABLE, exit 0, silent stderr."""
+    """The unary call in flight completes, streams that stay open end UNAVAILABLE, exit 0, silent stderr."""
     outcomes: list[str] = []
     open_streams = 0
-    all_open = trio.Event()
+    all_open, completed = trio.Event(), trio.Event()
 
     async def unary(channel) -> None:
         outcomes.append((await channel.unary(UNARY, text("wait"))).value)
+        completed.set()
 
     async def stream(channel, method, request) -> None:
         nonlocal open_streams
@@ -93,6 +94,8 @@ async def test_stopping_server_lets_short_calls_finish_and_cuts_streams(backend)
                     nursery.start_soon(stream, channel, WATCH, text("flood"))
                 # What has answered is certainly running; a call that the server has not begun ends CANCELLED.
                 await all_open.wait()
+                process.send_signal(signal.SIGTERM)
+                await completed.wait()
                 process.send_signal(signal.SIGTERM)
             assert sorted(set(outcomes)) == ["UNAVAILABLE", "released"]
             assert outcomes.count("UNAVAILABLE") == 203
@@ -199,13 +202,13 @@ async def test_channel_reconnects_to_a_restarted_server(backend):
                     assert answer.value == "back"
 
 
-async def test_an_address_in_use_is_a_typed_error(open_rig):
+async def test_an_address_in_use_is_a_typed_error(open_rig, backend):
     with trio.fail_after(20):
         async with open_rig() as rig:
             taken = Listener(name="b", address=f"127.0.0.1:{rig.server.port('plain')}", routes=())
             free = Listener(name="a", address="127.0.0.1:0", routes=())
             with pytest.raises(ListenError):
-                async with open_server([free, taken]):
+                async with open_server([free, taken], backend=backend):
                     raise AssertionError("opened on a taken port")
 
 

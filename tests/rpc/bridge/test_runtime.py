@@ -128,8 +128,9 @@ def test_a_route_must_have_the_shape_of_its_method():
         bidi_route(UNARY, handler)
 
 
-async def test_two_routes_for_one_method_are_refused():
+async def test_two_routes_for_one_method_are_refused(backend):
     probe = Probe()
+    listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes() * 2)
     with pytest.raises(ValueError, match="two routes"):
-        async with open_server([Listener(name="a", address="127.0.0.1:0", routes=probe.routes() * 2)]):
+        async with open_server([listener], backend=backend):
             raise AssertionError("opened")

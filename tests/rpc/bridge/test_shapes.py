@@ -9,7 +9,16 @@ import trio
 from google.protobuf.wrappers_pb2 import StringValue
 
 from shovey_trio.core.errors import Code
-from shovey_trio.rpc.bridge import Listener, Method, RpcError, open_channel, open_server, unary_route
+from shovey_trio.rpc.bridge import (
+    Listener,
+    Method,
+    RpcError,
+    RpcStatus,
+    bidi_route,
+    open_channel,
+    open_server,
+    unary_route,
+)
 from shovey_trio.testing.rpc_probe import ECHO, UNARY, UPLOAD, WATCH, text
 
 
@@ -73,11 +82,12 @@ async def test_a_second_receiver_on_a_stream_is_refused(open_rig):
 
 
 async def test_deadline_of_the_callers_scope_reaches_the_handler(open_rig):
-    with trio.fail_after(20):
+    with trio.fail_after(90):
         async with open_rig() as rig:
-            with trio.fail_after(7):
-                seven = float((await rig.channel.unary(UNARY, text("remaining"))).value)
-            assert 5 < seven <= 7.1
+            with trio.fail_after(60):
+                sixty = float((await rig.channel.unary(UNARY, text("remaining"))).value)
+            # Less what the way there took, which is no matter of this test's.
+            assert 10 < sixty <= 60.5
 
 
 async def test_a_call_without_deadline_has_infinite_time_remaining(open_rig):
@@ -117,8 +127,6 @@ async def test_authorize_runs_in_the_handlers_task_and_can_refuse(backend):
             raise PermissionError
 
     def deny(error: Exception):
-        from shovey_trio.rpc.bridge import RpcStatus
-
         return RpcStatus(code=Code.PERMISSION_DENIED, message="no") if isinstance(error, PermissionError) else None
 
     listener = Listener(name="a", address="127.0.0.1:0", routes=[unary_route(UNARY, handler)])
@@ -133,6 +141,35 @@ async def test_authorize_runs_in_the_handlers_task_and_can_refuse(backend):
             assert seen == ["authorize"]
             await channel.unary(UNARY, text("x"), metadata=[("token", "good")])
             assert seen == ["authorize", "authorize", "handler"]
+
+
+async def test_calls_of_one_owner_are_ended_with_the_servers_reason_and_others_go_on(backend):
+    async def echo(call: object) -> None:
+        async for message in call:
+            await call.send(message)
+
+    async def authorize(call: object) -> None:
+        call.owner = dict(call.metadata)["who"]
+
+    gone = RpcStatus(code=Code.UNAUTHENTICATED, message="the certificate is revoked")
+    listener = Listener(name="a", address="127.0.0.1:0", routes=[bidi_route(ECHO, echo)])
+    with trio.fail_after(20):
+        async with (
+            open_server([listener], authorize=authorize, backend=backend) as server,
+            open_channel(f"127.0.0.1:{server.port('a')}", None) as channel,
+            channel.stream(ECHO, metadata=[("who", "thief")]) as thief,
+            channel.stream(ECHO, metadata=[("who", "friend")]) as friend,
+        ):
+            for stream in (thief, friend):
+                await stream.send(text("x"))
+                await stream.receive()
+            assert server.end_calls({"thief", "nobody"}, gone) == 1
+            with pytest.raises(RpcError) as ended:
+                await thief.receive()
+            assert (ended.value.code, ended.value.message) == (gone.code, gone.message)
+            await friend.send(text("still here"))
+            assert (await friend.receive()).value == "still here"
+            assert server.end_calls({"thief"}, gone) == 0
 
 
 async def test_unknown_method_is_unimplemented(open_rig):

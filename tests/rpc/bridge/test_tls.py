@@ -163,4 +163,5 @@ def test_a_client_certificate_needs_its_key(authority):
 
 
 def test_backends_are_selected_by_name():
-    assert Backend("aio") is Backend.AIO
+    assert Backend("trio-asyncio") is Backend.AIO
+    assert Backend("native") is Backend.NATIVE

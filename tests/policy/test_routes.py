@@ -1,0 +1,114 @@
+"""The servers' own lists of routes against the table of this folder: nothing is served that nobody decided about."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from shovey_trio import controller
+from shovey_trio.config import ServerSettings, load_server_settings
+from shovey_trio.core.authz import POLICY, PUBLIC
+from shovey_trio.core.model import Role
+from shovey_trio.identity.layout import DataDirectory
+from shovey_trio.rest import listener as rest_listener
+from shovey_trio.rest.application import RestApplication
+from shovey_trio.rest.routing import Route as RestRoute
+from shovey_trio.rest.routing import Router
+from shovey_trio.rpc.bridge import Listener, Method, unary_route
+from shovey_trio.rpc.services.node_service import NodeService
+from shovey_trio.testing.fleet import run_program
+from shovey_trio.v1 import node_service_pb2
+
+from .expected import ENROLL_LISTENER, GRPC, OPEN, PROOF, REST, REST_OPEN
+
+HARD_LIMIT = 60.0
+
+
+@pytest.fixture
+async def settings(tmp_path: Path) -> ServerSettings:
+    root = tmp_path / "controller"
+    listen = [word for name in ("control", "enroll") for word in (f"--{name}-listen", "127.0.0.1:0")]
+    with trio.fail_after(HARD_LIMIT):
+        await run_program("shovey-trio", "init", "--data-dir", str(root), *listen)
+    return load_server_settings(
+        file=DataDirectory(root).configuration,
+        environ={},
+        overrides=[("rest.enabled", True), ("rest.listen", "127.0.0.1:0"), ("serf.enabled", False)],
+    )
+
+
+async def test_every_route_that_is_served_has_a_line_and_every_line_a_route(
+    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    served: dict[str, set[str]] = {}
+    routed: list[RestRoute] = []
+    documents: set[str] = set()
+    open_server, application = controller.open_server, RestApplication.__init__
+
+    @asynccontextmanager
+    async def open_server_and_tell(listeners: Sequence[Listener], **options: Any) -> AsyncIterator[Any]:
+        for listener in listeners:
+            served[listener.name] = {route.method.path.removeprefix("/") for route in listener.routes}
+        async with open_server(listeners, **options) as server:
+            yield server
+
+    def tell_application(self: RestApplication, router: Router, *arguments: Any, **options: Any) -> None:
+        routed.extend(router.routes)
+        documents.update(options["documents"] or {})
+        application(self, router, *arguments, **options)
+
+    monkeypatch.setattr(controller, "open_server", open_server_and_tell)
+    monkeypatch.setattr(rest_listener.RestApplication, "__init__", tell_application)
+    with trio.fail_after(HARD_LIMIT):
+        async with controller.open_controller(settings):
+            pass
+    assert served["enroll"] == ENROLL_LISTENER
+    assert served["control"] == {path for path, who in GRPC.items() if who != PROOF}
+    assert set(served) == {"control", "enroll"}
+    assert [f"{route.method} {route.template}" for route in routed if not route.roles] == []
+    assert sorted(f"{route.method} {route.template}" for route in routed) == sorted(REST)
+    assert documents == REST_OPEN
+
+
+def test_the_policy_is_the_table_of_this_folder() -> None:
+    assert {path.removeprefix("/") for path in POLICY} == set(GRPC)
+    for path, who in GRPC.items():
+        allowed = POLICY[f"/{path}"]
+        if who in (PROOF, OPEN):
+            assert allowed is PUBLIC, path
+        else:
+            assert {role.value for role in allowed} == set(who.split()), path
+
+
+async def test_a_controller_with_a_method_that_nobody_decided_about_does_not_start(
+    settings: ServerSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forgotten = Method(
+        path="/shovey_trio.v1.NodeService/RebootNode",
+        request_type=node_service_pb2.GetNodeRequest,
+        response_type=node_service_pb2.GetNodeResponse,
+    )
+    routes = NodeService.routes
+    monkeypatch.setattr(NodeService, "routes", lambda self: (*routes(self), unary_route(forgotten, self._get)))
+    with trio.fail_after(HARD_LIMIT), pytest.raises(BaseException) as caught:  # noqa: PT011 - looked into below
+        async with controller.open_controller(settings):
+            pytest.fail("it has started")
+    assert caught.group_contains(RuntimeError, match="no policy for /shovey_trio.v1.NodeService/RebootNode")
+
+
+def test_a_route_of_the_shim_cannot_be_made_without_saying_who_may() -> None:
+    async def handle(*_: object) -> None:
+        await trio.lowlevel.checkpoint()
+
+    with pytest.raises(TypeError, match="roles"):
+        RestRoute(method="GET", template="/forgotten", handle=handle, summary="")  # type: ignore[call-arg]  # the point
+
+
+def test_every_role_has_lines_and_no_line_has_another_word() -> None:
+    words = {word for who in (*GRPC.values(), *REST.values()) for word in who.split()}
+    assert words == {role.value for role in Role} | {PROOF, OPEN}
