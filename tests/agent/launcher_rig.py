@@ -8,10 +8,9 @@ import pwd
 import struct
 import sys
 import time
-import uuid
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from shovey_agent.launcher_trust import save_trust
 from shovey_trio.core.key_sets import KeySet, encode_key_set, sign_key_set
 from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.order_signing import SigningKey
-from shovey_trio.core.orders import NodeIdentity, Order, OrderKind, SignedOrder
+from shovey_trio.core.orders import NodeIdentity, Order, SignedOrder
 from shovey_trio.identity.signing_keys import make_signing_key
 from shovey_trio.rpc.convert import signed_order_message
 from shovey_trio.rpc.signer import Signer
@@ -33,8 +32,9 @@ from shovey_trio.testing.processes import ManagedProcess
 from shovey_trio.testing.signing import key_set_of
 from shovey_trio.v1 import launcher_pb2 as pb
 
+from .orders import make_order
+
 IDENTITY = NodeIdentity(organization="org", node="n", agent_instance="instance")
-EPOCH = 1000
 _HEADER = struct.Struct("!I")
 
 
@@ -130,23 +130,7 @@ class Installation:
             yield peer
 
     def order(self, **changes: Any) -> Order:
-        now = time.time()
-        order = Order(
-            organization="org",
-            node="n",
-            agent_instance="instance",
-            job_id=str(uuid.uuid4()),
-            run_id=str(uuid.uuid4()),
-            kind=OrderKind.START,
-            command="note",
-            run_timeout=300.0,
-            kill_grace=1.0,
-            issued_at=now,
-            expires_at=now + 60,
-            nonce=uuid.uuid4().bytes,
-            epoch=EPOCH,
-        )
-        return replace(order, **changes)
+        return make_order(**{"command": "note", "run_timeout": 300.0, **changes})
 
     def sign(self, order: Order, key: SigningKey | None = None) -> SignedOrder:
         return Signer({order.organization: key or self.key}).sign(order)

@@ -25,7 +25,8 @@ from shovey_trio.testing.signing import key_set_of
 from shovey_trio.v1 import agent_service_pb2
 from shovey_trio.v1 import launcher_pb2 as pb
 
-from .launcher_rig import EPOCH, Installation, Peer
+from .launcher_rig import Installation, Peer
+from .orders import EPOCH
 
 RUNNING = agent_service_pb2.KNOWN_RUN_STATE_RUNNING
 FINISHED = agent_service_pb2.KNOWN_RUN_STATE_FINISHED

@@ -38,33 +38,14 @@ from shovey_trio.testing.rpc_certificates import CertificateAuthority
 from shovey_trio.testing.signing import key_set_of
 from shovey_trio.v1 import agent_service_pb2 as pb
 
+from .orders import EPOCH, make_order
+
 KEY: SigningKey = make_signing_key(0.0)
 IDENTITY = NodeIdentity(organization="org", node="n", agent_instance="instance")
-EPOCH = 1000
 
 
 async def _ignore(_: PublishedKeys) -> None:
     """For sessions in which keys do not change."""
-
-
-def _order(**changes: Any) -> Order:
-    now = time.time()
-    order = Order(
-        organization="org",
-        node="n",
-        agent_instance="instance",
-        job_id=str(uuid.uuid4()),
-        run_id=str(uuid.uuid4()),
-        kind=OrderKind.START,
-        command="true",
-        run_timeout=30.0,
-        kill_grace=1.0,
-        issued_at=now,
-        expires_at=now + 60,
-        nonce=uuid.uuid4().bytes,
-        epoch=EPOCH,
-    )
-    return replace(order, **changes)
 
 
 def _sign(order: Order, key: SigningKey = KEY) -> SignedOrder:
@@ -239,7 +220,7 @@ async def _rig(
 @within(30)
 async def test_a_good_order_runs_once_however_often_it_comes(tmp_path: Path) -> None:
     async with _rig(tmp_path) as (controller, agent):
-        signed = _sign(order := _order(command="cat"))
+        signed = _sign(order := make_order(command="cat"))
         for _ in range(3):
             await controller.send_order(signed)
         report = await controller.report_of(order.run_id)
@@ -270,7 +251,7 @@ async def test_an_order_that_is_signed_and_not_for_here_and_now_is_refused_with_
 ) -> None:
     async with _rig(tmp_path) as (controller, agent):
         await agent.epoch.raise_to(EPOCH)
-        await controller.send_order(_sign(refused := _order(**changes)))
+        await controller.send_order(_sign(refused := make_order(**changes)))
         assert await controller.refusal_of(refused.run_id) == reason
         await _works(controller)
         assert refused.run_id not in {run.run_id for run in agent.executor.known_runs()}
@@ -279,12 +260,12 @@ async def test_an_order_that_is_signed_and_not_for_here_and_now_is_refused_with_
 @within(30)
 async def test_an_order_that_nobody_trusted_signed_is_not_even_answered(tmp_path: Path) -> None:
     async with _rig(tmp_path) as (controller, agent):
-        good = _sign(_order())
+        good = _sign(make_order())
         stranger = make_signing_key(0.0)
         for forged in (
-            _sign(_order(), stranger),
-            replace(_sign(_order(), stranger), key_id=KEY.key_id),
-            replace(good, order=order_bytes(_order())),
+            _sign(make_order(), stranger),
+            replace(_sign(make_order(), stranger), key_id=KEY.key_id),
+            replace(good, order=order_bytes(make_order())),
             replace(good, order=good.order + b"\x00"),
             replace(good, signature=b""),
             replace(good, order=b"", signature=b"\xff" * 64),
@@ -298,7 +279,7 @@ async def test_an_order_that_nobody_trusted_signed_is_not_even_answered(tmp_path
 @within(30)
 async def test_a_nonce_is_good_for_one_run_alone(tmp_path: Path) -> None:
     async with _rig(tmp_path) as (controller, _):
-        first = _order()
+        first = make_order()
         await controller.send_order(_sign(first))
         await controller.report_of(first.run_id)
         second = replace(first, run_id=str(uuid.uuid4()))
@@ -309,7 +290,7 @@ async def test_a_nonce_is_good_for_one_run_alone(tmp_path: Path) -> None:
 @within(30)
 async def test_a_run_that_was_cancelled_before_it_came_never_starts(tmp_path: Path) -> None:
     async with _rig(tmp_path) as (controller, agent):
-        start = _order()
+        start = make_order()
         cancel = replace(start, kind=OrderKind.CANCEL, nonce=uuid.uuid4().bytes)
         await controller.send_order(_sign(cancel))
         report = await controller.report_of(start.run_id)
@@ -327,7 +308,7 @@ async def test_a_node_whose_disk_takes_no_nonce_refuses_and_stays_up(tmp_path: P
         kept = (tmp_path / "nonces").read_bytes()
         (tmp_path / "nonces").unlink()
         (tmp_path / "nonces").mkdir()
-        await controller.send_order(_sign(refused := _order()))
+        await controller.send_order(_sign(refused := make_order()))
         assert await controller.refusal_of(refused.run_id) == "spool_full"
         (tmp_path / "nonces").rmdir()
         (tmp_path / "nonces").write_bytes(kept)
@@ -359,7 +340,7 @@ async def test_an_on_demand_agent_leaves_when_nothing_waits_and_comes_when_woken
 async def test_an_on_demand_agent_whose_stream_breaks_comes_back_unwoken(tmp_path: Path) -> None:
     async with _rig(tmp_path, mode=LinkMode.ON_DEMAND) as (controller, _):
         controller.allow_leave = False
-        await controller.send_order(_sign(order := _order()))
+        await controller.send_order(_sign(order := make_order()))
         await controller.report_of(order.run_id)
         controller.cut.set()
         # Its report is not confirmed, so it has something to say.
@@ -369,7 +350,7 @@ async def test_an_on_demand_agent_whose_stream_breaks_comes_back_unwoken(tmp_pat
 
 async def _works(controller: Controller) -> None:
     """The agent is up: a good order runs."""
-    await controller.send_order(_sign(order := _order()))
+    await controller.send_order(_sign(order := make_order()))
     assert (await controller.report_of(order.run_id)).exit_code == 0
 
 
@@ -415,7 +396,7 @@ async def test_between_hello_and_welcome_no_order_is_taken_on_either_stream(tmp_
         agent.take_credentials(agent.authority)
         await controller.until(lambda: len(controller.hellos) == 2)
         first = controller.call
-        signed = _sign(order := _order(command="cat"))
+        signed = _sign(order := make_order(command="cat"))
         await controller.send_order(signed)
         with trio.move_on_after(0.5) as nothing:
             await controller.until(lambda: controller.heard)
@@ -435,7 +416,7 @@ async def test_the_old_stream_takes_what_waited_when_the_new_one_fails(tmp_path:
         controller.hold = trio.Event()
         agent.take_credentials(agent.authority)
         await controller.until(lambda: len(controller.hellos) == 2)
-        await controller.send_order(_sign(order := _order(command="cat")))
+        await controller.send_order(_sign(order := make_order(command="cat")))
         controller.welcome = pb.AttachResponse(detach_ok=pb.DetachOk())  # no welcome
         controller.hold.set()
         assert (await controller.report_of(order.run_id)).exit_code == 0
