@@ -18,17 +18,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
 from shovey_trio.core.chef_signing import load_private_key
-from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.identity.files import FileLock, FileUnusable, make_secret_directory, read_secret, write_secret
+from shovey_trio.identity.key_files import KeyFile
 
 _FORMAT: Final = 1
 _BITS: Final = 2048  # schob's signatures have 344 characters; a larger key would leave no room for names in a query
@@ -98,28 +96,20 @@ class LegacyKeys:
         return replace(self, keys=tuple(key for key in self.keys if key.key_id in in_use), held=held)
 
 
-class LegacyKeyFile:
-    """The file; every method blocks."""
+class LegacyKeyFile(KeyFile[LegacyKeys]):
+    """The file that holds an organization's ``LegacyKeys``."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    holds = "legacy keys"
 
-    def load(self, organization: str) -> LegacyKeys:
-        """Reads it.
+    @staticmethod
+    def document(keys: LegacyKeys) -> bytes:
+        """See ``legacy_keys_document``."""
+        return legacy_keys_document(keys)
 
-        Raises:
-            InsecureFile: somebody other than its owner can read it.
-            FileUnusable: missing, damaged, or another organization's.
-        """
-        data = read_secret(self.path)
-        try:
-            keys = parse_legacy_keys(data)
-        except (ValueError, KeyError, TypeError, InvalidRequest) as exc:
-            # The cause is named by its type alone: its text could quote the file.
-            raise FileUnusable(f"{self.path}: not a file of legacy keys ({type(exc).__name__})") from None
-        if keys.organization != organization:
-            raise FileUnusable(f"{self.path}: holds the keys of {keys.organization!r}, not of {organization!r}")
-        return keys
+    @staticmethod
+    def parse(data: bytes) -> LegacyKeys:
+        """See ``parse_legacy_keys``."""
+        return parse_legacy_keys(data)
 
     def ensure(self, organization: str, *, now: float) -> LegacyKeys:
         """Reads it, or makes it where a data directory is older than it; 0.1 s of CPU then.
@@ -127,35 +117,10 @@ class LegacyKeyFile:
         Raises:
             As ``load``; OSError: it cannot be written.
         """
-        with self._locked():
+        with self.locked():
             if not self.path.exists():
                 self.save(LegacyKeys(organization=organization, keys=(make_legacy_key(now),)))
             return self.load(organization)
-
-    def change(self, organization: str, change: Callable[[LegacyKeys], LegacyKeys]) -> LegacyKeys:
-        """Replaces what is in it by ``change`` of that, with nobody else's change lost; returns what is in it now.
-
-        Raises:
-            As ``load``; OSError: it cannot be written, and the old file is untouched.
-        """
-        with self._locked():
-            before = self.load(organization)
-            after = change(before)
-            if after != before:
-                self.save(after)
-            return after
-
-    def save(self, keys: LegacyKeys) -> None:
-        """Replaces the file at once and durably.
-
-        Raises:
-            OSError: it cannot be written; the old file is untouched.
-        """
-        make_secret_directory(self.path.parent)
-        write_secret(self.path, legacy_keys_document(keys))
-
-    def _locked(self) -> FileLock:
-        return FileLock(self.path.with_name(self.path.name + ".lock"))
 
 
 def legacy_keys_document(keys: LegacyKeys) -> bytes:

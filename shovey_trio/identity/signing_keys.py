@@ -15,18 +15,16 @@ from __future__ import annotations
 
 import json
 from base64 import b64decode, b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.key_sets import KeySet, KeyState, PublicKey, key_id_of, verify_key_set
 from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.order_signing import SigningKey
-from shovey_trio.identity.files import FileLock, FileUnusable, read_secret, write_secret
+from shovey_trio.identity.key_files import KeyFile
 
 _FORMAT: Final = 2
 _FORMAT_WITHOUT_ROOT: Final = 1
@@ -75,53 +73,20 @@ class SigningKeys:
         return PublishedKeys(keys=self.keys, signed=self.signed, root_public_key=self.root_public_key)
 
 
-class SigningKeyFile:
-    """The file that holds an organization's ``SigningKeys``; every method blocks."""
+class SigningKeyFile(KeyFile[SigningKeys]):
+    """The file that holds an organization's ``SigningKeys``."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    holds = "signing keys"
 
-    def load(self, organization: str) -> SigningKeys:
-        """Reads and checks the file.
+    @staticmethod
+    def document(keys: SigningKeys) -> bytes:
+        """See ``signing_keys_document``."""
+        return signing_keys_document(keys)
 
-        Raises:
-            InsecureFile: somebody other than its owner can read it.
-            FileUnusable: missing, damaged, changed by somebody without the root key, or another organization's.
-        """
-        data = read_secret(self.path)
-        try:
-            keys = parse_signing_keys(data)
-        except (ValueError, KeyError, TypeError, AttributeError, ShoveyError) as exc:
-            # The cause is named by its type alone: its text could quote the file.
-            raise FileUnusable(f"{self.path}: not a file of signing keys ({type(exc).__name__})") from None
-        if keys.organization != organization:
-            raise FileUnusable(f"{self.path}: holds the keys of {keys.organization!r}, not of {organization!r}")
-        return keys
-
-    def change(self, organization: str, change: Callable[[SigningKeys], SigningKeys]) -> SigningKeys:
-        """Replaces what is in it by ``change`` of that, with nobody else's change lost; returns what is in it now.
-
-        Raises:
-            As ``load`` and ``change``; OSError: it cannot be written, and the old file is untouched.
-        """
-        with self.locked():
-            before = self.load(organization)
-            after = change(before)
-            if after is not before:
-                self.save(after)
-            return after
-
-    def save(self, keys: SigningKeys) -> None:
-        """Replaces the file at once and durably.
-
-        Raises:
-            OSError: it cannot be written; the old file is untouched.
-        """
-        write_secret(self.path, signing_keys_document(keys))
-
-    def locked(self) -> FileLock:
-        """Keeps other processes from changing the file, or what lies beside it for the same organization."""
-        return FileLock(self.path.with_name(self.path.name + ".lock"))
+    @staticmethod
+    def parse(data: bytes) -> SigningKeys:
+        """See ``parse_signing_keys``."""
+        return parse_signing_keys(data)
 
 
 def make_signing_key(now: float) -> SigningKey:
