@@ -46,6 +46,13 @@ class PeerStream:
         await trio.lowlevel.checkpoint()
         message.SerializeToString()
 
+    @property
+    def posted(self) -> int:
+        return 0
+
+    def post(self, message: Message) -> None:
+        message.SerializeToString()
+
     def __aiter__(self) -> PeerStream:
         return self
 

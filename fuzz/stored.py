@@ -37,7 +37,7 @@ def shown_run(run: Run) -> Run:
     return back
 
 
-def shown_node(node: Node, *, link: LinkMode, tags: dict[str, str], version: str, clock_skew: float) -> None:
+def shown_node(node: Node, *, link: LinkMode, tags: dict[str, str], version: str, clock_skew: float | None) -> None:
     """Stores and shows a node with what its agent says of itself."""
     known = replace(node, link=link, tags=tags, agent_version=version, clock_skew=clock_skew)
     values = rows.node_values(known)

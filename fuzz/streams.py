@@ -114,7 +114,7 @@ class _Controller:
         return 0
 
     async def note_agent(
-        self, node: Node, *, link: LinkMode, tags: dict[str, str], version: str, clock_skew: float
+        self, node: Node, *, link: LinkMode, tags: dict[str, str], version: str, clock_skew: float | None
     ) -> None:
         await trio.lowlevel.checkpoint()
         shown_node(node, link=link, tags=tags, version=version, clock_skew=clock_skew)
@@ -227,7 +227,8 @@ def _from_node_seeds() -> Iterator[bytes]:
         message.seconds, message.nanos = int(_NOW), 5
     answer = pb.AttachRequest(whitelist_answer=pb.WhitelistAnswer(ask_id="x", permitted=True, detail="it would"))
     detach = pb.AttachRequest(detach=pb.Detach(last_run_id=_RUN.id))
-    yield framed(hello, accepted, started, report, detach)
+    clock = pb.AttachRequest(clock=pb.AgentClock(agent_time=hello.hello.agent_time))
+    yield framed(hello, clock, accepted, started, report, detach)
     yield framed(hello, refused)
     yield framed(hello, answer, report, report)
     for outcome in pb.ReportOutcome.values():

@@ -22,10 +22,8 @@ from shovey_trio.config_types import (
     PositiveDuration,
     PositiveInt,
     Section,
-    is_loopback,
-    reachable_address,
-    split_address,
 )
+from shovey_trio.core.addresses import is_loopback, reachable_address, split_address
 from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.identity.key_places import KeySource, VaultCredentials, VaultOptions
 from shovey_trio.identity.layout import DataDirectory
@@ -208,9 +206,9 @@ class GrpcSection(Section):
     """How gRPC is served."""
 
     backend: Literal["trio-asyncio", "native"] = Field(
-        default="trio-asyncio",
-        description="`trio-asyncio`: grpcio's public asyncio server; `native`: grpcio's completion queue straight into "
-        "trio, cheaper per call, replaced by the other where it does not work with the grpcio that is installed",
+        default="native",
+        description="`native`: grpcio's completion queue straight into trio, replaced by the other where it does not "
+        "work with the grpcio that is installed; `trio-asyncio`: grpcio's public asyncio server, dearer per call",
     )
 
 

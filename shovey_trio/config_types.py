@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationInfo
 
+from shovey_trio.core.addresses import split_address
+
 _UNITS: Final = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 _DURATION: Final = re.compile(r"(\d+(?:\.\d+)?)(ms|s|m|h|d)?")
 _SIZES: Final = {"": 1, "B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE: Final = re.compile(r"(\d+)\s*(B|KiB|MiB|GiB)?")
-_PORTS: Final = range(65_536)
 
 
 class Section(BaseModel):
@@ -62,45 +62,6 @@ def format_size(size: int) -> str:
         if size and size % _SIZES[unit] == 0:
             return f"{size // _SIZES[unit]}{unit}"
     return str(size)
-
-
-def split_address(address: str) -> tuple[str, int]:
-    """Host and port of ``host:port`` or ``[ipv6]:port``.
-
-    Raises:
-        ValueError: it is not of this form.
-    """
-    host, colon, port = address.rpartition(":")
-    bracketed = host.startswith("[") and host.endswith("]")
-    host = host[1:-1] if bracketed else host
-    well_formed = colon and host and (bracketed or ":" not in host) and port.isascii() and port.isdigit()
-    if not well_formed or any(character.isspace() for character in host) or int(port) not in _PORTS:
-        raise ValueError("expected HOST:PORT, an IPv6 address in brackets")
-    return host, int(port)
-
-
-def join_address(host: str, port: int) -> str:
-    """``host:port``, with the brackets that an IPv6 address needs."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-
-
-def reachable_address(listen: str) -> str:
-    """A listening address is one to connect to, but for the wildcards: those mean this machine, seen from itself."""
-    host, port = split_address(listen)
-    try:
-        address = ip_address(host)
-    except ValueError:
-        return listen
-    return join_address("127.0.0.1" if address.version == 4 else "::1", port) if address.is_unspecified else listen
-
-
-def is_loopback(listen: str) -> bool:
-    """Whether an address can only be reached from this machine."""
-    host, _ = split_address(listen)
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _check_address(value: str) -> str:

@@ -123,6 +123,14 @@ class Controller:
         """The port of the REST shim; None when it is not served."""
         return None if self._rest is None else self._rest.port
 
+    def attached(self) -> int:
+        """How many agents are attached."""
+        return len(self._links)
+
+    def live_runs(self) -> int:
+        """How many runs there are in live jobs; ended ones of theirs count."""
+        return self._supervisor.live_runs
+
     async def drain(self) -> None:
         """Takes no more jobs, lets agents and clients go, and returns when nobody is left or the time for it is over.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from shovey_trio.application.jobs import JobDefaults
 from shovey_trio.config import ServerSettings
-from shovey_trio.config_types import split_address
+from shovey_trio.core.addresses import split_address
 from shovey_trio.identity.files import check_private, read_secret
 from shovey_trio.identity.key_places import KeySource
 from shovey_trio.identity.legacy_keys import LegacyKeyFile

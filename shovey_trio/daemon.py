@@ -15,7 +15,7 @@ import trio
 from shovey_trio import __version__
 from shovey_trio.config import ServerSettings
 from shovey_trio.controller import Controller, open_controller
-from shovey_trio.garbage import collect_when_idle, settle_memory
+from shovey_trio.garbage import collect_garbage, settle_memory
 from shovey_trio.observe.logs import configure_logging
 from shovey_trio.observe.loop_watch import stall_threshold, watch_loop
 from shovey_trio.observe.systemd import notify
@@ -48,10 +48,10 @@ async def serve(settings: ServerSettings) -> None:
     """Serves until TERM or INT; then drains and returns."""
     async with trio.open_nursery() as helpers:
         helpers.start_soon(watch_loop, stall_threshold())
-        helpers.start_soon(collect_when_idle)
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async with open_controller(settings) as controller:
+            async with open_controller(settings) as controller, trio.open_nursery() as nursery:
                 settle_memory()
+                nursery.start_soon(collect_garbage, controller.attached, controller.live_runs)
                 _log.info(
                     "controller.ready",
                     version=__version__,
@@ -62,10 +62,9 @@ async def serve(settings: ServerSettings) -> None:
                 notify("READY=1")
                 await _until_told(signals, controller)
                 notify("STOPPING=1")
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(_stop_on_second, signals, nursery.cancel_scope)
-                    await controller.drain()
-                    nursery.cancel_scope.cancel(reason="drained")
+                nursery.start_soon(_stop_on_second, signals, nursery.cancel_scope)
+                await controller.drain()
+                nursery.cancel_scope.cancel(reason="drained")
             _log.info("controller.stopped")
         helpers.cancel_scope.cancel(reason="the controller has stopped")
 

@@ -12,15 +12,8 @@ from shovey_trio.cli.settings import ClientSettings, find_client_file, load_clie
 from shovey_trio.config import ServerSettings, find_config_file, load_server_settings
 from shovey_trio.config_reference import describe_settings, render_configuration
 from shovey_trio.config_sources import parse_overrides
-from shovey_trio.config_types import (
-    format_duration,
-    format_size,
-    join_address,
-    parse_duration,
-    parse_size,
-    reachable_address,
-    split_address,
-)
+from shovey_trio.config_types import format_duration, format_size, parse_duration, parse_size
+from shovey_trio.core.addresses import join_address, reachable_address, split_address
 from shovey_trio.core.errors import ConfigurationInvalid
 from shovey_trio.core.model import LinkMode
 

@@ -1,4 +1,4 @@
-"""Full collections wait for an idle loop, and come when it is."""
+"""Garbage is looked for while that is short and nobody waits, and otherwise only when it had to wait for long."""
 
 from __future__ import annotations
 
@@ -10,11 +10,15 @@ import pytest
 import trio
 import trio.testing
 
-from shovey_trio.garbage import collect_when_idle, settle_memory
+from shovey_trio.garbage import collect_garbage, settle_memory
+
+_DAY = 24 * 3600.0
+# Enough for a search to be due.
+_SOME = 60_000
 
 
 class Knot:
-    """Refers to itself, so that only a collection frees it."""
+    """Refers to itself, so that only a search frees it."""
 
     def __init__(self) -> None:
         self.itself = self
@@ -22,39 +26,37 @@ class Knot:
 
 @pytest.fixture(autouse=True)
 def _as_it_was() -> Iterator[None]:
-    before = gc.get_threshold()
+    settle_memory()
     yield
-    gc.set_threshold(*before)
+    gc.enable()
     gc.unfreeze()
 
 
-def old_garbage() -> weakref.ref[Knot]:
-    """Garbage that lived long, when a full collection is due."""
-    knot = Knot()
-    found = weakref.ref(knot)
-    for _ in range(30):
-        gc.collect(1)
-    del knot
-    gc.collect(1)
-    assert found() is not None
-    return found
+def drop(count: int) -> weakref.ref[Knot]:
+    """Makes garbage; what is returned tells whether it was found."""
+    found = [weakref.ref(Knot()) for _ in range(count)]
+    return found[0]
 
 
-async def test_old_garbage_is_collected_once_the_loop_is_idle(autojump_clock: trio.testing.MockClock) -> None:
-    settle_memory()
-    found = old_garbage()
-    with trio.move_on_after(60):
-        await collect_when_idle()
+async def test_garbage_is_found_in_an_idle_moment(autojump_clock: trio.testing.MockClock) -> None:
+    found = drop(_SOME)
+    with trio.move_on_after(5):
+        await collect_garbage(_none, _none)
     assert found() is None
 
 
-async def test_nothing_is_collected_while_other_tasks_are_ready_to_run(mock_clock: trio.testing.MockClock) -> None:
-    settle_memory()
-    found = old_garbage()
+async def test_python_itself_looks_for_none() -> None:
+    found = drop(10 * _SOME)
+    assert found() is not None
+    assert not gc.isenabled()
+
+
+async def test_nothing_is_looked_for_while_other_tasks_are_ready_to_run(mock_clock: trio.testing.MockClock) -> None:
+    found = drop(_SOME)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(collect_when_idle)
+        nursery.start_soon(collect_garbage, _none, _none)
         nursery.start_soon(_spin)
-        for _ in range(20):
+        for _ in range(40):
             await _turns(5)
             mock_clock.jump(1.0)
         await _turns(5)
@@ -62,10 +64,71 @@ async def test_nothing_is_collected_while_other_tasks_are_ready_to_run(mock_cloc
     assert found() is not None
 
 
+async def test_nothing_is_looked_for_while_many_runs_are_live(autojump_clock: trio.testing.MockClock) -> None:
+    found = drop(_SOME)
+    live = 1_000
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(collect_garbage, _none, lambda: live)
+        await trio.sleep(60)
+        assert found() is not None
+        live = 3
+        await trio.sleep(5)
+        assert found() is None
+        nursery.cancel_scope.cancel(reason="all is seen")
+
+
+async def test_garbage_is_found_in_the_end_however_many_runs_are_live(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    found = drop(_SOME)
+    with trio.move_on_after(180):
+        await collect_garbage(_none, lambda: 1_000)
+    assert found() is None
+
+
+async def test_what_agents_need_is_looked_at_as_they_come(autojump_clock: trio.testing.MockClock) -> None:
+    attached = 0
+    found = weakref.ref(Knot())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(collect_garbage, lambda: attached, _none)
+        await trio.sleep(5)
+        assert found() is not None
+        attached = 500
+        await trio.sleep(1)
+        assert found() is None
+        attached = 0
+        found = weakref.ref(Knot())
+        await trio.sleep(1)
+        attached = 50
+        await trio.sleep(1)
+        assert found() is not None
+        nursery.cancel_scope.cancel(reason="all is seen")
+
+
+async def test_what_was_in_use_when_it_was_looked_at_is_looked_at_again_a_day_later(
+    mock_clock: trio.testing.MockClock,
+) -> None:
+    knot = Knot()
+    found = weakref.ref(knot)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(collect_garbage, _none, _none)
+        await _pass(mock_clock, drop(_SOME))
+        del knot
+        await _pass(mock_clock, drop(_SOME))
+        assert found() is not None
+        mock_clock.jump(_DAY)
+        await _pass(mock_clock, found)
+        nursery.cancel_scope.cancel(reason="all is seen")
+
+
 def test_what_was_there_at_the_start_is_not_looked_at_again() -> None:
     gc.unfreeze()
     settle_memory()
     assert gc.get_freeze_count() > 1000
+
+
+def _none() -> int:
+    return 0
 
 
 async def _spin() -> None:
@@ -76,3 +139,13 @@ async def _spin() -> None:
 async def _turns(count: int) -> None:
     for _ in range(count):
         await trio.lowlevel.checkpoint()
+
+
+async def _pass(clock: trio.testing.MockClock, found: weakref.ref[Knot]) -> None:
+    """Lets time pass in which nothing happens, until the garbage was found."""
+    for _ in range(60):
+        await trio.testing.wait_all_tasks_blocked(0.1)
+        clock.jump(0.3)
+        if found() is None:
+            return
+    raise AssertionError("the garbage was not found")

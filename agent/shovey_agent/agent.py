@@ -2,38 +2,43 @@
 
 The desk is where orders are acted on: in this process, or, where ``launcher.socket`` is set, in the launcher's
 (``launcher``). Then this process needs no right but to talk to the network, to serf and to that socket.
+
+``python -m shovey_agent.agent PLAN`` is what ``shovey-agent run`` becomes once the settings are read (``replaced``).
 """
 
 from __future__ import annotations
 
+import json
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if __name__ == "__main__":
+    # structlog imports rich where it is installed, for tracebacks that are not wanted here: 8 MiB on every node.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None: importing it is an ImportError
 
 import structlog
 import trio
 
-from shovey_agent.cgroup import find_delegated_cgroup
-from shovey_agent.config import AgentSettings
+from shovey_agent.agent_plan import AgentPlan
 from shovey_agent.credentials import Credentials, CredentialStore
 from shovey_agent.desk import OrderDesk
-from shovey_agent.desk_client import RemoteDesk
 from shovey_agent.doorbells import DoorbellListener
 from shovey_agent.enroll import renew
 from shovey_agent.enroll_call import call_renew
-from shovey_agent.executor import ExecutorConfig
 from shovey_agent.link import ControllerLink, renew_in_time
-from shovey_agent.local_desk import open_local_desk
 from shovey_agent.proc_posix import boot_id
+from shovey_agent.replaced import run_replaced
 from shovey_agent.session import Hello, Session
-from shovey_agent.spool import SpoolLimits
+from shovey_agent.startup_memory import settle_memory
 from shovey_agent.trusted_keys import TrustedKeys
-from shovey_agent.whitelist_file import WhitelistFile, open_whitelist
 from shovey_trio import __version__
-from shovey_trio.config_types import split_address
+from shovey_trio.core.addresses import split_address
 from shovey_trio.core.key_sets import KeySetRefused
 from shovey_trio.core.key_trust import PublishedKeys
 from shovey_trio.core.orders import NodeIdentity
@@ -42,6 +47,9 @@ from shovey_trio.identity.files import read_secret
 from shovey_trio.observe.systemd import notify
 from shovey_trio.rpc.bridge import open_bridge
 from shovey_trio.serf.link import SerfLink, SerfSettings
+
+if TYPE_CHECKING:
+    from shovey_agent.whitelist_file import WhitelistFile
 
 _log = structlog.get_logger(__name__)
 _RENEWAL_DEADLINE = 30.0
@@ -86,29 +94,30 @@ class _Trust:
             _log.error("keys.not_passed_on", error=str(error))
 
 
-async def run_agent(settings: AgentSettings) -> None:
+async def run_agent(plan: AgentPlan) -> None:
     """Runs the agent until TERM or INT. Its commands go on without it; the next start adopts them.
 
     Raises:
         NotEnrolled: there are no credentials.
         ShoveyError: something in the state directory or the whitelist is unusable; the message names it.
     """
-    trust = await trio.to_thread.run_sync(_Trust.load, CredentialStore(settings.agent.state_dir))
+    trust = await trio.to_thread.run_sync(_Trust.load, CredentialStore(Path(plan.state_dir)))
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         # One asyncio loop for all calls: an on-demand agent opens and closes channels all day.
-        async with open_bridge(), _open_desk(settings, trust) as (desk, whitelist):
-            link = _link(settings, trust, desk)
+        async with open_bridge(), _open_desk(plan, trust) as (desk, whitelist):
+            link = _link(plan, trust, desk)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(desk.serve, link)
                 nursery.start_soon(link.serve)
                 nursery.start_soon(_keep_certificate, trust, link)
-                if settings.serf.enabled:
-                    nursery.start_soon(_doorbells(settings, trust, link).serve)
+                nursery.start_soon(settle_memory)
+                if plan.serf:
+                    nursery.start_soon(_doorbells(plan, trust, link).serve)
                 _log.info(
                     "agent.ready",
                     node=trust.credentials.node,
                     organization=trust.credentials.organization,
-                    link=settings.agent.link.value,
+                    link=plan.link.value,
                     commands=None if whitelist is None else len(whitelist.current().entries),
                 )
                 notify("READY=1")
@@ -119,13 +128,26 @@ async def run_agent(settings: AgentSettings) -> None:
 
 
 @asynccontextmanager
-async def _open_desk(settings: AgentSettings, trust: _Trust) -> AsyncIterator[tuple[OrderDesk, WhitelistFile | None]]:
-    """The desk, and the whitelist where that is this process's to read."""
-    if settings.launcher.socket:
-        yield RemoteDesk(Path(settings.launcher.socket), trust.identity), None
+async def _open_desk(plan: AgentPlan, trust: _Trust) -> AsyncIterator[tuple[OrderDesk, WhitelistFile | None]]:
+    """The desk, and the whitelist where that is this process's to read; what the other form needs is not loaded."""
+    if plan.launcher:
+        from shovey_agent.desk_client import RemoteDesk
+
+        yield RemoteDesk(Path(plan.launcher), trust.identity), None
         return
-    whitelist = await trio.to_thread.run_sync(open_whitelist, settings.agent.whitelist)
-    config = executor_config(settings)
+    from shovey_agent.cgroup import find_delegated_cgroup
+    from shovey_agent.executor import ExecutorConfig
+    from shovey_agent.local_desk import open_local_desk
+    from shovey_agent.spool import SpoolLimits
+    from shovey_agent.whitelist_file import open_whitelist
+
+    whitelist = await trio.to_thread.run_sync(open_whitelist, Path(plan.whitelist))
+    config = ExecutorConfig(
+        state_dir=Path(plan.state_dir),
+        max_runs=plan.max_runs,
+        limits=SpoolLimits(head_cap=plan.output_cap, total_cap=plan.spool_cap),
+        cgroup=find_delegated_cgroup(),
+    )
     async with open_local_desk(config, identity=trust.identity, keys=trust.keys, whitelist=whitelist) as desk:
         yield desk, whitelist
 
@@ -148,22 +170,12 @@ async def _keep_certificate(trust: _Trust, link: ControllerLink) -> None:
     await renew_in_time(lambda: trust.credentials, renew_now, now=time.time)
 
 
-def executor_config(settings: AgentSettings) -> ExecutorConfig:
-    """What the executor is told, whatever the protocol."""
-    return ExecutorConfig(
-        state_dir=settings.agent.state_dir,
-        max_runs=settings.runs.max_concurrent,
-        limits=SpoolLimits(head_cap=settings.runs.output_cap, total_cap=settings.runs.spool_cap),
-        cgroup=find_delegated_cgroup(),
-    )
-
-
-def _link(settings: AgentSettings, trust: _Trust, desk: OrderDesk) -> ControllerLink:
+def _link(plan: AgentPlan, trust: _Trust, desk: OrderDesk) -> ControllerLink:
     hello = Hello(
         agent_instance=trust.credentials.agent_instance,
         agent_version=__version__,
-        link=settings.agent.link,
-        tags=settings.agent.tags,
+        link=plan.link,
+        tags=plan.tags,
         boot_id=boot_id(),
     )
 
@@ -177,23 +189,26 @@ def _link(settings: AgentSettings, trust: _Trust, desk: OrderDesk) -> Controller
 
     return ControllerLink(
         desk=desk,
-        mode=settings.agent.link,
-        reconnect=settings.reconnect,
-        server=settings.agent.server or trust.credentials.control_address,
+        mode=plan.link,
+        reconnect=plan.reconnect,
+        server=plan.server or trust.credentials.control_address,
         credentials=lambda: trust.credentials,
         new_session=new_session,
     )
 
 
-def _doorbells(settings: AgentSettings, trust: _Trust, link: ControllerLink) -> DoorbellListener:
-    host, port = split_address(settings.serf.address)
-    key_file = settings.serf.auth_key_file
-    auth_key = read_secret(key_file).decode().strip() if key_file else None
+def _doorbells(plan: AgentPlan, trust: _Trust, link: ControllerLink) -> DoorbellListener:
+    host, port = split_address(plan.serf)
+    auth_key = read_secret(Path(plan.serf_key_file)).decode().strip() if plan.serf_key_file else None
     events = (STREAM_DOORBELLS, STREAM_USER_EVENTS)
     return DoorbellListener(
-        link=SerfLink(SerfSettings(host=host, port=port, auth_key=auth_key, events=events)),
+        link=SerfLink(SerfSettings(host=host, port=port, auth_key=auth_key, events=events, follow_members=False)),
         organization=trust.credentials.organization,
         node=trust.credentials.node,
         keys=trust.keys.usable,
         wake=link.wake,
     )
+
+
+if __name__ == "__main__":
+    sys.exit(run_replaced(run_agent, AgentPlan.from_document(json.loads(sys.argv[1]))))

@@ -6,11 +6,15 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
+from shovey_agent.replaced import become, tell
 from shovey_trio.core.errors import Exit, ShoveyError
+
+if TYPE_CHECKING:
+    from shovey_agent.config import AgentSettings
 
 _PATH = click.Path(path_type=Path, resolve_path=True)
 
@@ -44,14 +48,10 @@ def run(
     **schob_flags: object,
 ) -> None:
     """Run the agent in the foreground. TERM stops it, its commands go on; HUP reads the whitelist again."""
-    import trio
-
-    from shovey_agent.agent import run_agent
+    from shovey_agent.agent_plan import plan_agent
     from shovey_agent.config import find_config_file, load_agent_settings
-    from shovey_agent.legacy.agent import run_legacy_agent
     from shovey_agent.legacy.schob_config import schob_settings
     from shovey_trio.config_sources import parse_overrides
-    from shovey_trio.observe.logs import configure_logging
 
     overrides = list(parse_overrides(assignments))
     overrides += [("agent.state_dir", state_dir)] if state_dir else []
@@ -60,8 +60,20 @@ def run(
     file, from_schob = schob_settings(file, schob_flags, legacy=legacy)
     overrides = [*from_schob, *overrides]
     settings = load_agent_settings(file, environ=os.environ, overrides=overrides)
+    if settings.agent.protocol == "shovey":
+        _run_as_schob(settings)
+    else:
+        become("shovey_agent.agent", plan_agent(settings))
+
+
+def _run_as_schob(settings: AgentSettings) -> None:
+    import trio
+
+    from shovey_agent.legacy.agent import run_legacy_agent
+    from shovey_trio.observe.logs import configure_logging
+
     configure_logging(level=settings.log.level, format_=settings.log.format)
-    trio.run(run_legacy_agent if settings.agent.protocol == "shovey" else run_agent, settings)
+    trio.run(run_legacy_agent, settings)
 
 
 @cli.command()
@@ -79,7 +91,7 @@ def launcher(
 ) -> None:
     """Run the launcher in the foreground: the root part of an agent whose network part needs no rights."""
     from shovey_agent.config import find_config_file, load_agent_settings
-    from shovey_agent.launcher_plan import become_launcher, plan_launcher
+    from shovey_agent.launcher_plan import plan_launcher
     from shovey_trio.config_sources import parse_overrides
 
     named = {"launcher.state_dir": state_dir, "agent.whitelist": whitelist, "launcher.socket": socket}
@@ -87,7 +99,7 @@ def launcher(
     overrides += [(key, value) for key, value in named.items() if value is not None]
     file = find_config_file(flag=config, environ=os.environ)
     settings = load_agent_settings(file, environ=os.environ, overrides=overrides)
-    become_launcher(plan_launcher(settings))
+    become("shovey_agent.launcher", plan_launcher(settings))
 
 
 @cli.command()
@@ -155,8 +167,6 @@ _INTERRUPTED = 130
 
 def invoke(arguments: Sequence[str]) -> int:
     """Runs one command and returns its exit code; errors that are somebody's to act on become one line."""
-    from shovey_trio.rpc.bridge import RpcError
-
     try:
         result = cli.main(list(arguments), prog_name="shovey-agent", standalone_mode=False)
     except click.ClickException as error:
@@ -165,15 +175,15 @@ def invoke(arguments: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _INTERRUPTED
     except BaseExceptionGroup as group:
-        matched, rest = group.split((ShoveyError, RpcError, OSError))
+        matched, rest = group.split(_expected())
         if rest is not None or matched is None:
             raise
         first: BaseException = matched
         while isinstance(first, BaseExceptionGroup):
             first = first.exceptions[0]
-        return _say(first)
-    except (ShoveyError, RpcError, OSError) as error:
-        return _say(error)
+        return tell(first)
+    except _expected() as error:
+        return tell(error)
     return result if isinstance(result, int) else 0
 
 
@@ -184,7 +194,8 @@ def main() -> None:
     sys.exit(invoke(sys.argv[1:]))
 
 
-def _say(error: BaseException) -> int:
-    reason = getattr(error, "reason", type(error).__name__)
-    click.echo(f"shovey-agent: {getattr(error, 'message', error)} ({reason})", err=True)
-    return error.exit.value if isinstance(error, ShoveyError) else Exit.UNREACHABLE.value
+def _expected() -> tuple[type[Exception], ...]:
+    """What ends a command with one line; evaluated once something has been raised, because grpc is large."""
+    from shovey_trio.rpc.bridge import RpcError
+
+    return (ShoveyError, RpcError, OSError)

@@ -64,7 +64,7 @@ class DoorbellListener:
                         self._rung(nursery, event.payload)
                 elif event.name == CONTROLLER_START_EVENT:
                     # The whole ring hears it at the same moment.
-                    self._wake_soon(nursery, "", len(self._link.membership.members) * SPREAD_PER_TARGET_MS)
+                    self._wake_soon(nursery, "", self._link.snapshot().members * SPREAD_PER_TARGET_MS)
 
     def _rung(self, nursery: trio.Nursery, payload: bytes) -> None:
         keys = {

@@ -5,8 +5,8 @@ network part, on a Unix socket, and believes nothing that this says (``desk_serv
 that faces the network gains a process of an account without rights, which can drop orders and reports, and start or
 end nothing.
 
-``python -m shovey_agent.launcher PLAN`` is what ``shovey-agent launcher`` becomes once the settings are read: this
-process lives as long as the machine, and the libraries that read settings would be half of its memory.
+``python -m shovey_agent.launcher PLAN`` is what ``shovey-agent launcher`` becomes once the settings are read
+(``replaced``).
 """
 
 from __future__ import annotations
@@ -24,6 +24,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+if __name__ == "__main__":
+    # structlog imports rich where it is installed, for tracebacks that are not wanted here: 8 MiB on every node.
+    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None: importing it is an ImportError
+
 import structlog
 import trio
 
@@ -33,11 +37,12 @@ from shovey_agent.executor import ExecutorConfig
 from shovey_agent.launcher_plan import LauncherPlan
 from shovey_agent.launcher_trust import load_trust
 from shovey_agent.local_desk import open_local_desk
+from shovey_agent.replaced import run_replaced
 from shovey_agent.spool import SpoolLimits
+from shovey_agent.startup_memory import settle_memory
 from shovey_agent.whitelist_file import WhitelistFile, open_whitelist
 from shovey_trio.core.errors import Code, Exit, ShoveyError
 from shovey_trio.identity.files import check_secret_directory
-from shovey_trio.observe.logs import configure_logging
 from shovey_trio.observe.systemd import notify
 
 _log = structlog.get_logger(__name__)
@@ -79,6 +84,7 @@ async def run_launcher(plan: LauncherPlan) -> None:
             with listening(address, owner=peer) as listener:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(server.serve, listener)
+                    nursery.start_soon(settle_memory)
                     _log.info(
                         "launcher.ready",
                         node=trust.identity.node,
@@ -163,24 +169,5 @@ def _reload(whitelist: WhitelistFile) -> None:
     whitelist.current()
 
 
-def main(text: str) -> int:
-    """Runs the launcher of a plan in JSON; returns the exit code."""
-    plan = LauncherPlan(**json.loads(text))
-    configure_logging(level=plan.log_level, format_=plan.log_format)
-    failed: BaseException | None = None
-    try:
-        trio.run(run_launcher, plan)
-    except* (ShoveyError, OSError) as group:
-        failed = group
-    while isinstance(failed, BaseExceptionGroup):
-        failed = failed.exceptions[0]
-    if failed is None:
-        return 0
-    reason = getattr(failed, "reason", type(failed).__name__)
-    print(f"shovey-agent: {getattr(failed, 'message', failed)} ({reason})", file=sys.stderr)
-    return failed.exit.value if isinstance(failed, ShoveyError) else Exit.UNREACHABLE.value
-
-
 if __name__ == "__main__":
-    sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None: importing it is an ImportError
-    sys.exit(main(sys.argv[1]))
+    sys.exit(run_replaced(run_launcher, LauncherPlan(**json.loads(sys.argv[1]))))

@@ -1,16 +1,10 @@
-"""The launcher's settings as plain values, and how ``shovey-agent launcher`` hands them over.
-
-The launcher lives as long as the machine. What reads settings would be a third of its memory, so the process that has
-read them becomes another one, which gets them as JSON. Systemd sees one process throughout.
-"""
+"""The launcher's settings as plain values, for the process that ``shovey-agent launcher`` becomes (``replaced``)."""
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Literal, NoReturn
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from shovey_trio.core.errors import ConfigurationInvalid
 
@@ -61,14 +55,3 @@ def plan_launcher(settings: AgentSettings) -> LauncherPlan:
         log_level=settings.log.level,
         log_format=settings.log.format,
     )
-
-
-def become_launcher(plan: LauncherPlan) -> NoReturn:
-    """Replaces this process by the launcher.
-
-    Raises:
-        OSError: the interpreter cannot be started again.
-    """
-    # -P: nothing in the directory that somebody was in takes the place of a module.
-    command = [sys.executable, "-P", "-m", "shovey_agent.launcher", json.dumps(asdict(plan))]
-    os.execv(command[0], command)  # noqa: S606 -- that it starts without a shell is the point

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 import structlog
 import trio
 
-from shovey_agent.config import ReconnectSection
+from shovey_agent.agent_plan import Reconnect
 from shovey_agent.credentials import Credentials
 from shovey_agent.desk import OrderDesk
 from shovey_agent.session import Session
@@ -68,7 +68,7 @@ class ControllerLink:
         *,
         desk: OrderDesk,
         mode: LinkMode,
-        reconnect: ReconnectSection,
+        reconnect: Reconnect,
         server: str,
         credentials: Callable[[], Credentials],
         new_session: Callable[[str], Session],

@@ -154,6 +154,7 @@ class Session:
                     agent_time=timestamp(time.time()),
                     runs=[pb.KnownRun(run_id=run.run_id, state=_KNOWN[run.phase]) for run in runs],
                     woken_by_job=self._woken_by,
+                    clock_follows=True,
                 )
             )
         )
@@ -165,6 +166,7 @@ class Session:
             raise NodeProtocolError("the controller's first message is no welcome")
         welcome = first.welcome
         self._controller_offset = seconds(welcome.controller_time) - trio.current_time()
+        await stream.send(pb.AttachRequest(clock=pb.AgentClock(agent_time=timestamp(time.time()))))
         self._nothing_waits = not welcome.pending_orders
         await self._new_keys(keys_value(welcome.signing_keys))
         durable = {position.run_id: position.durable_position for position in welcome.positions}

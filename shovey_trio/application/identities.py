@@ -235,13 +235,13 @@ class Identities:
         await self._revoke(identity, self._entry(AuditAction.NODE_REMOVED, identity, principal.label))
 
     async def note_agent(
-        self, node: Node, *, link: LinkMode, tags: dict[str, str], version: str, clock_skew: float
+        self, node: Node, *, link: LinkMode, tags: dict[str, str], version: str, clock_skew: float | None
     ) -> None:
-        """Keeps what an agent says of itself when it attaches, and what was measured of its clock."""
-        said = (node.link, dict(node.tags), node.agent_version) == (link, tags, version)
-        # Not for every few milliseconds: a write per attach would be a heartbeat.
-        if not said or node.clock_skew is None or abs(node.clock_skew - clock_skew) > _SKEW_STEP:
-            noted = replace(node, link=link, tags=tags, agent_version=version, clock_skew=clock_skew)
+        """Keeps what an agent says of itself when it attaches, and what was measured of its clock, if that was."""
+        noted = replace(
+            node, link=link, tags=tags, agent_version=version, clock_skew=_noted_skew(node.clock_skew, clock_skew)
+        )
+        if noted != node:
             await self._registry.put(noted, only_known=True)
 
     # -- users
@@ -341,3 +341,10 @@ class Identities:
             # Revoked meanwhile, or beside this daemon. What was issued is recorded nowhere, and goes nowhere.
             raise Unauthenticated(f"the certificate of {identity.label} is revoked", cause="revoked")
         return issued
+
+
+def _noted_skew(noted: float | None, measured: float | None) -> float | None:
+    """Not every few milliseconds count: a write per attach would be a heartbeat."""
+    if measured is None or (noted is not None and abs(noted - measured) <= _SKEW_STEP):
+        return noted
+    return measured

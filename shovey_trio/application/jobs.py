@@ -46,7 +46,7 @@ from shovey_trio.core.orders import NONCE_BYTES
 from shovey_trio.core.quorum import required_nodes
 from shovey_trio.core.states import JobState, RunState
 from shovey_trio.core.targeting import Selection, resolve
-from shovey_trio.nursery.ports import Doorbell, JobFilter, JobSnapshot, RequestKey, StoredEvent
+from shovey_trio.nursery.ports import Doorbell, JobFilter, JobOverview, JobSnapshot, RequestKey, StoredEvent
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
@@ -309,16 +309,16 @@ class Jobs:
             replace(where, organization=principal.organization), limit=limit, after=after
         )
 
-    async def picture(self, principal: Principal, job_id: str) -> JobSnapshot:
-        """A job with all of its runs, as of one commit.
+    async def overview(self, principal: Principal, job_id: str) -> JobOverview:
+        """A job with how far each of its runs is, as of one commit.
 
         Raises:
             NotFound: no such job in the principal's organization.
         """
-        snapshot = await self._services.store.snapshot_job(principal.organization, job_id)
-        if snapshot is None:
+        overview = await self._services.store.job_overview(principal.organization, job_id)
+        if overview is None:
             raise NotFound(f"there is no job {job_id}", job_id=job_id)
-        return snapshot
+        return overview
 
     async def get_run(self, principal: Principal, job_id: str, node: str) -> tuple[Run, OutputExtent]:
         """A run with the extent of its durable output.

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from shovey_trio.bench.figures import Bar, Figure, figure
+
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _KIB: Final = 1024
 #: Stalls of the loop above this are seen; shorter ones count as none.
@@ -29,6 +31,26 @@ class DaemonCost:
     cpu: float = 0.0
     peak: int = 0
     stall: float = 0.0
+
+
+def cost_figures(
+    name: str, cost: DaemonCost, *, each: str, count: float, memory: Bar | None = None, stall: Bar | None = None
+) -> list[Figure]:
+    """What was measured cost the daemon: CPU for each of ``count`` things, peak memory, longest stall.
+
+    Args:
+        name: what was measured.
+        cost: of all of it.
+        each: what there were ``count`` of.
+        count: not 0.
+        memory: bar of the memory, MiB.
+        stall: bar of the stall, seconds.
+    """
+    return [
+        figure(f"{name}: daemon CPU per {each}", [cost.cpu / count]),
+        figure(f"{name}: daemon memory, peak", [cost.peak / _KIB**2], unit="MiB", bar=memory),
+        figure(f"{name}: longest stall", [cost.stall], bar=stall),
+    ]
 
 
 class DaemonMeter:

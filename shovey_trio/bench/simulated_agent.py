@@ -120,6 +120,7 @@ class SimulatedAgent:
                 await stream.send(self._hello())
                 welcome = (await stream.receive()).welcome
             self._clock = seconds(welcome.controller_time) - trio.current_time()
+            self._say(pb.AttachRequest(clock=pb.AgentClock(agent_time=timestamp(time.time()))))
             self._keys = keys_value(welcome.signing_keys).keys
             self._epoch = welcome.epoch
             self._tally.attached += 1
@@ -141,6 +142,7 @@ class SimulatedAgent:
                 link=node_pb2.LINK_MODE_ATTACHED,
                 boot_id="simulated",
                 agent_time=timestamp(time.time()),
+                clock_follows=True,
                 runs=[pb.KnownRun(run_id=run_id, state=pb.KNOWN_RUN_STATE_RUNNING) for run_id in self._runs],
             )
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from shovey_trio.bench.figures import Figure
     from shovey_trio.bench.stage import BenchOptions
@@ -92,7 +92,17 @@ def bench(  # noqa: PLR0917 - click passes them by name
         output_mib=output_mib,
         peer=peer,
     )
-    sys.exit(_run(scenarios or tuple(SCENARIOS), options, json_file))
+    sys.exit(_run(scenarios or _possible(SCENARIOS), options, json_file))
+
+
+def _possible(scenarios: Iterable[str]) -> tuple[str, ...]:
+    """All scenarios but those that need what is not installed, which is said."""
+    from shovey_trio.testing.serf_agents import find_serf
+
+    if find_serf() is not None:
+        return tuple(scenarios)
+    click.echo("serf is not installed (Debian: apt install serf): on-demand is left out", err=True)
+    return tuple(name for name in scenarios if name != "on-demand")
 
 
 def _installed(peer: str | None) -> str:

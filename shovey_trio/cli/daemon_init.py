@@ -10,7 +10,7 @@ import click
 from shovey_trio.cli.offline_store import run_with_store
 from shovey_trio.config import DEFAULT_DATA_DIR, ServerSettings, load_server_settings
 from shovey_trio.config_reference import render_configuration
-from shovey_trio.config_types import join_address, split_address
+from shovey_trio.core.addresses import join_address, split_address
 from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.identity.bootstrap import FirstAdmin, SetupOptions, initialize
 from shovey_trio.nursery.ports import Store

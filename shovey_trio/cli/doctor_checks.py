@@ -16,8 +16,9 @@ from urllib.parse import quote
 
 from shovey_trio.cli.offline_store import run_with_store
 from shovey_trio.config import ServerSettings
-from shovey_trio.config_types import format_duration, split_address
+from shovey_trio.config_types import format_duration
 from shovey_trio.controller_settings import load_signing_keys
+from shovey_trio.core.addresses import split_address
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.key_sets import KeyState
 from shovey_trio.core.model import Node

@@ -13,7 +13,7 @@ import trio
 
 from shovey_trio.cli.doctor_checks import Finding, Status
 from shovey_trio.config import ServerSettings
-from shovey_trio.config_types import reachable_address, split_address
+from shovey_trio.core.addresses import reachable_address, split_address
 from shovey_trio.core.doorbell import DOORBELL_SIZE
 from shovey_trio.core.doorbell_plan import doorbell_frame
 from shovey_trio.core.errors import ShoveyError

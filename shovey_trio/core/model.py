@@ -192,6 +192,15 @@ class Node:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """How far a run is: what a list of a job's runs shows."""
+
+    node: str
+    state: RunState
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class NodeStatus:
     """One entry of a node's presence history."""
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Final
 
-from shovey_trio.core.model import Job, Node, NodeStatus, Run
+from shovey_trio.core.model import Job, Node, NodeStatus, Run, RunStatus
 from shovey_trio.core.shovey_names import exit_status, job_name, run_error, run_name
 from shovey_trio.core.states import JobState, RunState
 
@@ -18,7 +18,7 @@ _REFUSED: Final = frozenset({RunState.NACKED, RunState.INVALID})
 NO_TIME: Final = "0001-01-01T00:00:00Z"
 
 
-def job_view(job: Job, runs: Sequence[Run]) -> dict[str, Any]:
+def job_view(job: Job, runs: Sequence[RunStatus]) -> dict[str, Any]:
     """``GET /shovey/jobs/ID``. A job that failed its quorum has no runs there: nothing was sent to anybody."""
     nodes: dict[str, list[str]] = {}
     if job.state is not JobState.QUORUM_FAILED:

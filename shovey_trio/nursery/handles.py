@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 import trio
 
 from shovey_trio.core.command_input import NO_INPUT, NO_SECRETS, CommandInput
-from shovey_trio.core.events import RunEvent
+from shovey_trio.core.events import NodeAccepted, NodeStarted, RunEvent
 from shovey_trio.core.model import Job, OutputChunk, OutputExtent, Run
 from shovey_trio.core.states import RunState
 from shovey_trio.nursery.mailbox import Mailbox
@@ -22,10 +22,14 @@ from shovey_trio.nursery.mailbox import Mailbox
 # Events waiting for one run. A node has a handful to say about a run; more means that the store is slow, and then the
 # node's stream waits. 16 × ~200 bytes × 50,000 runs = 160 MB if every run of a full controller were stuck at once.
 _INBOX = 16
+# Seconds that a node's first words about a run may wait for those that follow: what is over at once is told in three
+# messages, and is one wake-up and one write then. Nothing depends on hearing them sooner.
+_LINGER = 0.03
 # Chunks waiting for one run's output task: 4 × 64 KiB = 256 KiB, the most an agent may have unacknowledged per run.
 _OUTPUT = 4
 
 
+_FIRST_WORDS = (NodeAccepted, NodeStarted)
 _MAY_NEED_AN_ORDER = (RunState.PENDING, RunState.DISPATCHED, RunState.UNKNOWN)
 
 
@@ -74,7 +78,7 @@ class RunHandle:
     """
 
     __slots__ = (
-        "_moved",
+        "_counts",
         "_output",
         "_run",
         "extent",
@@ -85,9 +89,10 @@ class RunHandle:
         "stream_lost",
     )
 
-    def __init__(self, run: Run, *, moved: Callable[[RunState, RunState], None], extent: OutputExtent) -> None:
+    def __init__(self, run: Run, *, counts: Counter[RunState], extent: OutputExtent) -> None:
         self._run = run
-        self._moved = moved
+        self._counts = counts
+        counts[run.state] += 1
         self.extent = extent
         self.inbox = Mailbox[Posted](_INBOX)
         self._output: tuple[trio.MemorySendChannel[PushedChunk], trio.MemoryReceiveChannel[PushedChunk]] | None = None
@@ -105,7 +110,8 @@ class RunHandle:
     def run(self, run: Run) -> None:
         before, self._run = self._run, run
         if before.state is not run.state:
-            self._moved(before.state, run.state)
+            self._counts[before.state] -= 1
+            self._counts[run.state] += 1
 
     @property
     def is_closed(self) -> bool:
@@ -124,7 +130,7 @@ class RunHandle:
 
     async def post(self, event: RunEvent) -> bool:
         """Hands an event to the run's task, waiting for room; False when the run has ended."""
-        return await self.inbox.put(Posted(event))
+        return await self.inbox.put(Posted(event), linger=_LINGER if isinstance(event, _FIRST_WORDS) else 0.0)
 
     def post_first(self, event: RunEvent) -> None:
         """Hands an event to the task of a run that has just been made, before anything else can be."""
@@ -200,11 +206,10 @@ class JobHandle:
 
     def add(self, run: Run, extent: OutputExtent) -> None:
         """Adds a run of the job, before it is supervised; one that has ended is only counted."""
-        live = RunHandle(run, moved=self.moved, extent=extent)
+        live = RunHandle(run, counts=self.counts, extent=extent)
         if run.is_terminal:
             live.close()
         self.runs[run.node] = live
-        self.counts[run.state] += 1
 
     @property
     def has_lost_secrets(self) -> bool:
@@ -215,8 +220,3 @@ class JobHandle:
         """Forgets the secrets once no run can need an order any more; one that is unknown may have accepted none."""
         if self.input.secrets and not any(self.counts[state] for state in _MAY_NEED_AN_ORDER):
             self.input = replace(self.input, secrets=NO_SECRETS)
-
-    def moved(self, before: RunState, after: RunState) -> None:
-        """Keeps ``counts`` true when a run changes its state."""
-        self.counts[before] -= 1
-        self.counts[after] += 1

@@ -8,6 +8,7 @@ implementation may be cancelled at any await without harm, and a write that was 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -24,6 +25,7 @@ from shovey_trio.core.model import (
     OutputChunk,
     OutputExtent,
     Run,
+    RunStatus,
     StreamName,
     User,
 )
@@ -91,15 +93,38 @@ StoredEvent = JobEvent | RunEvent | OutputEvent
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Committed:
-    """What one commit touched: the last sequence number per job, and the runs whose output grew.
+    """What one commit touched: the last sequence number per job, and the runs that there is news of.
 
     Attributes:
         jobs: job id → last commit sequence.
-        outputs: (job id, node) of every run with new output.
+        runs: (job id, node) of every run that was written, or has new output; not those of a job that is new.
     """
 
     jobs: Mapping[str, int]
-    outputs: frozenset[tuple[str, str]]
+    runs: AbstractSet[tuple[str, str]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOverview:
+    """A job and how far each of its runs is, by node name."""
+
+    job: Job
+    runs: Sequence[RunStatus]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputPage:
+    """A stretch of a run's output, as of one moment.
+
+    Attributes:
+        chunks: in order.
+        more: whether more of it is durable than was asked for at a time.
+        ended: whether the run had ended, so that what is durable is all there will ever be.
+    """
+
+    chunks: Sequence[OutputChunk]
+    more: bool
+    ended: bool
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -203,6 +228,10 @@ class Store(Protocol):
         """A consistent picture: events after ``seq`` are exactly those the picture does not hold."""
         ...
 
+    async def job_overview(self, organization: str, job_id: str) -> JobOverview | None:
+        """A job with how far its runs are, as of one commit: what can be asked for again and again."""
+        ...
+
     async def read_events(
         self, job_id: str, *, after_seq: int, limit: int, include_output: bool
     ) -> Sequence[StoredEvent]:
@@ -232,6 +261,10 @@ class Store(Protocol):
 
         At most ``limit`` bytes, but at least one chunk if there is any.
         """
+        ...
+
+    async def read_output_page(self, run_id: str, *, stream: StreamName | None, offset: int, limit: int) -> OutputPage:
+        """As ``read_output``, with what a follower has to know. A run that is not stored any more has ended."""
         ...
 
     # -- nodes

@@ -187,12 +187,11 @@ class _RunScope:
         """What was posted comes before what time says: a node that has spoken is not silent."""
         inbox = self._handle.inbox
         deadline = next_deadline(self._handle, self._job, self._services.timing)
-        if deadline is None or not inbox.is_empty:
+        if deadline is None:
             return await inbox.take_all()
         at, event = deadline
-        with trio.move_on_after(max(at - self._services.clock.now(), 0)):
-            return await inbox.take_all()
-        return [Posted(event)]
+        until = trio.current_time() + max(at - self._services.clock.now(), 0)
+        return await inbox.take_all(until) or [Posted(event)]
 
     async def _apply(self, batch: list[Posted]) -> None:
         """Handles events that came together: decides, writes what the run has become, then carries out the effects.

@@ -73,7 +73,7 @@ class Bounds:
         live_jobs: jobs with an open nursery.
         live_runs: runs of all those jobs, about 8 KiB each while they wait.
         watchers: open WatchJob and following ReadOutput calls.
-        attached: open control streams, about 90 KiB each with TLS.
+        attached: open control streams, about 94 KiB each with TLS.
         slice: runs started or cancelled before other tasks get a turn. A run is about 15 steps of 60 µs until it ends,
             and slices overlap by as many: 25 × 15 × 60 µs = 22 ms is one round of the loop (bench/fanout_fake.py).
         output_buffer: bytes of output that are received and not yet durable, over all agents.

@@ -42,6 +42,11 @@ class Supervisor:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    @property
+    def live_runs(self) -> int:
+        """Runs of all jobs that live or are being made durable; ended ones of theirs count."""
+        return self._held_runs
+
     def job(self, job_id: str) -> JobHandle | None:
         return self._jobs.get(job_id)
 

@@ -26,6 +26,8 @@ _OUTPUT_PAGE = 256 * 1024
 FollowChanged = Callable[[str, str | None, bool], None]
 """Called with job, node (None: every node of the job) and whether somebody follows now."""
 
+_Topic = tuple[str, str | None]  # a job, and of one that only one run matters of, the node
+
 
 class CommitHub:
     """Wakes whoever waits for a job's next commit, and knows which output somebody follows."""
@@ -33,9 +35,10 @@ class CommitHub:
     def __init__(self, *, max_watchers: int) -> None:
         self._max_watchers = max_watchers
         self._watchers = 0
-        self._waiting: dict[str, trio.Event] = {}
-        self._last: dict[str, int] = {}
-        self._interest: Counter[str] = Counter()
+        self._waiting: dict[_Topic, trio.Event] = {}
+        self._last: dict[_Topic, int] = {}
+        self._interest: Counter[_Topic] = Counter()
+        self._runs_watched = 0
         self._followed: Counter[tuple[str, str | None]] = Counter()
         self._follow_changed: FollowChanged = lambda *_: None
 
@@ -46,42 +49,52 @@ class CommitHub:
     def committed(self, commit: Committed) -> None:
         """Takes note of a commit; the store's listener."""
         for job_id, seq in commit.jobs.items():
-            if self._interest[job_id]:
-                self._last[job_id] = seq
-                event = self._waiting.pop(job_id, None)
-                if event is not None:
-                    event.set()
+            self._news((job_id, None), seq)
+        if self._runs_watched:
+            for job_id, node in commit.runs:
+                self._news((job_id, node), commit.jobs[job_id])
+
+    def _news(self, topic: _Topic, seq: int) -> None:
+        if topic in self._interest:
+            self._last[topic] = seq
+            event = self._waiting.pop(topic, None)
+            if event is not None:
+                event.set()
 
     @contextmanager
-    def watching(self, job_id: str) -> Iterator[None]:
-        """Keeps note of a job's commits meanwhile.
+    def watching(self, job_id: str, node: str | None = None) -> Iterator[None]:
+        """Keeps note of a job's commits meanwhile, or of those alone that say something of its run on ``node``.
 
         Raises:
             Overloaded: as many watchers as there may be.
         """
         if self._watchers >= self._max_watchers:
             raise Overloaded(f"{self._watchers} calls already watch or follow", limit="watchers", retry_after_s="5")
+        topic = (job_id, node)
         self._watchers += 1
-        self._interest[job_id] += 1
+        self._runs_watched += node is not None
+        self._interest[topic] += 1
         try:
             yield
         finally:
             self._watchers -= 1
-            self._interest[job_id] -= 1
-            if not self._interest[job_id]:
-                del self._interest[job_id]
-                self._last.pop(job_id, None)
-                self._waiting.pop(job_id, None)
+            self._runs_watched -= node is not None
+            self._interest[topic] -= 1
+            if not self._interest[topic]:
+                del self._interest[topic]
+                self._last.pop(topic, None)
+                self._waiting.pop(topic, None)
 
-    async def wait(self, job_id: str, seen: int) -> int:
-        """Waits, inside ``watching``, for a commit of the job after ``seen``; returns its sequence."""
-        while self._last.get(job_id, -1) <= seen:
-            await self._waiting.setdefault(job_id, trio.Event()).wait()
-        return self._last[job_id]
+    async def wait(self, job_id: str, seen: int, node: str | None = None) -> int:
+        """Waits, inside ``watching`` of the same, for a commit after ``seen``; returns its sequence."""
+        topic = (job_id, node)
+        while self._last.get(topic, -1) <= seen:
+            await self._waiting.setdefault(topic, trio.Event()).wait()
+        return self._last[topic]
 
-    def mark(self, job_id: str) -> int:
-        """The last commit noted for the job, to be passed to ``wait`` after the store was read."""
-        return self._last.get(job_id, -1)
+    def mark(self, job_id: str, node: str | None = None) -> int:
+        """The last commit that was noted, to be passed to ``wait`` after the store was read."""
+        return self._last.get((job_id, node), -1)
 
     @contextmanager
     def following(self, job_id: str, node: str | None) -> Iterator[None]:
@@ -199,7 +212,7 @@ async def follow_output(
     """
     if offset < 0:
         raise OffsetOutOfRange("an offset counts bytes from 0", offset=str(offset))
-    with hub.watching(job_id):
+    with hub.watching(job_id, node):
         run = await store.get_run(organization, job_id, node)
         if run is None:
             raise NotFound(f"job {job_id} has no run on {node}", job_id=job_id, node=node)
@@ -216,16 +229,14 @@ async def follow_output(
             raise OffsetOutOfRange(f"the output ends at {end}", offset=str(offset), end=str(end))
         with hub.following(job_id, node) if follow and not run.is_terminal else nullcontext():
             while True:
-                mark = hub.mark(job_id)
-                # Read anew behind the mark: an end that was committed before it wakes nobody any more.
-                run = await store.get_run(organization, job_id, node) or run
-                ended = run.is_terminal
-                chunks = await store.read_output(run_id, stream=stream, offset=offset, limit=_OUTPUT_PAGE)
-                for piece in chunks:
+                mark = hub.mark(job_id, node)
+                # One read says both: an end that was committed before the mark wakes nobody any more.
+                page = await store.read_output_page(run_id, stream=stream, offset=offset, limit=_OUTPUT_PAGE)
+                for piece in page.chunks:
                     await chunk(piece)
                     offset = (piece.position if stream is None else piece.stream_offset) + len(piece.data)
-                if chunks:
+                if page.more:
                     continue
-                if ended or not follow:
+                if page.ended or not follow:
                     return
-                await hub.wait(job_id, mark)
+                await hub.wait(job_id, mark, node)

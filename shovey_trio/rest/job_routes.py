@@ -17,7 +17,7 @@ from shovey_trio.core.shovey_requests import read_cancel_request, read_job_reque
 from shovey_trio.core.shovey_views import job_view, run_view, started_view
 from shovey_trio.core.states import TERMINAL_RUN_STATES, JobState
 from shovey_trio.core.targeting import Names
-from shovey_trio.nursery.ports import JobFilter, JobSnapshot
+from shovey_trio.nursery.ports import JobFilter, JobOverview
 from shovey_trio.rest.lookups import find_job, find_run, reporting_node
 from shovey_trio.rest.messages import Reply, error_response, json_response
 from shovey_trio.rest.output_json import Stretch, send_with_output
@@ -130,10 +130,10 @@ class JobRoutes:
 
     async def _proven(self, call: Call, cancelled: CancelledJob, *, whole: bool) -> None:
         async def look() -> bool | None:
-            picture = await find_job(self._jobs, call, cancelled.job.id)
-            states = {run.node: run.state for run in picture.runs}
+            found = await find_job(self._jobs, call, cancelled.job.id)
+            states = {run.node: run.state for run in found.runs}
             ended = all(states[node] in TERMINAL_RUN_STATES for node in cancelled.cancelling)
-            return True if ended and (picture.job.is_terminal or not whole) else None
+            return True if ended and (found.job.is_terminal or not whole) else None
 
         try:
             await self._jobs.until(cancelled.job.id, look)
@@ -147,5 +147,5 @@ def request_id(signature: ChefSignature) -> str:
     return "chef:" + hashlib.sha256(signature.user.encode() + b"\0" + signature.signature).hexdigest()
 
 
-def _view(picture: JobSnapshot) -> dict[str, Any]:
-    return job_view(picture.job, picture.runs)
+def _view(found: JobOverview) -> dict[str, Any]:
+    return job_view(found.job, found.runs)

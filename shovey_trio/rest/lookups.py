@@ -6,19 +6,19 @@ from shovey_trio.application.jobs import Jobs
 from shovey_trio.core.errors import NotFound, PermissionDenied
 from shovey_trio.core.model import OutputExtent, Run
 from shovey_trio.core.states import JobState
-from shovey_trio.nursery.ports import JobSnapshot
+from shovey_trio.nursery.ports import JobOverview
 from shovey_trio.rest.ports import LegacyNodes
 from shovey_trio.rest.routing import Call
 
 
-async def find_job(jobs: Jobs, call: Call, job_id: str) -> JobSnapshot:
-    """A job with all of its runs.
+async def find_job(jobs: Jobs, call: Call, job_id: str) -> JobOverview:
+    """A job with how far each of its runs is.
 
     Raises:
         NotFound: the caller's organization has none of this id.
     """
     try:
-        return await jobs.picture(call.principal, job_id)
+        return await jobs.overview(call.principal, job_id)
     except NotFound:
         raise _no_job(job_id) from None
 

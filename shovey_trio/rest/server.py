@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from shovey_trio.application.audit import peer_address
-from shovey_trio.config_types import join_address, split_address
+from shovey_trio.core.addresses import join_address, split_address
 from shovey_trio.core.attempt_limits import host_of
 from shovey_trio.rest.connection import Handler, HttpConnection, HttpLimits
 

@@ -15,6 +15,7 @@ from shovey_trio.core.model import Principal
 from shovey_trio.identity.authority import read_certificates, serial_of
 from shovey_trio.identity.names import Identity, parse_identity
 from shovey_trio.rpc.bridge import RpcStatus, ServerCall
+from shovey_trio.rpc.bridge.tls import uri_identities
 from shovey_trio.rpc.errors import status_of
 
 _caller: ContextVar[Principal] = ContextVar("caller")
@@ -82,12 +83,13 @@ class Gatekeeper:
 
     async def _principal(self, call: ServerCall[Any, Any], address: str) -> Principal:
         """Whose certificate it is. Good callers are never held up by what fails at the same address."""
-        if call.peer_certificate is None:
+        certificate = call.peer_certificate  # each look makes a new one
+        if certificate is None:
             error = Unauthenticated("this call needs a client certificate")
             self._attempts.check(address, "")
             self._attempts.failed(error, address, "")
             raise error
-        identity, serial = _read(call.peer_certificate, call.identities)
+        identity, serial = _read(certificate)
         try:
             principal = await self._identities.principal(identity, serial)
         except Unauthenticated as error:
@@ -106,5 +108,5 @@ class Gatekeeper:
 
 
 @lru_cache(maxsize=_CERTIFICATES)
-def _read(certificate: bytes, uris: tuple[str, ...]) -> tuple[Identity, str]:
-    return parse_identity(uris), serial_of(read_certificates(certificate)[0])
+def _read(certificate: bytes) -> tuple[Identity, str]:
+    return parse_identity(uri_identities(certificate)), serial_of(read_certificates(certificate)[0])

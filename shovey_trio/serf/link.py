@@ -43,10 +43,12 @@ class SerfSettings:
         host: RPC address of the agent.
         port: RPC port of the agent.
         auth_key: its ``rpc_auth``, or None.
-        events: serf's filters of what ``SerfLink.events`` is to receive, such as ``serf_wire.STREAM_DOORBELLS``; member
-            events are always taken. With any filter, somebody must read ``events``.
+        events: serf's filters of what ``SerfLink.events`` is to receive, such as ``serf_wire.STREAM_DOORBELLS``. With
+            any filter, somebody must read ``events``.
+        follow_members: whether to know who is in the cluster. Without, ``membership`` stays empty, and what happens to
+            ten thousand others costs this program nothing; how many there are ``stats`` tells.
         event_buffer: received queries and user events (about 1 KiB each) that may wait for the reader of ``events``.
-        setup_deadline: for connecting up to the first ``members``.
+        setup_deadline: for connecting up to the first ``members`` (or ``stats``, which is asked before).
         liveness_interval: between two ``stats``; 1 s while the agent's query queue is long.
         liveness_deadline: for the answer to ``stats``.
         reconcile_interval: between two full comparisons of the members.
@@ -60,6 +62,7 @@ class SerfSettings:
     port: int = RPC_PORT
     auth_key: str | None = field(default=None, repr=False)
     events: tuple[str, ...] = ()
+    follow_members: bool = True
     event_buffer: int = 1024
     setup_deadline: float = 10.0
     liveness_interval: float = 10.0
@@ -82,7 +85,7 @@ class SerfStatus:
         connects: how many times a connection was set up.
         node_name: serf name of the local agent, known from the first connect on.
         members: members known, reaped ones not counted.
-        alive: members alive; the last view while disconnected.
+        alive: members alive; the last view while disconnected. 0 where members are not followed.
         query_queue: length of the agent's own query queue when it last told.
         queries_outstanding: sent, with targets not heard from.
         queries_waiting: not sent yet.
@@ -151,6 +154,7 @@ class SerfLink:
         self._last_error: str | None = None
         self._node_name: str | None = None
         self._query_queue = 0
+        self._members_told = 0
 
     def snapshot(self) -> SerfStatus:
         """The state now."""
@@ -160,7 +164,7 @@ class SerfLink:
             last_error=self._last_error,
             connects=self._connects,
             node_name=self._node_name,
-            members=len(self.membership.members),
+            members=len(self.membership.members) if self._settings.follow_members else self._members_told,
             alive=self.membership.alive_count,
             query_queue=self._query_queue,
             queries_outstanding=self._issuer.outstanding,
@@ -224,16 +228,19 @@ class SerfLink:
         with trio.move_on_after(self._settings.setup_deadline) as setup:
             stream = await self._open_stream()
             async with open_connection(stream, auth_key=self._settings.auth_key) as connection:
-                subscription = await connection.subscribe(",".join((STREAM_MEMBERS, *self._settings.events)))
+                followed = (STREAM_MEMBERS,) if self._settings.follow_members else ()
+                subscription = await connection.subscribe(",".join((*followed, *self._settings.events)))
                 stats = await connection.stats()
-                self.membership.apply_snapshot(await connection.members())
+                if self._settings.follow_members:
+                    self.membership.apply_snapshot(await connection.members())
                 setup.deadline = float("inf")
                 self._node_name = stats.get("agent", {}).get("name") or None
                 try:
-                    self._on_connected(connection, _query_queue(stats))
+                    self._on_connected(connection, stats)
                     async with trio.open_nursery() as nursery:
                         nursery.start_soon(self._watch, connection)
-                        nursery.start_soon(self._reconcile, connection)
+                        if self._settings.follow_members:
+                            nursery.start_soon(self._reconcile, connection)
                         failure = await self._take_records(connection, subscription)
                         nursery.cancel_scope.cancel(reason="serf connection lost")
                 finally:
@@ -279,7 +286,7 @@ class SerfLink:
             await trio.sleep(min(1.0, settings.liveness_interval) if busy else settings.liveness_interval)
             try:
                 with trio.move_on_after(settings.liveness_deadline) as scope:
-                    self._set_query_queue(_query_queue(await connection.stats()))
+                    self._take_stats(await connection.stats())
             except ShoveyError as exc:
                 connection.fail(exc)
                 return
@@ -302,15 +309,15 @@ class SerfLink:
         # A connection that broke is known to its callers before the session has ended.
         return self._connection is not None and not self._connection.broken
 
-    def _on_connected(self, connection: SerfConnection, query_queue: int) -> None:
+    def _on_connected(self, connection: SerfConnection, stats: Mapping[str, Mapping[str, str]]) -> None:
         self._connection = connection
         self._connects += 1
         self._since = self._clock()
-        self._set_query_queue(query_queue)
+        self._take_stats(stats)
         self._issuer.set_connection(connection)
         self._connected.set()
         self._connected = trio.Event()
-        _log.info("serf.connected", node=self._node_name, members=len(self.membership.members))
+        _log.info("serf.connected", node=self._node_name, members=self.snapshot().members)
 
     def _on_disconnected(self) -> None:
         self._connection = None
@@ -324,13 +331,14 @@ class SerfLink:
             _log.warning("serf.lost", error=text)
         self._last_error = text
 
-    def _set_query_queue(self, depth: int) -> None:
-        self._query_queue = depth
-        self._issuer.set_depth(depth)
+    def _take_stats(self, stats: Mapping[str, Mapping[str, str]]) -> None:
+        self._query_queue = _serf_number(stats, "query_queue")
+        self._members_told = _serf_number(stats, "members")
+        self._issuer.set_depth(self._query_queue)
 
 
-def _query_queue(stats: Mapping[str, Mapping[str, str]]) -> int:
+def _serf_number(stats: Mapping[str, Mapping[str, str]], name: str) -> int:
     try:
-        return int(stats["serf"]["query_queue"])
+        return int(stats["serf"][name])
     except (KeyError, ValueError, TypeError) as exc:
-        raise RemoteProtocolError(f"serf RPC: stats without query_queue: {exc!r}") from exc
+        raise RemoteProtocolError(f"serf RPC: stats without {name}: {exc!r}") from exc

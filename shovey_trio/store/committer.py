@@ -73,7 +73,7 @@ class Committer:
     def _commit_each(self, works: Sequence[Work]) -> CommittedGroup:
         outcomes: list[Outcome] = []
         jobs: dict[str, int] = {}
-        outputs: set[tuple[str, str]] = set()
+        runs: set[tuple[str, str]] = set()
         applied: list[WriteTransaction] = []
         with self._connection.begin():
             for work in works:
@@ -88,13 +88,13 @@ class Committer:
                 else:
                     applied.append(transaction)
                     jobs.update(transaction.committed.jobs)
-                    outputs.update(transaction.committed.outputs)
+                    runs.update(transaction.committed.runs)
                 outcomes.append(result)
             failpoints.passing("store.commit.before")
         failpoints.passing("store.commit.after")
         for transaction in applied:
             transaction.remember()
-        return CommittedGroup(outcomes=outcomes, committed=Committed(jobs=jobs, outputs=frozenset(outputs)))
+        return CommittedGroup(outcomes=outcomes, committed=Committed(jobs=jobs, runs=runs))
 
     def _raise_if_shared(self, error: Exception) -> None:
         failure = translate(error, self._name)
@@ -110,4 +110,4 @@ def _apply(work: Work, transaction: WriteTransaction) -> Outcome:
 
 
 def _nothing_but(error: Exception) -> CommittedGroup:
-    return CommittedGroup(outcomes=[outcome.Error(error)], committed=Committed(jobs={}, outputs=frozenset()))
+    return CommittedGroup(outcomes=[outcome.Error(error)], committed=Committed(jobs={}, runs=frozenset()))

@@ -7,20 +7,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Connection, Select, bindparam, func, select
 
 from shovey_trio.core.errors import HistoryGone
 from shovey_trio.core.model import Job, Run
 from shovey_trio.core.states import RunState
-from shovey_trio.nursery.ports import JobEvent, JobFilter, JobSnapshot, OutputEvent, RunEvent, StoredEvent
+from shovey_trio.nursery.ports import JobEvent, JobFilter, JobOverview, JobSnapshot, OutputEvent, RunEvent, StoredEvent
 from shovey_trio.store.pages import Listing, decode_key, decode_page, encode_page
+from shovey_trio.store.prepared import Prepared
 from shovey_trio.store.rows import (
     JOB_DEFAULTS,
     JOB_FIXED,
     RUN_DEFAULTS,
+    Row,
     decode_chunk,
     decode_job,
     decode_run,
+    decode_run_status,
     event_changes,
 )
 from shovey_trio.store.tables import UNFINISHED, events, jobs, output, runs
@@ -35,10 +38,51 @@ _RUN_COLUMNS: Final = (*_RUN_FIXED, *(runs.c[name] for name in RUN_DEFAULTS))
 _SELECT_RUNS: Final[Select[Any]] = select(*_RUN_COLUMNS).join(jobs, jobs.c.job_pk == runs.c.job_pk)
 
 
+_OF_JOB: Final = (jobs.c.job_id == bindparam("job_id"), jobs.c.organization == bindparam("organization"))
+_JOB: Final = Prepared(select(*_JOB_COLUMNS, jobs.c.job_pk).where(*_OF_JOB))
+_RUN_ON: Final = Prepared(_SELECT_RUNS.where(*_OF_JOB, runs.c.node == bindparam("node")))
+_RUN: Final = Prepared(
+    _SELECT_RUNS.where(runs.c.run_id == bindparam("run_id"), jobs.c.organization == bindparam("organization"))
+)
+_RUN_STATUSES: Final = Prepared(
+    select(runs.c.node, runs.c.state, runs.c.updated_at)
+    .where(runs.c.job_pk == bindparam("job_pk"))
+    .order_by(runs.c.node)
+)
+_RUNS: Final = Prepared(_SELECT_RUNS.where(runs.c.job_pk == bindparam("job_pk")).order_by(runs.c.node))
+_LAST_SEQS: Final = Prepared(
+    select(
+        select(func.max(events.c.seq)).where(events.c.job_pk == bindparam("job_pk")).scalar_subquery(),
+        select(func.max(output.c.seq)).where(output.c.job_pk == bindparam("job_pk")).scalar_subquery(),
+    )
+)
+_EVENT_BASE: Final = Prepared(select(*_JOB_FIXED, jobs.c.job_pk).where(jobs.c.job_id == bindparam("job_id")))
+_EVENTS: Final = Prepared(
+    select(events.c.seq, events.c.body, runs.c.run_id, runs.c.node, runs.c.created_at, runs.c.nonce)
+    .join(runs, runs.c.run_pk == events.c.run_pk, isouter=True)
+    .where(events.c.job_pk == bindparam("job_pk"), events.c.seq > bindparam("after_seq"))
+    .order_by(events.c.seq)
+    .limit(bindparam("limit"))
+)
+_OUTPUT_EVENTS: Final = Prepared(
+    select(
+        output.c.seq,
+        runs.c.node,
+        output.c.position,
+        output.c.stream,
+        output.c.stream_offset,
+        output.c.read_at,
+        output.c.data,
+    )
+    .join(runs, runs.c.run_pk == output.c.run_pk)
+    .where(output.c.job_pk == bindparam("job_pk"), output.c.seq > bindparam("after_seq"))
+    .order_by(output.c.seq)
+    .limit(bindparam("limit"))
+)
+
+
 def get_job(connection: Connection, organization: str, job_id: str) -> Job | None:
-    row = connection.execute(
-        select(*_JOB_COLUMNS).where(jobs.c.job_id == job_id, jobs.c.organization == organization)
-    ).one_or_none()
+    row = _JOB.find(connection, job_id=job_id, organization=organization)
     return None if row is None else decode_job(row)
 
 
@@ -71,16 +115,12 @@ def jobs_listing(where: JobFilter) -> Listing:
 
 
 def get_run(connection: Connection, organization: str, job_id: str, node: str) -> Run | None:
-    row = connection.execute(
-        _SELECT_RUNS.where(jobs.c.job_id == job_id, jobs.c.organization == organization, runs.c.node == node)
-    ).one_or_none()
+    row = _RUN_ON.find(connection, job_id=job_id, organization=organization, node=node)
     return None if row is None else decode_run(row)
 
 
 def find_run(connection: Connection, organization: str, run_id: str) -> Run | None:
-    row = connection.execute(
-        _SELECT_RUNS.where(runs.c.run_id == run_id, jobs.c.organization == organization)
-    ).one_or_none()
+    row = _RUN.find(connection, run_id=run_id, organization=organization)
     return None if row is None else decode_run(row)
 
 
@@ -123,22 +163,29 @@ def unfinished_jobs(connection: Connection) -> Sequence[JobSnapshot]:
 
 
 def snapshot_job(connection: Connection, organization: str, job_id: str) -> JobSnapshot | None:
-    row = connection.execute(
-        select(*_JOB_COLUMNS, jobs.c.job_pk).where(jobs.c.job_id == job_id, jobs.c.organization == organization)
-    ).one_or_none()
-    return None if row is None else _snapshot(connection, row.job_pk, decode_job(row))
+    row = _JOB.find(connection, job_id=job_id, organization=organization)
+    return None if row is None else _snapshot(connection, row[-1], decode_job(row))
+
+
+def job_overview(connection: Connection, organization: str, job_id: str) -> JobOverview | None:
+    """See ``Store.job_overview``."""
+    row = _JOB.find(connection, job_id=job_id, organization=organization)
+    if row is None:
+        return None
+    statuses = _RUN_STATUSES.find_all(connection, job_pk=row[-1])
+    return JobOverview(job=decode_job(row), runs=[decode_run_status(each) for each in statuses])
 
 
 def read_events(
     connection: Connection, job_id: str, *, after_seq: int, limit: int, include_output: bool
 ) -> Sequence[StoredEvent]:
     """See ``Store.read_events``."""
-    base = connection.execute(select(*_JOB_FIXED, jobs.c.job_pk).where(jobs.c.job_id == job_id)).one_or_none()
+    base = _EVENT_BASE.find(connection, job_id=job_id)
     if base is None:
         raise HistoryGone(f"job {job_id} is not stored any more", job=job_id)
     found = _row_events(connection, base, after_seq, limit)
     if include_output:
-        chunks, complete = _output_events(connection, base.job_pk, job_id, after_seq, limit)
+        chunks, complete = _output_events(connection, base[-1], job_id, after_seq, limit)
         if not complete:
             # What follows the last chunk that was read would jump over chunks that were not.
             found = [event for event in found if event.seq < chunks[-1].seq]
@@ -147,25 +194,15 @@ def read_events(
 
 
 def _snapshot(connection: Connection, job_pk: int, job: Job) -> JobSnapshot:
-    last = connection.execute(
-        select(
-            select(func.max(events.c.seq)).where(events.c.job_pk == job_pk).scalar_subquery(),
-            select(func.max(output.c.seq)).where(output.c.job_pk == job_pk).scalar_subquery(),
-        )
-    ).one()
-    found = connection.execute(_SELECT_RUNS.where(runs.c.job_pk == job_pk).order_by(runs.c.node))
-    return JobSnapshot(seq=max(seq or 0 for seq in last), job=job, runs=tuple(decode_run(row) for row in found))
+    last = _LAST_SEQS.find(connection, job_pk=job_pk)
+    assert last is not None
+    with _RUNS.rows(connection, job_pk=job_pk) as found:
+        return JobSnapshot(seq=max(seq or 0 for seq in last), job=job, runs=tuple(decode_run(row) for row in found))
 
 
-def _row_events(connection: Connection, base: Any, after_seq: int, limit: int) -> list[StoredEvent]:
-    rows = connection.execute(
-        select(events.c.seq, events.c.body, runs.c.run_id, runs.c.node, runs.c.created_at, runs.c.nonce)
-        .join(runs, runs.c.run_pk == events.c.run_pk, isouter=True)
-        .where(events.c.job_pk == base.job_pk, events.c.seq > after_seq)
-        .order_by(events.c.seq)
-        .limit(limit)
-    )
-    job_fixed = tuple(base)[: len(JOB_FIXED)]
+def _row_events(connection: Connection, base: Row, after_seq: int, limit: int) -> list[StoredEvent]:
+    rows = _EVENTS.find_all(connection, job_pk=base[-1], after_seq=after_seq, limit=limit)
+    job_fixed = tuple(base[: len(JOB_FIXED)])
     job_id, organization = job_fixed[:2]
     found: list[StoredEvent] = []
     for seq, body, run_id, node, created_at, nonce in rows:
@@ -181,27 +218,12 @@ def _output_events(
     connection: Connection, job_pk: int, job_id: str, after_seq: int, limit: int
 ) -> tuple[list[StoredEvent], bool]:
     """Chunks in order, and whether they are all there are within ``limit``."""
-    rows = connection.execute(
-        select(
-            output.c.seq,
-            runs.c.node,
-            output.c.position,
-            output.c.stream,
-            output.c.stream_offset,
-            output.c.read_at,
-            output.c.data,
-        )
-        .join(runs, runs.c.run_pk == output.c.run_pk)
-        .where(output.c.job_pk == job_pk, output.c.seq > after_seq)
-        .order_by(output.c.seq)
-        .limit(limit)
-    )
     found: list[StoredEvent] = []
     size = 0
-    for seq, node, *row in rows:
-        size += len(row[-1])
-        if found and size > EVENT_OUTPUT_BYTES:
-            rows.close()
-            return found, False
-        found.append(OutputEvent(seq=seq, job_id=job_id, node=node, chunk=decode_chunk(row)))
+    with _OUTPUT_EVENTS.rows(connection, job_pk=job_pk, after_seq=after_seq, limit=limit) as rows:
+        for seq, node, *row in rows:
+            size += len(row[-1])
+            if found and size > EVENT_OUTPUT_BYTES:
+                return found, False
+            found.append(OutputEvent(seq=seq, job_id=job_id, node=node, chunk=decode_chunk(row)))
     return found, True

@@ -10,16 +10,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
-from sqlalchemy import Connection, Select, func, select
+from sqlalchemy import Column, ColumnElement, Connection, Select, bindparam, func, select
 
 from shovey_trio.core.model import OutputChunk, OutputExtent, StreamName
+from shovey_trio.core.states import TERMINAL_RUN_STATES, RunState
+from shovey_trio.nursery.ports import OutputPage
+from shovey_trio.store.prepared import Prepared
 from shovey_trio.store.rows import decode_chunk
 from shovey_trio.store.tables import jobs, output, runs
 
 # Run ids per query: SQLite allows 32,766 parameters, and few different lengths keep the statement cache useful.
 _SLICE: Final = 500
 
+_RUN: Final = Prepared(
+    select(runs.c.run_pk, runs.c.state)
+    .join(jobs, jobs.c.job_pk == runs.c.job_pk)
+    .where(runs.c.run_id == bindparam("run_id"))
+)
 _CHUNK: Final = (output.c.position, output.c.stream, output.c.stream_offset, output.c.read_at, output.c.data)
+
+
+def _from(start: Column[int], *also: ColumnElement[bool]) -> Prepared:
+    """Chunks in order of ``start``, from the last that starts at or before the offset on: that one holds it."""
+    chosen = (output.c.run_pk == bindparam("run_pk"), *also)
+    held = select(func.max(start)).where(*chosen, start <= bindparam("offset"))
+    first = func.coalesce(held.correlate(None).scalar_subquery(), 0)
+    return Prepared(select(*_CHUNK).where(*chosen, start >= first).order_by(start))
+
+
+_BOTH: Final = _from(output.c.position)
+_ONE: Final = _from(output.c.stream_offset, output.c.stream == bindparam("stream"))
 
 
 def output_extents(connection: Connection, run_ids: Sequence[str]) -> Mapping[str, OutputExtent]:
@@ -46,36 +66,32 @@ def output_extents(connection: Connection, run_ids: Sequence[str]) -> Mapping[st
     return extents
 
 
-def read_output(
+def read_output_page(
     connection: Connection, run_id: str, *, stream: StreamName | None, offset: int, limit: int
-) -> Sequence[OutputChunk]:
-    """See ``Store.read_output``."""
-    run_pk = connection.execute(
-        select(runs.c.run_pk).join(jobs, jobs.c.job_pk == runs.c.job_pk).where(runs.c.run_id == run_id)
-    ).scalar_one_or_none()
-    if run_pk is None:
-        return ()
-    start = output.c.position if stream is None else output.c.stream_offset
-    query = select(*_CHUNK).where(output.c.run_pk == run_pk)
-    if stream is not None:
-        query = query.where(output.c.stream == stream.value)
-    # The chunk that holds the offset is the last that starts at or before it.
-    holder = connection.execute(query.where(start <= offset).order_by(start.desc()).limit(1)).one_or_none()
+) -> OutputPage:
+    """See ``Store.read_output_page``."""
+    run = _RUN.find(connection, run_id=run_id)
+    if run is None:
+        return OutputPage(chunks=(), more=False, ended=True)
+    run_pk, state = run
+    ended = RunState(state) in TERMINAL_RUN_STATES
+    if stream is None:
+        reading = _BOTH.rows(connection, run_pk=run_pk, offset=offset)
+    else:
+        reading = _ONE.rows(connection, run_pk=run_pk, stream=stream.value, offset=offset)
     chunks: list[OutputChunk] = []
-    if holder is not None:
-        first = decode_chunk(holder)
-        skip = offset - (first.position if stream is None else first.stream_offset)
-        if skip < len(first.data):
-            chunks.append(cut_chunk(first, skip))
-    size = sum(len(chunk.data) for chunk in chunks)
-    rows = connection.execute(query.where(start > offset).order_by(start))
-    for row in rows:
-        size += len(row[-1])
-        if chunks and size > limit:
-            break
-        chunks.append(decode_chunk(row))
-    rows.close()
-    return tuple(chunks)
+    size = 0
+    with reading as rows:
+        for row in rows:
+            chunk = decode_chunk(row)
+            skip = max(offset - (chunk.position if stream is None else chunk.stream_offset), 0)
+            if skip >= len(chunk.data):
+                continue
+            size += len(chunk.data) - skip
+            if chunks and size > limit:
+                return OutputPage(chunks=tuple(chunks), more=True, ended=ended)
+            chunks.append(cut_chunk(chunk, skip))
+    return OutputPage(chunks=tuple(chunks), more=False, ended=ended)
 
 
 def cut_chunk(chunk: OutputChunk, skip: int) -> OutputChunk:

@@ -8,7 +8,8 @@ and skip it, and with it all conversion of types (parameters must be what the dr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from operator import itemgetter
 from typing import Any
 
@@ -17,7 +18,7 @@ from sqlalchemy.sql.compiler import SQLCompiler
 
 
 class Prepared:
-    """A statement whose parameters are all named by ``bindparam`` or by column."""
+    """A statement whose parameters are all named by ``bindparam`` or by column, or have their value."""
 
     __slots__ = ("_compiled", "_statement")
 
@@ -44,6 +45,16 @@ class Prepared:
         finally:
             cursor.close()
 
+    @contextmanager
+    def rows(self, connection: Connection, **parameters: Any) -> Iterator[Iterator[tuple[Any, ...]]]:
+        """The rows that the statement selects, read as they are asked for; the rest is left when the block ends."""
+        sql, arrange = self._compile(connection)
+        cursor = connection.connection.cursor()
+        try:
+            yield cursor.execute(sql, arrange(parameters))
+        finally:
+            cursor.close()
+
     def find(self, connection: Connection, **parameters: Any) -> Sequence[Any] | None:
         """The first row that the statement selects, or returns of what it inserts, if there is one."""
         sql, arrange = self._compile(connection)
@@ -60,11 +71,14 @@ class Prepared:
             compiled = self._statement.compile(dialect=dialect)
             assert isinstance(compiled, SQLCompiler)
             names = compiled.positiontup
-            self._compiled[dialect.name] = (str(compiled), dict if names is None else _arranger(names))
+            own = {name: value for name, value in compiled.params.items() if value is not None}
+            self._compiled[dialect.name] = (str(compiled), dict if names is None else _arranger(names, own))
         return self._compiled[dialect.name]
 
 
-def _arranger(names: Sequence[str]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+def _arranger(names: Sequence[str], own: Mapping[str, Any]) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    if own:  # such as SQLite's offset beside a limit
+        return lambda row: tuple(row[name] if name in row else own[name] for name in names)
     if not names:
         return lambda _: ()
     if len(names) == 1:

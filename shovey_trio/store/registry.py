@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Final
 
-from sqlalchemy import Connection, Table, delete, insert, select, update
+from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
 
 from shovey_trio.core.model import Grant, Node, NodeStatus, User
 from shovey_trio.store.pages import Listing, decode_key, encode_page
+from shovey_trio.store.prepared import Prepared
 from shovey_trio.store.rows import Values, decode_node, decode_status, decode_user, node_values, status_values
 from shovey_trio.store.tables import (
     REVOKED,
@@ -33,15 +34,29 @@ _STATUS: Final = (
     node_statuses.c.since,
     node_statuses.c.reason,
 )
+# A fleet that attaches at once writes two of these for each agent.
+_UPDATE_NODE: Final = Prepared(
+    update(nodes)
+    .where(nodes.c.organization == bindparam("node_organization"), nodes.c.name == bindparam("node_name"))
+    .values({column.name: bindparam(column.name) for column in nodes.c if not column.primary_key})
+    .returning(nodes.c.name)
+)
+_INSERT_NODE: Final = Prepared(insert(nodes))
+_INSERT_STATUS: Final = Prepared(
+    insert(node_statuses).values({column.name: bindparam(column.name) for column in _STATUS})
+)
 
 
 def write_node(transaction: WriteTransaction, node: Node, status: NodeStatus | None, only_known: bool) -> None:
     """See ``Store.write_node``."""
-    if only_known and not _is_stored(transaction, node):
-        return
-    _put(transaction, nodes, {"organization": node.organization, "name": node.name}, node_values(node))
+    connection, values = transaction.connection, node_values(node)
+    known = _UPDATE_NODE.find(connection, node_organization=node.organization, node_name=node.name, **values)
+    if known is None:
+        if only_known:
+            return
+        _INSERT_NODE.execute(connection, [{"organization": node.organization, "name": node.name, **values}])
     if status is not None:
-        transaction.connection.execute(insert(node_statuses), status_values(status))
+        _INSERT_STATUS.execute(connection, [status_values(status)])
 
 
 def remove_node(transaction: WriteTransaction, organization: str, name: str) -> bool:
@@ -186,11 +201,6 @@ def probe(transaction: WriteTransaction, now: float) -> None:
 def set_counter(transaction: WriteTransaction, name: str, value: int) -> None:
     """Stores one of the store's own numbers."""
     _put(transaction, counters, {"name": name}, {"value": value})
-
-
-def _is_stored(transaction: WriteTransaction, node: Node) -> bool:
-    where = (nodes.c.organization == node.organization, nodes.c.name == node.name)
-    return transaction.connection.execute(select(nodes.c.name).where(*where)).first() is not None
 
 
 def _put(transaction: WriteTransaction, table: Table, key: Values, values: Values) -> None:

@@ -26,6 +26,7 @@ from shovey_trio.core.model import (
     Role,
     Route,
     Run,
+    RunStatus,
     StreamName,
     User,
 )
@@ -214,6 +215,14 @@ def decode_run(row: Row) -> Run:
         )
     except (ValueError, KeyError) as error:
         raise UndecodableRow(f"run {row[0]!r}: {error}") from error
+
+
+def decode_run_status(row: Row) -> RunStatus:
+    """How far a run is, from node, state, updated_at."""
+    try:
+        return RunStatus(node=row[0], state=RunState(row[1]), updated_at=row[2])
+    except ValueError as error:
+        raise UndecodableRow(f"run of {row[0]!r}: {error}") from error
 
 
 def event_body(changes: Values, defaults: Mapping[str, Any]) -> str:

@@ -10,7 +10,16 @@ from shovey_trio.core.audit import AuditEntry, AuditHead, AuditRecord
 from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.model import Grant, Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
 from shovey_trio.core.states import RunState
-from shovey_trio.nursery.ports import Committed, CreatedJob, JobFilter, JobSnapshot, RequestKey, StoredEvent
+from shovey_trio.nursery.ports import (
+    Committed,
+    CreatedJob,
+    JobFilter,
+    JobOverview,
+    JobSnapshot,
+    OutputPage,
+    RequestKey,
+    StoredEvent,
+)
 from shovey_trio.store import audit as audit_log
 from shovey_trio.store import chef_principals, job_reads, job_writes, output_reads, registry, retention
 from shovey_trio.store.audit import recorded
@@ -87,6 +96,9 @@ class SqlStore:
     async def snapshot_job(self, organization: str, job_id: str) -> JobSnapshot | None:
         return await self._reader.read(job_reads.snapshot_job, organization, job_id)
 
+    async def job_overview(self, organization: str, job_id: str) -> JobOverview | None:
+        return await self._reader.read(job_reads.job_overview, organization, job_id)
+
     async def read_events(
         self, job_id: str, *, after_seq: int, limit: int, include_output: bool
     ) -> Sequence[StoredEvent]:
@@ -113,7 +125,10 @@ class SqlStore:
     async def read_output(
         self, run_id: str, *, stream: StreamName | None, offset: int, limit: int
     ) -> Sequence[OutputChunk]:
-        return await self._reader.read(output_reads.read_output, run_id, stream=stream, offset=offset, limit=limit)
+        return (await self.read_output_page(run_id, stream=stream, offset=offset, limit=limit)).chunks
+
+    async def read_output_page(self, run_id: str, *, stream: StreamName | None, offset: int, limit: int) -> OutputPage:
+        return await self._reader.read(output_reads.read_output_page, run_id, stream=stream, offset=offset, limit=limit)
 
     async def write_node(self, node: Node, *, status: NodeStatus | None = None, only_known: bool = False) -> None:
         await self._write(registry.write_node, 0, node, status, only_known)

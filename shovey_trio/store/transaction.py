@@ -97,8 +97,8 @@ class WriteTransaction:
         "_jobs",
         "_live",
         "_output",
-        "_outputs",
         "_run_updates",
+        "_runs",
         "_seq",
         "connection",
     )
@@ -113,14 +113,14 @@ class WriteTransaction:
         self._events: list[Values] = []
         self._output: list[Values] = []
         self._jobs: dict[str, int] = {}
-        self._outputs: set[tuple[str, str]] = set()
+        self._runs: set[tuple[str, str]] = set()
         self._audit: list[Values] = []
         self._audit_head: AuditHead | None = None
 
     @property
     def committed(self) -> Committed:
         """What a commit of this transaction touches."""
-        return Committed(jobs=self._jobs, outputs=frozenset(self._outputs))
+        return Committed(jobs=self._jobs, runs=self._runs)
 
     def last_seq(self) -> int:
         """The highest sequence number ever used, this transaction's included."""
@@ -187,6 +187,7 @@ class WriteTransaction:
             self.add_run_event(keys, run.job_id, run_changes(each))
         changes = run_changes(run)
         self._run_updates[keys.run_pk] = changes
+        self._runs.add((run.job_id, run.node))
         self.add_run_event(keys, run.job_id, changes)
         if run.is_terminal:
             self._found[run.id] = None
@@ -211,7 +212,7 @@ class WriteTransaction:
                 row = {"seq": seq, "job_pk": keys.job_pk, "run_pk": keys.run_pk, **chunk_values(chunk)}
                 self._output.append(row)
                 self._jobs[run.job_id] = seq
-                self._outputs.add((run.job_id, run.node))
+                self._runs.add((run.job_id, run.node))
 
     def audit_head(self) -> AuditHead:
         """The place of the audit log's last record, this transaction's included."""

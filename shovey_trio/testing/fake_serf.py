@@ -338,7 +338,12 @@ class _Session:
             case Command.MEMBERS:
                 self.send(seq, "", {"Members": [_wire_member(member) for member in cluster.members.values()]})
             case Command.STATS:
-                serf = {"query_queue": str(cluster.query_queue), "query_time": str(len(cluster.queries) + 1)}
+                numbers = {
+                    "members": len(cluster.members),
+                    "query_queue": cluster.query_queue,
+                    "query_time": len(cluster.queries) + 1,
+                }
+                serf = {name: str(number) for name, number in numbers.items()}
                 self.send(seq, "", {"agent": {"name": self._agent.name}, "serf": serf, "tags": {}})
             case Command.STREAM:
                 self._streams[seq] = frozenset(str(body.get("Type") or "*").split(","))

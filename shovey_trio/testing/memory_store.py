@@ -19,15 +19,28 @@ import trio
 from shovey_trio.core.audit import AuditEntry
 from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.errors import HistoryGone, NotFound, RequestIdReused, StoreUnavailable
-from shovey_trio.core.model import Grant, Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
+from shovey_trio.core.model import (
+    Grant,
+    Job,
+    Node,
+    NodeStatus,
+    OutputChunk,
+    OutputExtent,
+    Run,
+    RunStatus,
+    StreamName,
+    User,
+)
 from shovey_trio.core.states import RunState
 from shovey_trio.nursery.ports import (
     Committed,
     CreatedJob,
     JobEvent,
     JobFilter,
+    JobOverview,
     JobSnapshot,
     OutputEvent,
+    OutputPage,
     RequestKey,
     RunEvent,
     StoredEvent,
@@ -221,6 +234,13 @@ class MemoryStore(MemoryAudit):
         stored = self._find(organization, job_id)
         return None if stored is None else _snapshot(stored)
 
+    async def job_overview(self, organization: str, job_id: str) -> JobOverview | None:
+        snapshot = await self.snapshot_job(organization, job_id)
+        if snapshot is None:
+            return None
+        runs = [RunStatus(node=run.node, state=run.state, updated_at=run.updated_at) for run in snapshot.runs]
+        return JobOverview(job=snapshot.job, runs=runs)
+
     async def read_events(
         self, job_id: str, *, after_seq: int, limit: int, include_output: bool
     ) -> Sequence[StoredEvent]:
@@ -265,7 +285,12 @@ class MemoryStore(MemoryAudit):
     async def read_output(
         self, run_id: str, *, stream: StreamName | None, offset: int, limit: int
     ) -> Sequence[OutputChunk]:
+        return (await self.read_output_page(run_id, stream=stream, offset=offset, limit=limit)).chunks
+
+    async def read_output_page(self, run_id: str, *, stream: StreamName | None, offset: int, limit: int) -> OutputPage:
         await trio.lowlevel.checkpoint()
+        job_id, node = self._runs.get(run_id, ("", ""))
+        ended = not job_id or self._jobs[job_id].runs[node].is_terminal
         found: list[OutputChunk] = []
         size = 0
         for chunk in self._output(run_id):
@@ -277,9 +302,9 @@ class MemoryStore(MemoryAudit):
             cut = cut_chunk(chunk, max(offset - start, 0))
             size += len(cut.data)
             if found and size > limit:
-                break
+                return OutputPage(chunks=tuple(found), more=True, ended=ended)
             found.append(cut)
-        return tuple(found)
+        return OutputPage(chunks=tuple(found), more=False, ended=ended)
 
     async def write_node(self, node: Node, *, status: NodeStatus | None = None, only_known: bool = False) -> None:
         async with _write(self):
@@ -476,16 +501,16 @@ class MemoryStore(MemoryAudit):
     def _write_run(self, run: Run) -> None:
         stored = self._stored_run(run)
         stored.runs[run.node] = run
-        self._record(stored, [RunEvent(seq=self._next_seq(), run=run)])
+        self._record(stored, [RunEvent(seq=self._next_seq(), run=run)], frozenset({(run.job_id, run.node)}))
 
     def _record(
-        self, stored: _StoredJob, new: Sequence[StoredEvent], outputs: frozenset[tuple[str, str]] = frozenset()
+        self, stored: _StoredJob, new: Sequence[StoredEvent], runs: frozenset[tuple[str, str]] = frozenset()
     ) -> None:
         """Adds to a job's history and tells the listeners: the commit."""
         if not new:
             return
         stored.history.extend(new)
-        committed = Committed(jobs={stored.job.id: new[-1].seq}, outputs=outputs)
+        committed = Committed(jobs={stored.job.id: new[-1].seq}, runs=runs)
         for listener in self._listeners:
             listener(committed)
 

@@ -199,6 +199,7 @@ class AttachRequest(_message.Message):
     REPORT_FIELD_NUMBER: _builtins.int
     DETACH_FIELD_NUMBER: _builtins.int
     WHITELIST_ANSWER_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> Global___AttachHello: ...
     @_builtins.property
@@ -213,6 +214,8 @@ class AttachRequest(_message.Message):
     def detach(self) -> Global___Detach: ...
     @_builtins.property
     def whitelist_answer(self) -> Global___WhitelistAnswer: ...
+    @_builtins.property
+    def clock(self) -> Global___AgentClock: ...
     def __init__(
         self,
         *,
@@ -223,12 +226,13 @@ class AttachRequest(_message.Message):
         report: Global___RunReport | None = ...,
         detach: Global___Detach | None = ...,
         whitelist_answer: Global___WhitelistAnswer | None = ...,
+        clock: Global___AgentClock | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started", "whitelist_answer", b"whitelist_answer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "clock", b"clock", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started", "whitelist_answer", b"whitelist_answer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started", "whitelist_answer", b"whitelist_answer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accepted", b"accepted", "clock", b"clock", "detach", b"detach", "hello", b"hello", "message", b"message", "refused", b"refused", "report", b"report", "started", b"started", "whitelist_answer", b"whitelist_answer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "accepted", "refused", "started", "report", "detach", "whitelist_answer"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "accepted", "refused", "started", "report", "detach", "whitelist_answer", "clock"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -320,6 +324,7 @@ class AttachHello(_message.Message):
     AGENT_TIME_FIELD_NUMBER: _builtins.int
     RUNS_FIELD_NUMBER: _builtins.int
     WOKEN_BY_JOB_FIELD_NUMBER: _builtins.int
+    CLOCK_FOLLOWS_FIELD_NUMBER: _builtins.int
     agent_instance: _builtins.str
     agent_version: _builtins.str
     link: _node_pb2.LinkMode.ValueType
@@ -327,6 +332,8 @@ class AttachHello(_message.Message):
     """Boot id of the kernel, to tell a reboot from a restart."""
     woken_by_job: _builtins.str
     """The job whose doorbell woke the agent; empty otherwise."""
+    clock_follows: _builtins.bool
+    """`clock` follows the welcome, and says better than `agent_time` what the agent's clock shows."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -346,14 +353,39 @@ class AttachHello(_message.Message):
         agent_time: _timestamp_pb2.Timestamp | None = ...,
         runs: _abc.Iterable[Global___KnownRun] | None = ...,
         woken_by_job: _builtins.str = ...,
+        clock_follows: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "agent_time", b"agent_time", "agent_version", b"agent_version", "boot_id", b"boot_id", "link", b"link", "runs", b"runs", "tags", b"tags", "woken_by_job", b"woken_by_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "agent_time", b"agent_time", "agent_version", b"agent_version", "boot_id", b"boot_id", "clock_follows", b"clock_follows", "link", b"link", "runs", b"runs", "tags", b"tags", "woken_by_job", b"woken_by_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AttachHello: _TypeAlias = AttachHello  # noqa: Y015
+
+@_typing.final
+class AgentClock(_message.Message):
+    """Said once, right after the welcome. The hello is made before there is a connection, and where thousands of agents
+    connect at once it waits for seconds, which would count as a slow clock.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    AGENT_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def agent_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        agent_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AgentClock: _TypeAlias = AgentClock  # noqa: Y015
 
 @_typing.final
 class KnownRun(_message.Message):

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+import trio
 from shovey_agent.credentials import CredentialStore
 from shovey_agent.epoch import EpochFile
 from shovey_agent.gate import OrderGate, Refusal
@@ -34,8 +35,13 @@ from .conftest import OpenBench
 
 
 @asynccontextmanager
-async def attached(bench: FaultBench, node: str, *, clock: float = 0.0) -> AsyncIterator[pb.AttachWelcome]:
-    """A stream of an agent that only says hello, with its clock so many seconds off; its welcome."""
+async def attached(
+    bench: FaultBench, node: str, *, clock: float = 0.0, clock_after: float | None = None
+) -> AsyncIterator[pb.AttachWelcome]:
+    """A stream of an agent that says hello, with its clock so many seconds off, and nothing else; its welcome.
+
+    With ``clock_after`` it says its time once more after the welcome, with its clock so many seconds off then.
+    """
     credentials = CredentialStore(bench.fleet.nodes[node].state_dir).load()
     tls = ClientTls(
         ca=credentials.ca_certificates,
@@ -47,17 +53,22 @@ async def attached(bench: FaultBench, node: str, *, clock: float = 0.0) -> Async
             agent_instance=credentials.agent_instance,
             link=node_pb2.LINK_MODE_ATTACHED,
             agent_time=timestamp(time.time() + clock),
+            clock_follows=clock_after is not None,
         )
         await stream.send(pb.AttachRequest(hello=hello))
-        yield (await stream.receive()).welcome
+        welcome = (await stream.receive()).welcome
+        if clock_after is not None:
+            said = pb.AgentClock(agent_time=timestamp(time.time() + clock_after))
+            await stream.send(pb.AttachRequest(clock=said))
+        yield welcome
 
 
 @pytest.mark.slow
 @within(60)
 async def test_a_nodes_clock_is_measured_when_it_attaches_and_shown(bench_of: OpenBench) -> None:
     async with bench_of(nodes=("web-1",)) as bench, bench.open_client() as client:
-        right = await client.get_node("web-1")
-        assert right.HasField("clock_skew")
+        while not (right := await client.get_node("web-1")).HasField("clock_skew"):
+            await trio.sleep(0.02)
         # A busy machine may take its time between the reading of the clock and the controller's.
         assert abs(right.clock_skew.ToMicroseconds()) < 30_000_000
         await bench.fleet.nodes["web-1"].agent.stop()
@@ -68,6 +79,20 @@ async def test_a_nodes_clock_is_measured_when_it_attaches_and_shown(bench_of: Op
         await bench.kill_daemon()
         await bench.start_daemon()
         assert (await client.get_node("web-1")).clock_skew == wrong.clock_skew
+
+
+@pytest.mark.slow
+@within(60)
+async def test_a_hello_that_waited_is_no_slow_clock(bench_of: OpenBench) -> None:
+    async with bench_of(nodes=("web-1",)) as bench, bench.open_client() as client:
+        while not (before := await client.get_node("web-1")).HasField("clock_skew"):
+            await trio.sleep(0.02)
+        await bench.fleet.nodes["web-1"].agent.stop()
+        async with attached(bench, "web-1", clock=-1000.0, clock_after=500.0):
+            while (after := await client.get_node("web-1")).clock_skew == before.clock_skew:
+                await trio.sleep(0.02)
+        # The first that is noted of this stream is what the agent said after the welcome.
+        assert 465 < after.clock_skew.ToMicroseconds() / 1e6 < 505
 
 
 @pytest.mark.slow

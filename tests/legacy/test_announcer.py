@@ -55,10 +55,10 @@ async def test_a_job_is_told_once_per_state_and_a_node_per_change(autojump_clock
         nursery.start_soon(announcer.serve)
         await store.create_job(_job(1, command="x" * 256), [], None)
         for _ in range(3):
-            announcer.committed(Committed(jobs={"job-1": 1}, outputs=frozenset()))
+            announcer.committed(Committed(jobs={"job-1": 1}, runs=frozenset()))
             await trio.sleep(3)
         await store.write_job(_job(1, JobState.COMPLETE))
-        announcer.committed(Committed(jobs={"job-1": 1, "of another organization": 1}, outputs=frozenset()))
+        announcer.committed(Committed(jobs={"job-1": 1, "of another organization": 1}, runs=frozenset()))
         announcer.presence_changed(_status("n"))
         await trio.sleep(5)
         told = [(name, said.get("state") or said.get("presence")) for _, name, said in ring.heard]

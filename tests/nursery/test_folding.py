@@ -46,6 +46,34 @@ async def test_a_run_told_at_once_is_one_write_in_which_every_state_is_an_event(
     assert (ended.accepted_at, ended.started_at) == (now + 1, now + 2)
 
 
+async def test_messages_that_follow_each_other_closely_are_one_write(autojump_clock: object) -> None:
+    store = FailpointStore()
+    async with open_fleet("n", script=SILENT, store=store) as fleet:
+        job = await fleet.rig.start("n")
+        run = await fleet.until(job.id, "n", RunState.DISPATCHED)
+        live = fleet.rig.supervisor.run(run.id)
+        assert live is not None
+        store.written.clear()
+        now = fleet.rig.services.clock.now()
+        for event in (NodeAccepted(at=now), NodeStarted(at=now), _report(run.id)):
+            assert await live.post(event)
+            await trio.sleep(0.005)
+        await fleet.rig.ended(job.id)
+    assert store.written.count(("write_run", "n")) == 1
+
+
+async def test_the_first_words_are_written_soon_though_nothing_follows(autojump_clock: object) -> None:
+    async with open_fleet("n", script=SILENT) as fleet:
+        job = await fleet.rig.start("n")
+        run = await fleet.until(job.id, "n", RunState.DISPATCHED)
+        live = fleet.rig.supervisor.run(run.id)
+        assert live is not None
+        began = trio.current_time()
+        assert await live.post(NodeStarted(at=fleet.rig.services.clock.now()))
+        await fleet.until(job.id, "n", RunState.RUNNING)
+        assert trio.current_time() - began < 1
+
+
 async def test_nothing_is_confirmed_before_the_one_write_is_durable(autojump_clock: object) -> None:
     store = FailpointStore()
     let_go = trio.Event()

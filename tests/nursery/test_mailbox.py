@@ -31,6 +31,50 @@ async def test_the_reader_waits_for_the_first_item() -> None:
     assert taken == [7]
 
 
+async def test_a_reader_that_waits_until_a_time_gets_nothing_then(autojump_clock: trio.testing.MockClock) -> None:
+    box = Mailbox[int](4)
+    assert await box.take_all(trio.current_time() + 5) == []
+    assert trio.current_time() == 5
+
+
+async def test_what_lingers_is_taken_with_what_follows_it(autojump_clock: trio.testing.MockClock) -> None:
+    box = Mailbox[int](4)
+
+    async def write() -> None:
+        assert await box.put(1, linger=5)
+        await trio.sleep(2)
+        assert await box.put(2)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        assert await box.take_all() == [1, 2]
+    assert trio.current_time() == 2
+
+
+async def test_what_lingers_is_taken_in_the_end_though_nothing_follows(autojump_clock: trio.testing.MockClock) -> None:
+    box = Mailbox[int](4)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(lambda: box.put(1, linger=5))
+        assert await box.take_all(trio.current_time() + 60) == [1]
+        assert trio.current_time() == 5
+        nursery.start_soon(lambda: box.put(2, linger=60))
+        assert await box.take_all(trio.current_time() + 5) == [2]
+        assert trio.current_time() == 10
+
+
+async def test_a_full_mailbox_lingers_no_longer(autojump_clock: trio.testing.MockClock) -> None:
+    box = Mailbox[int](2)
+
+    async def write() -> None:
+        for number in range(2):
+            assert await box.put(number, linger=60)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write)
+        assert await box.take_all() == [0, 1]
+    assert trio.current_time() == 0
+
+
 async def test_a_writer_waits_for_room_and_keeps_its_order() -> None:
     box = Mailbox[int](2)
 

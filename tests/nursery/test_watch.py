@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import trio
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from shovey_trio.core.errors import NotFound, OffsetOutOfRange, Overloaded
 from shovey_trio.core.model import Job, OutputChunk, Run, StreamName
 from shovey_trio.core.states import JobState, RunState
-from shovey_trio.nursery.ports import JobEvent, JobSnapshot, OutputEvent, RunEvent, SendFollow, StoredEvent
+from shovey_trio.nursery.ports import JobEvent, JobSnapshot, OutputEvent, OutputPage, RunEvent, SendFollow, StoredEvent
 from shovey_trio.nursery.settings import Bounds
 from shovey_trio.nursery.watch import CommitHub, WatchPosition, follow_output, watch_job
 from shovey_trio.testing.fake_agents import Script
@@ -275,6 +276,48 @@ async def test_following_from_any_offset_gives_exactly_the_rest_and_ends_with_th
                     await until(lambda data=data: read.endswith(data))  # type: ignore[misc]  # bound now
             await fleet.rig.jobs.cancel(OPERATOR, job.id, [])
         assert bytes(read) == b"abcdefghijkl"[offset:]
+
+
+async def test_a_follower_reads_once_for_news_of_its_run_and_never_for_others(autojump_clock: object) -> None:
+    store, hub = MemoryStore(), CommitHub(max_watchers=1)
+    store.on_commit(hub.committed)
+    await store.create_job(JOB, RUNS, None)
+    reads: list[int] = []
+    read_page = store.read_output_page
+
+    async def counted(run_id: str, *, stream: StreamName | None, offset: int, limit: int) -> OutputPage:
+        reads.append(offset)
+        return await read_page(run_id, stream=stream, offset=offset, limit=limit)
+
+    store.read_output_page = counted  # type: ignore[method-assign]  # to count
+
+    async def ignore(_: OutputChunk) -> None: ...
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(
+            partial(
+                follow_output,
+                store=store,
+                hub=hub,
+                organization="default",
+                job_id=JOB.id,
+                node="a",
+                stream=None,
+                offset=0,
+                follow=True,
+                chunk=ignore,
+            )
+        )
+        await trio.testing.wait_all_tasks_blocked()
+        for position in range(3):
+            await store.append_output(RUNS[1], [_chunk(position, b"b")])
+            await store.write_job(replace(JOB, detail=str(position)))
+            await trio.testing.wait_all_tasks_blocked()
+        await store.append_output(RUNS[0], [_chunk(0, b"a")])
+        await trio.testing.wait_all_tasks_blocked()
+        assert reads == [0, 0]
+        await store.write_run(replace(RUNS[0], state=RunState.SUCCEEDED, finished_at=9.0))
+    assert reads == [0, 0, 1]
 
 
 async def test_an_offset_behind_the_end_of_a_finished_run_is_refused(autojump_clock: object) -> None:

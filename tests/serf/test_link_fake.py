@@ -78,6 +78,22 @@ async def test_connected_the_link_knows_members_and_its_own_name(autojump_clock:
         assert not link.is_alive("o:x")
 
 
+async def test_who_does_not_follow_members_is_told_nothing_of_them_but_their_number(autojump_clock: object) -> None:
+    cluster = FakeSerfCluster(*_NODES)
+    agent = cluster.agent("o:ctl")
+    settings = replace(_SETTINGS, events=("user",), follow_members=False)
+    async with _linked(agent, settings) as link:
+        assert link.snapshot().members == len(_NODES)
+        assert [session.wants("member-failed") for session in agent.sessions] == [False]
+        cluster.set_status("o:new", MemberStatus.ALIVE)
+        # Past a comparison of the members, if there were one.
+        await trio.sleep(2 * settings.reconcile_interval)
+        assert link.snapshot().members == len(_NODES) + 1
+        assert link.membership.members == {}
+        cluster.send_user_event("news", b"1")
+        assert isinstance(await link.events.receive(), UserEventReceived)
+
+
 async def test_an_absent_serf_is_a_state_and_is_tried_again_with_backoff_up_to_five_seconds(
     autojump_clock: object,
 ) -> None:

@@ -250,7 +250,7 @@ async def test_one_write_that_fails_takes_no_other_with_it(tmp_path: Path, make:
         assert {extent.stdout_bytes for extent in extents.values()} == {1}
         story = await store.read_events(job.id, after_seq=0, limit=1000, include_output=True)
         assert [event.seq for event in story] == list(range(1, 102))
-        heard = frozenset().union(*(commit.outputs for commit in commits))
+        heard = frozenset().union(*(commit.runs for commit in commits))
         assert heard == {(job.id, run.node) for run in runs if run is not runs[7]}
         assert len(commits) <= 5
     assert stranger.id not in {job_id for commit in commits for job_id in commit.jobs}

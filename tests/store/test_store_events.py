@@ -151,11 +151,13 @@ async def test_listener_hears_the_last_number_of_every_write_before_its_caller(
 ) -> None:
     job, [run] = make.job()
     await store.create_job(job, [run], None)
-    assert commits == [Committed(jobs={job.id: 2}, outputs=frozenset())]
+    assert commits == [Committed(jobs={job.id: 2}, runs=frozenset())]
     await store.append_output(run, make.chunks((OUT, b"a"), (OUT, b"b")))
-    assert commits[1:] == [Committed(jobs={job.id: 4}, outputs=frozenset({(job.id, "web-1")}))]
+    assert commits[1:] == [Committed(jobs={job.id: 4}, runs=frozenset({(job.id, "web-1")}))]
     await store.write_job(job)
-    assert commits[2:] == [Committed(jobs={job.id: 5}, outputs=frozenset())]
+    assert commits[2:] == [Committed(jobs={job.id: 5}, runs=frozenset())]
+    await store.write_run(run)
+    assert commits[3:] == [Committed(jobs={job.id: 6}, runs=frozenset({(job.id, "web-1")}))]
 
 
 async def test_listener_is_not_called_for_what_touches_no_job(

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from shovey_trio.core.errors import InvalidToken, NotFound, RequestIdReused
-from shovey_trio.core.model import Job, LateReport, ProofKind, Route, Run
+from shovey_trio.core.model import Job, LateReport, ProofKind, Route, Run, RunStatus
 from shovey_trio.core.states import JobState, RunState
 from shovey_trio.nursery.ports import CreatedJob, JobFilter, Store
 from shovey_trio.store.failures import StoreConflict
@@ -83,6 +83,22 @@ async def test_every_field_of_job_and_run_survives(store: Store, make: Make) -> 
     snapshot = await store.snapshot_job("default", job.id)
     assert snapshot is not None
     assert (snapshot.job, snapshot.runs) == (last_job, (last_run,))
+
+
+async def test_an_overview_says_how_far_each_run_is(store: Store, make: Make) -> None:
+    job, runs = make.job(["web-2", "web-1"])
+    await store.create_job(job, runs, None)
+    running = replace(runs[0], state=RunState.RUNNING, updated_at=runs[0].updated_at + 0.000001)
+    await store.write_run(running)
+    overview = await store.job_overview("default", job.id)
+    assert overview is not None
+    assert overview.job == job
+    assert list(overview.runs) == [
+        RunStatus(node="web-1", state=RunState.PENDING, updated_at=runs[1].updated_at),
+        RunStatus(node="web-2", state=RunState.RUNNING, updated_at=running.updated_at),
+    ]
+    assert await store.job_overview("other", job.id) is None
+    assert await store.job_overview("default", "nothing") is None
 
 
 async def test_job_without_runs_is_stored(store: Store, make: Make) -> None:

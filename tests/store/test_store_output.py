@@ -7,7 +7,8 @@ from dataclasses import replace
 import pytest
 
 from shovey_trio.core.model import OutputExtent, StreamName
-from shovey_trio.nursery.ports import Store
+from shovey_trio.core.states import RunState
+from shovey_trio.nursery.ports import OutputPage, Store
 from shovey_trio.store.failures import StoreConflict
 
 from .conftest import Make
@@ -64,6 +65,26 @@ async def test_reading_stops_at_the_limit_but_gives_one_chunk(store: Store, make
     assert cut.data == b"bb"
 
 
+async def test_a_page_says_whether_more_is_there_and_whether_more_may_come(store: Store, make: Make) -> None:
+    job, [run] = make.job()
+    await store.create_job(job, [run], None)
+    chunks = make.chunks((OUT, b"aaaa"), (OUT, b"bbbb"), (ERR, b"cc"))
+    await store.append_output(run, chunks)
+    for stream, offset, limit, more in (
+        (None, 0, 8, True),
+        (None, 0, 10, False),
+        (None, 6, 2, True),
+        (OUT, 0, 8, False),
+    ):
+        page = await store.read_output_page(run.id, stream=stream, offset=offset, limit=limit)
+        assert (page.more, page.ended) == (more, False), (stream, offset, limit)
+    await store.write_run(replace(run, state=RunState.SUCCEEDED, finished_at=9.0))
+    page = await store.read_output_page(run.id, stream=None, offset=4, limit=4)
+    assert page == OutputPage(chunks=(chunks[1],), more=True, ended=True)
+    page = await store.read_output_page(run.id, stream=None, offset=10, limit=4)
+    assert page == OutputPage(chunks=(), more=False, ended=True)
+
+
 async def test_extent_counts_each_stream(store: Store, make: Make) -> None:
     job, runs = make.job(["web-1", "web-2", "web-3"])
     await store.create_job(job, runs, None)
@@ -87,6 +108,8 @@ async def test_unknown_run_has_no_output(store: Store) -> None:
     assert await store.output_extent("nobody") == OutputExtent()
     assert await store.output_extents([]) == {}
     assert list(await store.read_output("nobody", stream=None, offset=0, limit=10)) == []
+    page = await store.read_output_page("nobody", stream=None, offset=0, limit=10)
+    assert page == OutputPage(chunks=(), more=False, ended=True)
 
 
 async def test_chunk_is_never_stored_twice(store: Store, make: Make) -> None:

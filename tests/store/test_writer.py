@@ -16,9 +16,9 @@ from shovey_trio.core.errors import NotFound, StoreCorrupt, StoreUnavailable
 from shovey_trio.nursery.ports import Committed
 from shovey_trio.store.committer import CommittedGroup, Work
 from shovey_trio.store.health import StoreHealth
-from shovey_trio.store.writer import ADMITTED_COST, BULK_COST, GROUP_COST, WAKE_SLICE, GroupWriter
+from shovey_trio.store.writer import ADMITTED_COST, BULK_COST, BULK_GROUP_COST, GROUP_COST, WAKE_SLICE, GroupWriter
 
-NOTHING = Committed(jobs={}, outputs=frozenset())
+NOTHING = Committed(jobs={}, runs=frozenset())
 
 
 class HeldCommit:
@@ -128,6 +128,21 @@ async def test_bulk_is_overtaken_and_still_part_of_every_commit(commit: HeldComm
     await writer.aclose()
     assert commit.groups[:4] == [["running"], ["a", "bulk-0"], ["b", "bulk-1"], ["small", "bulk-2"]]
     assert [name for name in commit.order if str(name).startswith("bulk")] == [f"bulk-{n}" for n in range(5)]
+
+
+async def test_a_commit_takes_so_little_bulk_that_the_next_one_is_not_far(commit: HeldCommit) -> None:
+    writer = GroupWriter(commit, StoreHealth())
+    commit.gate.clear()
+    async with trio.open_nursery() as nursery:
+        writer.submit_nowait(value("running"))
+        for number in range(5):
+            bulk = partial(writer.submit, value(f"bulk-{number}"), payload=BULK_GROUP_COST // 3, bulk=True)
+            nursery.start_soon(bulk)
+            await settle()
+        writer.submit_nowait(value("state"), payload=BULK_GROUP_COST)
+        commit.gate.set()
+    await writer.aclose()
+    assert commit.groups == [["running"], ["state", "bulk-0", "bulk-1"], ["bulk-2", "bulk-3"], ["bulk-4"]]
 
 
 async def test_callers_of_one_commit_are_woken_in_slices_with_others_in_between(commit: HeldCommit) -> None:
@@ -315,7 +330,7 @@ async def test_close_fails_what_a_stuck_commit_keeps_waiting(
 
 
 async def test_listener_that_raises_harms_neither_the_writer_nor_other_listeners() -> None:
-    committed = Committed(jobs={"job": 1}, outputs=frozenset())
+    committed = Committed(jobs={"job": 1}, runs=frozenset())
     writer = GroupWriter(
         lambda works: CommittedGroup(outcomes=[outcome.Value(None)] * len(works), committed=committed), StoreHealth()
     )

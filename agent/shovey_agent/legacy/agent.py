@@ -10,9 +10,9 @@ import httpx2
 import structlog
 import trio
 
-from shovey_agent.agent import executor_config
+from shovey_agent.cgroup import find_delegated_cgroup
 from shovey_agent.config import AgentSettings
-from shovey_agent.executor import Executor, open_executor
+from shovey_agent.executor import Executor, ExecutorConfig, open_executor
 from shovey_agent.legacy.gate import MEMORY, LegacyGate
 from shovey_agent.legacy.listener import ORDER_EVENTS, LegacyListener
 from shovey_agent.legacy.progress import ProgressFiles
@@ -20,8 +20,10 @@ from shovey_agent.legacy.reporter import RunReporter
 from shovey_agent.legacy.server import ServerIdentity, ShoveyServer
 from shovey_agent.nonces import open_nonces
 from shovey_agent.runs import Finished, OutputGrown, Started
+from shovey_agent.spool import SpoolLimits
+from shovey_agent.startup_memory import settle_memory
 from shovey_agent.whitelist_file import WhitelistFile
-from shovey_trio.config_types import split_address
+from shovey_trio.core.addresses import split_address
 from shovey_trio.core.chef_signing import load_private_key, load_public_key
 from shovey_trio.identity.files import check_private, make_secret_directory, read_public, read_secret
 from shovey_trio.observe.systemd import notify
@@ -42,7 +44,7 @@ async def run_legacy_agent(settings: AgentSettings) -> None:
     whitelist = await trio.to_thread.run_sync(WhitelistFile, settings.agent.whitelist)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         # No deadline of the client's own: each report has one.
-        async with open_executor(executor_config(settings)) as executor, httpx2.AsyncClient(timeout=None) as client:
+        async with open_executor(_executor_config(settings)) as executor, httpx2.AsyncClient(timeout=None) as client:
             await executor.adopt()
             runs = await open_nonces(state_dir / "legacy-runs", now=time.time(), longest_life=MEMORY + legacy.time_slew)
             files = await trio.to_thread.run_sync(ProgressFiles, state_dir / "legacy")
@@ -65,6 +67,7 @@ async def run_legacy_agent(settings: AgentSettings) -> None:
                 )
                 nursery.start_soon(_tell_news, executor, reporter)
                 nursery.start_soon(listener.serve)
+                nursery.start_soon(settle_memory)
                 commands = len(whitelist.current().entries)
                 _log.info("agent.ready", node=identity.node, server=legacy.endpoint, commands=commands)
                 notify("READY=1")
@@ -92,6 +95,15 @@ def _prepare_state(state_dir: Path) -> None:
     check_private((state_dir, *(state_dir / name for name in ("runs", "legacy", "legacy-runs"))))
 
 
+def _executor_config(settings: AgentSettings) -> ExecutorConfig:
+    return ExecutorConfig(
+        state_dir=settings.agent.state_dir,
+        max_runs=settings.runs.max_concurrent,
+        limits=SpoolLimits(head_cap=settings.runs.output_cap, total_cap=settings.runs.spool_cap),
+        cgroup=find_delegated_cgroup(),
+    )
+
+
 def _identity(settings: AgentSettings) -> ServerIdentity:
     legacy = settings.legacy
     # Only to fail at once: it is read again for each order.
@@ -107,4 +119,4 @@ def _link(settings: AgentSettings) -> SerfLink:
     host, port = split_address(settings.serf.address)
     key_file = settings.serf.auth_key_file
     auth_key = read_secret(key_file).decode().strip() if key_file else None
-    return SerfLink(SerfSettings(host=host, port=port, auth_key=auth_key, events=ORDER_EVENTS))
+    return SerfLink(SerfSettings(host=host, port=port, auth_key=auth_key, events=ORDER_EVENTS, follow_members=False))

@@ -12,6 +12,7 @@ from shovey_trio.bench.scenarios import (
     cancel,
     cost,
     fanout,
+    footprint,
     history,
     idle,
     latency,
@@ -20,6 +21,8 @@ from shovey_trio.bench.scenarios import (
     legacy_output,
     lines,
     many_jobs,
+    membership,
+    on_demand,
     output,
     submit,
 )
@@ -42,6 +45,9 @@ SCENARIOS: Final[Mapping[str, tuple[Scenario, str]]] = MappingProxyType(
         "cost": (cost.measure, "CPU per run against the number of agents"),
         "legacy": (legacy.measure, "one job on emulated old nodes (schob); with --peer, on goiardi too"),
         "legacy-output": (legacy_output.measure, "output of emulated old nodes; with --peer, to goiardi too"),
+        "on-demand": (on_demand.measure, "one job on 50 real agents that serf wakes"),
+        "membership": (membership.measure, "a serf cluster of 10,000 members, emulated"),
+        "footprint": (footprint.measure, "one real agent, in one process and in two parts, with nothing to do"),
         "history": (history.measure, "a store with many finished runs"),
     }
 )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import trio
 
+from shovey_trio.bench.daemon_meter import cost_figures
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage, expect
 from shovey_trio.v1 import job_pb2
@@ -24,7 +25,7 @@ async def measure(stage: Stage) -> Sequence[Figure]:
     name = f"cancel of {options.agents:,} runs"
     return [
         figure(f"{name}: call to last proof", took, bar=Bar(at=2.0, stretch=1.0), simulated=True),
-        figure(f"{name}: longest stall", [cost.stall], bar=Bar(at=0.1)),
+        *cost_figures(name, cost, each="run", count=len(took) * options.agents, stall=Bar(at=0.1)),
     ]
 
 

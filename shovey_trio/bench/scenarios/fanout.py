@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shovey_trio.bench.daemon_meter import cost_figures
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage
 
@@ -24,7 +25,12 @@ async def measure(stage: Stage) -> Sequence[Figure]:
     return [
         figure(name, took, bar=Bar(at=10.0, stretch=5.0) if large else Bar(at=1.0, stretch=0.5), simulated=True),
         figure(f"{name}, watched", watched, simulated=True),
-        figure(f"{name}: daemon CPU per run", [cost.cpu / options.rounds / options.agents]),
-        figure(f"{name}: daemon memory, peak", [cost.peak / 2**20], unit="MiB", bar=Bar(at=1536.0) if large else None),
-        figure(f"{name}: longest stall", [cost.stall], bar=Bar(at=0.1)),
+        *cost_figures(
+            name,
+            cost,
+            each="run",
+            count=options.rounds * options.agents,
+            memory=Bar(at=1536.0) if large else None,
+            stall=Bar(at=0.1),
+        ),
     ]

@@ -16,6 +16,7 @@ from shovey_trio.bench.stage import END_DEADLINE, Stage, make_fleet, start_daemo
 from shovey_trio.core.ids import job_id, run_id
 from shovey_trio.core.model import Job, Run
 from shovey_trio.core.states import JobState, RunState
+from shovey_trio.nursery.ports import Store
 from shovey_trio.store import open_store
 from shovey_trio.testing.fleet import ORGANIZATION, Fleet
 
@@ -23,6 +24,8 @@ _RUNS_PER_JOB: Final = 100
 _PAGES: Final = 200
 _PAGE: Final = 50
 _LISTINGS_WHILE_DELETING: Final = 5
+# Jobs that are stored together, by one commit.
+_AT_ONCE: Final = 32
 
 
 async def measure(stage: Stage) -> Sequence[Figure]:
@@ -53,7 +56,7 @@ async def measure(stage: Stage) -> Sequence[Figure]:
         figure(f"{name}: page of {_PAGE} jobs", pages, bar=Bar(at=0.05, of="p99")),
         figure(f"{name}: daemon memory, peak", [serving.peak / 2**20], unit="MiB", bar=Bar(at=200)),
         figure(f"{name}: page of {_PAGE} jobs while old ones are deleted", while_deleting),
-        figure(f"{name}: longest stall while old ones are deleted", [deleting.stall]),
+        figure(f"{name}: longest stall while old ones are deleted", [deleting.stall], bar=Bar(at=0.1)),
     ]
 
 
@@ -79,36 +82,46 @@ async def _serve(fleet: Fleet, *, listings: int) -> tuple[list[float], DaemonCos
 async def _fill(path: Path, total: int) -> None:
     """Stores finished jobs as the daemon would have, the newest finished a minute ago."""
     now = time.time() - 60.0
-    async with open_store(path) as store:
-        for _ in range(-(-total // _RUNS_PER_JOB)):
-            job = Job(
-                id=job_id(now, os.urandom(10)),
-                organization=ORGANIZATION,
-                command="true",
-                quorum="100%",
-                run_timeout=3600.0,
-                kill_grace=10.0,
-                created_by="user/bench",
-                created_at=now,
-                updated_at=now,
-                finished_at=now,
-                state=JobState.COMPLETE,
-                run_total=_RUNS_PER_JOB,
-                run_counts={RunState.SUCCEEDED: _RUNS_PER_JOB},
-            )
-            runs = [
-                Run(
-                    id=run_id(job.id, f"node-{number:05}"),
-                    job_id=job.id,
-                    organization=ORGANIZATION,
-                    node=f"node-{number:05}",
-                    created_at=now,
-                    updated_at=now,
-                    finished_at=now,
-                    state=RunState.SUCCEEDED,
-                    exit_code=0,
-                    nonce=os.urandom(16),
-                )
-                for number in range(_RUNS_PER_JOB)
-            ]
-            await store.create_job(job, runs, None)
+    jobs = iter(range(-(-total // _RUNS_PER_JOB)))
+
+    async def fill(store: Store) -> None:
+        for _ in jobs:
+            await store.create_job(*_finished_job(now), None)
+
+    async with open_store(path) as store, trio.open_nursery() as nursery:
+        for _ in range(_AT_ONCE):
+            nursery.start_soon(fill, store)
+
+
+def _finished_job(at: float) -> tuple[Job, list[Run]]:
+    job = Job(
+        id=job_id(at, os.urandom(10)),
+        organization=ORGANIZATION,
+        command="true",
+        quorum="100%",
+        run_timeout=3600.0,
+        kill_grace=10.0,
+        created_by="user/bench",
+        created_at=at,
+        updated_at=at,
+        finished_at=at,
+        state=JobState.COMPLETE,
+        run_total=_RUNS_PER_JOB,
+        run_counts={RunState.SUCCEEDED: _RUNS_PER_JOB},
+    )
+    runs = [
+        Run(
+            id=run_id(job.id, f"node-{number:05}"),
+            job_id=job.id,
+            organization=ORGANIZATION,
+            node=f"node-{number:05}",
+            created_at=at,
+            updated_at=at,
+            finished_at=at,
+            state=RunState.SUCCEEDED,
+            exit_code=0,
+            nonce=os.urandom(16),
+        )
+        for number in range(_RUNS_PER_JOB)
+    ]
+    return job, runs

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from shovey_trio.bench.daemon_meter import cost_figures
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage
 from shovey_trio.testing.fleet import NodeSpec
@@ -20,7 +21,11 @@ async def measure(stage: Stage) -> Sequence[Figure]:
     await node.agent.start()
     await stage.fleet.wait_up([_NODE])
     await stage.run_job("true", [_NODE], watch=True)
-    took = [await stage.run_job("true", [_NODE], watch=True) for _ in range(_JOBS_PER_ROUND * options.rounds)]
+    with stage.daemon.measuring() as cost:
+        took = [await stage.run_job("true", [_NODE], watch=True) for _ in range(_JOBS_PER_ROUND * options.rounds)]
     await node.agent.stop()
     name = f"job `true` on a real agent, {options.agents:,} simulated ones idle: start to complete"
-    return [figure(name, took, bar=Bar(at=0.080, stretch=0.040))]
+    return [
+        figure(name, took, bar=Bar(at=0.080, stretch=0.040)),
+        *cost_figures(name, cost, each="job", count=len(took)),
+    ]

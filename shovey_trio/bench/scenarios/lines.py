@@ -30,5 +30,6 @@ async def measure(stage: Stage) -> Sequence[Figure]:
     return [
         figure(f"{name}: the job's end is late by", [took - seconds], bar=Bar(at=2.0), simulated=True),
         figure(f"{name}: daemon CPU", [cost.cpu / took * 100], unit="% core", bar=Bar(at=100.0)),
+        figure(f"{name}: daemon memory, peak", [cost.peak / 2**20], unit="MiB"),
         figure(f"{name}: longest stall", [cost.stall]),
     ]

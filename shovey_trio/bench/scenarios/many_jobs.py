@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import trio
 
+from shovey_trio.bench.daemon_meter import cost_figures
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage, expect
 from shovey_trio.v1 import job_pb2
@@ -32,7 +33,7 @@ async def measure(stage: Stage) -> Sequence[Figure]:
     return [
         figure(f"{name}: all complete", took, bar=Bar(at=5.0, stretch=2.0), simulated=True),
         figure(f"{name}: each", each, bar=Bar(at=5.0, of="worst"), simulated=True),
-        figure(f"{name}: longest stall", [cost.stall]),
+        *cost_figures(name, cost, each="run", count=len(each) * _NODES),
     ]
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import trio
 
+from shovey_trio.bench.daemon_meter import cost_figures
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.simulated_run import Behaviour, Kind
 from shovey_trio.bench.stage import Stage, expect
@@ -40,9 +41,7 @@ async def measure(stage: Stage) -> Sequence[Figure]:
     return [
         figure(name, [rate], unit="MiB/s", bar=Bar(at=50, stretch=100, at_least=True), simulated=True),
         figure(f"{name}: read on the node to a follower", delays, bar=Bar(at=0.25, of="p99"), simulated=True),
-        figure(f"{name}: daemon CPU per MiB", [cost.cpu / (size * agents / _MIB)]),
-        figure(f"{name}: daemon memory, peak", [cost.peak / _MIB], unit="MiB", bar=Bar(at=256)),
-        figure(f"{name}: longest stall", [cost.stall]),
+        *cost_figures(name, cost, each="MiB", count=size * agents / _MIB, memory=Bar(at=256)),
     ]
 
 

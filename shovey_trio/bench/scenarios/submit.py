@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack
 
 import trio
 
+from shovey_trio.bench.daemon_meter import cost_figures
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage
 from shovey_trio.rpc.client import ShoveyClient
@@ -59,6 +60,5 @@ async def measure(stage: Stage) -> Sequence[Figure]:
             bar=Bar(at=300, stretch=800, at_least=True),
         ),
         figure(f"StartJob from {_CLIENTS} clients: call", delays, bar=Bar(at=0.1, of="p99")),
-        figure(f"StartJob from {_CLIENTS} clients: daemon CPU per job, run included", [cost.cpu / total]),
-        figure(f"StartJob from {_CLIENTS} clients: longest stall", [cost.stall]),
+        *cost_figures(f"StartJob from {_CLIENTS} clients", cost, each="job, run included", count=total),
     ]

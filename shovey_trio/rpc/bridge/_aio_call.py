@@ -69,7 +69,8 @@ class AioServerCall(HandledCall):
         """Asyncio side: run the handler in trio, and return what grpc shall send as the one response, if any."""
         loop = self._runtime.loop
         self._host.begin(self)
-        while not self._ended:
+        # While something posted is on its way, grpc does not know yet that the beginning of the response is out.
+        while not self._ended or (self._posting and not self._gone):
             self._settled = loop.create_future()
             try:
                 await self._settled
@@ -138,6 +139,23 @@ class AioServerCall(HandledCall):
             write.result()
         except (grpc.aio.BaseError, OperationCancelled):
             await self._fail_broken()
+
+    def _send_posted(self, raw: bytes) -> None:
+        if not self._gone:
+            self._spoken = True
+            self._write = Operation(self._runtime.loop, self._write_posted(raw))
+
+    async def _write_posted(self, raw: bytes | None) -> None:
+        """Asyncio side: send what was posted until there is no more, or nobody to send it to."""
+        try:
+            while raw is not None:
+                await self._context.write(raw)
+                raw = self._next_posted()
+        except grpc.aio.BaseError:
+            pass  # the cancellation says it
+        finally:
+            self._posting = False
+            self._conclude()
 
     async def _settle(self) -> None:
         await trio.sleep(SETTLE)

@@ -150,9 +150,12 @@ class NativeServerCall(HandledCall):
         if self._sender is not None:
             task, self._sender = self._sender, None
             trio.lowlevel.reschedule(task)
-        if self._ending and not (self._gone or self._keeper.completions.closing):
-            ending, self._ending = self._ending, ()
-            self._end(ending)
+        if self._ending:
+            if self._is_usable():
+                ending, self._ending = self._ending, ()
+                self._end(ending)
+        elif self._posting and (raw := self._next_posted()) is not None:
+            self._send_posted(raw)
 
     # -- the stream
 
@@ -196,9 +199,16 @@ class NativeServerCall(HandledCall):
 
     async def _write(self, operations: tuple[Any, ...]) -> None:
         await self._check_usable()
+        self._start_write(operations)
+        await self._written()
+
+    def _send_posted(self, raw: bytes) -> None:
+        if self._is_usable():
+            self._start_write((cygrpc.SendMessageOperation(raw, NO_FLAGS),))
+
+    def _start_write(self, operations: tuple[Any, ...]) -> None:
         self._writing = True
         self._start(self._after_metadata(operations), self._on_write)
-        await self._written()
 
     async def _written(self) -> None:
         self._sender = trio.lowlevel.current_task()
@@ -212,8 +222,11 @@ class NativeServerCall(HandledCall):
 
     async def _check_usable(self) -> None:
         self._check_live()
-        if self._gone or self._keeper.completions.closing:
+        if not self._is_usable():
             await self._fail_broken()
+
+    def _is_usable(self) -> bool:
+        return not (self._gone or self._keeper.completions.closing)
 
     async def _settle(self) -> None:
         await trio.sleep(_SETTLE)
@@ -224,7 +237,7 @@ class NativeServerCall(HandledCall):
 
     def _conclude(self) -> None:
         self._count_as_opened()
-        if self._gone or self._keeper.completions.closing:
+        if not self._is_usable():
             return
         if self._status is not None:
             code, (message, trailing) = self._status.code.value, encode_details(self._status)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections import deque
 from typing import Any, NoReturn, Protocol
 
 import trio
@@ -44,6 +45,8 @@ class HandledCall:
         "_gone",
         "_half_closed",
         "_host",
+        "_posted",
+        "_posting",
         "_receiving",
         "_request",
         "_response",
@@ -60,7 +63,8 @@ class HandledCall:
         self._deadline = deadline
         self._request = request
         self._scope = trio.CancelScope(shield=True, deadline=deadline)
-        self._receiving = self._sending = False
+        self._receiving = self._sending = self._posting = False
+        self._posted: deque[bytes] | None = None  # made when a message has to wait: most streams never need it
         self._half_closed = False  # the client said that no request follows
         self._broken = False  # a send or receive found the client gone
         self._gone = False  # grpc said that the client is gone
@@ -113,13 +117,31 @@ class HandledCall:
             self._receiving = False
 
     async def send(self, message: Any) -> None:
-        if self._sending:
-            raise trio.BusyResourceError("another task is already sending on this call")
+        if self._sending or self._posting:
+            raise trio.BusyResourceError("another task is already sending on this call, or something is posted")
         self._sending = True
         try:
             await self._send(message.SerializeToString())
         finally:
             self._sending = False
+
+    @property
+    def posted(self) -> int:
+        return 0 if self._posted is None else len(self._posted)
+
+    def post(self, message: Any) -> None:
+        if self._sending:
+            raise trio.BusyResourceError("a task is already sending on this call")
+        if self._ended:
+            return
+        raw = message.SerializeToString()
+        if not self._posting:
+            self._posting = True
+            self._send_posted(raw)
+        elif self._posted is None:
+            self._posted = deque((raw,))
+        else:
+            self._posted.append(raw)
 
     def __aiter__(self) -> HandledCall:
         return self
@@ -160,6 +182,7 @@ class HandledCall:
             raise
         finally:
             self._ended = True
+            self._posted = None
             self._host.end(self)
             self._conclude()
 
@@ -174,12 +197,24 @@ class HandledCall:
         """Send a response, and return when grpc has taken it."""
 
     @abstractmethod
+    def _send_posted(self, raw: bytes) -> None:
+        """Begin to send ``raw``, and after it all that ``_next_posted`` returns; drop it if the client is gone."""
+
+    @abstractmethod
     async def _settle(self) -> None:
         """Give a cancellation that may be on its way the time to arrive."""
 
     @abstractmethod
     def _conclude(self) -> None:
         """End the RPC with ``_status`` or ``_response``; the handler has ended."""
+
+    def _next_posted(self) -> bytes | None:
+        """Return what is to be sent next, after something posted has gone; ``None`` when that is nothing."""
+        if self._posted and not self._ended:
+            return self._posted.popleft()
+        self._posted = None
+        self._posting = False
+        return None
 
     async def _fail_broken(self) -> NoReturn:
         self._broken = True

@@ -78,7 +78,22 @@ class ServerCall(Protocol[ReqIn_co, ResOut_contra]):
 
         Raises:
             trio.BrokenResourceError: the client is gone; the handler is about to be cancelled.
-            trio.BusyResourceError: another task is sending.
+            trio.BusyResourceError: another task is sending, or what was posted has not gone yet.
+        """
+
+    @property
+    def posted(self) -> int:
+        """How many messages were posted and wait for those before them."""
+
+    def post(self, message: ResOut_contra) -> None:
+        """Send a response after those posted before it, without waiting; from trio's thread.
+
+        For streams that seldom say something and are many: it needs no task that waits for something to say. There is
+        no bound but the caller's, who has ``posted`` to look at. What cannot be sent any more because the client is
+        gone or the handler has ended is dropped without a word, as what a client leaves unread is.
+
+        Raises:
+            trio.BusyResourceError: a task is sending.
         """
 
     def __aiter__(self) -> ServerCall[ReqIn_co, ResOut_contra]:

@@ -86,6 +86,9 @@ class ServerOptions:
             ("grpc.http2.bdp_probe", 0),
             # TLS keeps a buffer of this size for each connection to send from; 16 KiB by default.
             ("grpc.tsi.max_frame_size", 4096),
+            # The C core's record of every connection for channelz, which is not served here: some 3 KiB each.
+            ("grpc.enable_channelz", 0),
+            ("grpc.max_channel_trace_event_memory_per_node", 0),
             # A second daemon on the same port must fail, not take half of the connections.
             ("grpc.so_reuseport", 0),
         ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from typing import TypeAlias
 
 import structlog
 import trio
@@ -30,45 +30,36 @@ _log = structlog.get_logger(__name__)
 _OUTBOX = 4096
 
 
-class AttachedAgent:
-    """Messages for one agent, in order, written by one task."""
+AttachCall: TypeAlias = ServerCall[pb.AttachRequest, pb.AttachResponse]
 
-    def __init__(self, *, organization: str, node: str, agent_instance: str, mode: LinkMode) -> None:
+
+class AttachedAgent:
+    """Messages for one agent, in order. There are thousands of these: no task, and no more than what is needed."""
+
+    __slots__ = ("_call", "agent_instance", "mode", "node", "organization", "scope")
+
+    def __init__(self, call: AttachCall, *, organization: str, node: str, agent_instance: str, mode: LinkMode) -> None:
+        self._call = call
         self.organization = organization
         self.node = node
         self.agent_instance = agent_instance
         self.mode = mode
         self.scope = trio.CancelScope()
-        self._outbox: deque[pb.AttachResponse] = deque()
-        self._work = trio.Event()
 
     def send_nowait(self, message: ToAgent) -> None:
         """Queues a message; see ``nursery.ports.AgentLink``."""
         self.queue(_to_wire(message))
 
     def queue(self, message: pb.AttachResponse) -> None:
-        if len(self._outbox) >= _OUTBOX:
+        if self._call.posted >= _OUTBOX:
             self.close("it has stopped reading")
-            return
-        self._outbox.append(message)
-        self._work.set()
+        else:
+            self._call.post(message)
 
     def close(self, reason: str) -> None:
         """Cuts the stream."""
         _log.info("agent.cut", node=self.node, reason=reason)
         self.scope.cancel(reason=reason)
-
-    async def write(self, call: ServerCall[pb.AttachRequest, pb.AttachResponse]) -> None:
-        """Sends what is queued, until cancelled.
-
-        Raises:
-            trio.BrokenResourceError: the agent is gone.
-        """
-        while True:
-            while self._outbox:
-                await call.send(self._outbox.popleft())
-            self._work = trio.Event()
-            await self._work.wait()
 
 
 def _to_wire(message: ToAgent) -> pb.AttachResponse:

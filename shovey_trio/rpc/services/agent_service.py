@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 import trio
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from shovey_trio.application.attempts import FailedAttempts
 from shovey_trio.application.audit import AuditLog, origin, peer_address
@@ -51,13 +52,12 @@ from shovey_trio.rpc.convert import (
     seconds,
     timestamp,
 )
-from shovey_trio.rpc.services.agent_link import AttachedAgent
+from shovey_trio.rpc.services.agent_link import AttachCall, AttachedAgent
 from shovey_trio.rpc.services.call_rate import CallRate
 from shovey_trio.v1 import agent_service_pb2 as pb
 
 _log = structlog.get_logger(__name__)
 
-AttachCall = ServerCall[pb.AttachRequest, pb.AttachResponse]
 PushCall = ServerCall[pb.PushOutputRequest, pb.PushOutputResponse]
 
 # How long an agent may take to say hello.
@@ -193,22 +193,20 @@ class AgentService:
         principal = caller()
         hello = await self._hello(call)
         # Before anything is waited for, or a slow store would count as a slow clock.
-        offset = seconds(hello.agent_time) - self._clock.now() if hello.HasField("agent_time") else 0.0
-        link, told = await self._welcome(principal, hello, offset)
-        with structlog.contextvars.bound_contextvars(node=link.node):
-            asked = False
-            try:
-                with link.scope:
-                    async with trio.open_nursery() as nursery:
-                        nursery.start_soon(link.write, call)
-                        knows = {run.run_id: _KNOWS[run.state] for run in hello.runs if run.state in _KNOWS}
-                        # Nothing is awaited between this and the link's being known, or a revocation could be missed.
-                        self._tell_newer_keys(link, told)
-                        await self._inbox.attached(link, knows)
-                        asked = await self._listen(call, link, offset)
-                        nursery.cancel_scope.cancel(reason="the agent has left")
-            finally:
-                self._inbox.detached(link, asked=asked)
+        offset = self._ahead(hello.agent_time) if hello.HasField("agent_time") else 0.0
+        link, told = await self._welcome(call, principal, hello, offset)
+        structlog.contextvars.bind_contextvars(node=link.node)  # in the context of this call's task alone
+        knows = {run.run_id: _KNOWS[run.state] for run in hello.runs if run.state in _KNOWS}
+        del hello  # it would be held for as long as the agent is attached
+        asked = False
+        try:
+            with link.scope:
+                # Nothing is awaited between this and the link's being known, or a revocation could be missed.
+                self._tell_newer_keys(link, told)
+                await self._inbox.attached(link, knows)
+                asked = await self._listen(call, link, offset)
+        finally:
+            self._inbox.detached(link, asked=asked)
 
     async def _hello(self, call: AttachCall) -> pb.AttachHello:
         with trio.move_on_after(_HELLO):
@@ -222,7 +220,7 @@ class AgentService:
         raise NodeProtocolError(f"no hello within {_HELLO:g} s")
 
     async def _welcome(
-        self, principal: Principal, hello: pb.AttachHello, offset: float
+        self, call: AttachCall, principal: Principal, hello: pb.AttachHello, offset: float
     ) -> tuple[AttachedAgent, PublishedKeys]:
         """The link with its welcome, and the keys that are told by it."""
         node = self._registry.get(principal.organization, principal.name)
@@ -240,9 +238,14 @@ class AgentService:
         if mode is LinkMode.LEGACY:
             mode = LinkMode.ATTACHED  # an old node has no stream, so this is none, whatever it says
         await self._identities.note_agent(
-            node, link=mode, tags=dict(hello.tags), version=hello.agent_version, clock_skew=offset
+            node,
+            link=mode,
+            tags=dict(hello.tags),
+            version=hello.agent_version,
+            clock_skew=None if hello.clock_follows else offset,
         )
         link = AttachedAgent(
+            call,
             organization=principal.organization,
             node=principal.name,
             agent_instance=hello.agent_instance,
@@ -292,6 +295,9 @@ class AgentService:
                         permitted=said.permitted, reason=said.reason[:_MAX_WORD], detail=said.detail[:_MAX_WORD]
                     )
                     self._asks.answered(link, said.ask_id, answer)
+                case "clock":
+                    offset = self._ahead(message.clock.agent_time)
+                    await self._note_clock(link, offset)
                 case "detach":
                     leaving = self._inbox.take_leave(link)
                     if leaving:
@@ -299,6 +305,17 @@ class AgentService:
                 case other:
                     _log.warning("agent.unexpected_message", message=other)
         return leaving
+
+    def _ahead(self, agent_time: Timestamp) -> float:
+        """By how many seconds the node's clock is ahead of ours, if what it says was not long under way."""
+        return seconds(agent_time) - self._clock.now()
+
+    async def _note_clock(self, link: AttachedAgent, offset: float) -> None:
+        node = self._registry.get(link.organization, link.node)
+        if node is not None:
+            await self._identities.note_agent(
+                node, link=node.link, tags=dict(node.tags), version=node.agent_version, clock_skew=offset
+            )
 
     def _note_refused(self, link: AttachedAgent, refused: pb.OrderRefused) -> None:
         """Its job's last record counts it in any case; this says which node, and when. Many of a kind are counted."""
