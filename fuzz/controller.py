@@ -15,8 +15,8 @@ from typing import Final, Generic, TypeVar
 
 import trio
 
-from fuzz.framing import first_of
 from shovey_trio.application.nodes import Nodes
+from shovey_trio.core.errors import first_leaf
 from shovey_trio.core.model import Job, StreamName
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.store import open_store
@@ -70,7 +70,7 @@ class KeptController(Generic[F]):
         try:
             trio.from_thread.run(work, self._insides, self._front, trio_token=self._token)
         except BaseExceptionGroup as group:
-            raise first_of(group) from group
+            raise first_leaf(group) from group
 
     def _renew(self) -> None:
         if self._token is not None:

@@ -8,6 +8,8 @@ from typing import Any, TypeVar
 import trio
 from google.protobuf.message import DecodeError, Message
 
+from shovey_trio.core.errors import first_leaf
+
 _M = TypeVar("_M", bound=Message)
 
 
@@ -68,11 +70,4 @@ def run_in_trio(main: Callable[[], Awaitable[object]], *, clock: trio.abc.Clock 
     try:
         trio.run(main, clock=clock)
     except BaseExceptionGroup as group:
-        raise first_of(group) from group
-
-
-def first_of(error: BaseException) -> BaseException:
-    """The first error inside groups of them, or the error itself."""
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
+        raise first_leaf(group) from group

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import click
 
 from shovey_agent.replaced import become, tell
-from shovey_trio.core.errors import Exit, ShoveyError
+from shovey_trio.core.errors import Exit, ShoveyError, first_leaf
 
 if TYPE_CHECKING:
     from shovey_agent.config import AgentSettings
@@ -178,10 +178,7 @@ def invoke(arguments: Sequence[str]) -> int:
         matched, rest = group.split(_expected())
         if rest is not None or matched is None:
             raise
-        first: BaseException = matched
-        while isinstance(first, BaseExceptionGroup):
-            first = first.exceptions[0]
-        return tell(first)
+        return tell(first_leaf(matched))
     except _expected() as error:
         return tell(error)
     return result if isinstance(result, int) else 0

@@ -25,6 +25,7 @@ from shovey_agent.desk_wire import (
 from shovey_agent.frames import FrameStream, FrameTooLarge
 from shovey_agent.runs import KnownRun, RunPhase
 from shovey_trio.core.command_input import CommandInput
+from shovey_trio.core.errors import first_leaf
 from shovey_trio.core.model import OutputChunk
 from shovey_trio.core.orders import NodeIdentity, SignedOrder
 from shovey_trio.rpc.convert import chunk_value, signed_order_message
@@ -123,7 +124,7 @@ class RemoteDesk:
                     await self._converse(FrameStream(stream, most=MAX_REPLY), listener)
                 error = "it has closed the connection"
             except* (DeskProtocolError, FrameTooLarge, OSError, trio.BrokenResourceError) as errors:
-                error = str(_first(errors))
+                error = str(first_leaf(errors))
             if self._met:
                 self._met = False
                 pause = _AGAIN
@@ -234,10 +235,3 @@ class _Question:
 async def _receive(frames: FrameStream) -> pb.LauncherReply | None:
     frame = await frames.receive()
     return None if frame is None else parse(pb.LauncherReply, frame)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

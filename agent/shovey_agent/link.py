@@ -23,7 +23,7 @@ from shovey_agent.agent_plan import Reconnect
 from shovey_agent.credentials import Credentials
 from shovey_agent.desk import OrderDesk
 from shovey_agent.session import Session
-from shovey_trio.core.errors import Code, ShoveyError
+from shovey_trio.core.errors import Code, ShoveyError, first_leaf
 from shovey_trio.core.model import LinkMode
 from shovey_trio.rpc.bridge import ChannelOptions, ClientTls, RpcError, open_channel
 
@@ -193,9 +193,9 @@ class ControllerLink:
         except* (RpcError, ShoveyError, OSError, trio.BrokenResourceError, trio.TooSlowError) as failures:
             if stream.successor:
                 # The controller ends a stream when it has welcomed the next one of the same node.
-                _log.info("controller.detached", error=str(_first(failures)))
+                _log.info("controller.detached", error=str(first_leaf(failures)))
             else:
-                self._note_failure(_first(failures))
+                self._note_failure(first_leaf(failures))
         finally:
             self._streams.discard(stream)
             if self._session is stream.session:
@@ -231,12 +231,5 @@ async def renew_in_time(
         try:
             await renew()
         except* (RpcError, ShoveyError, OSError, trio.TooSlowError) as failures:
-            _log.warning("certificate.renewal_failed", error=str(_first(failures)) or "no answer in time")
+            _log.warning("certificate.renewal_failed", error=str(first_leaf(failures)) or "no answer in time")
             await trio.sleep(retry)
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error

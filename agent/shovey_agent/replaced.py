@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
-from shovey_trio.core.errors import Exit, ShoveyError
+from shovey_trio.core.errors import Exit, ShoveyError, first_leaf
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -58,15 +58,10 @@ def run_replaced(run: Callable[[_P], Awaitable[None]], plan: _P) -> int:
         trio.run(run, plan)
     except* (ShoveyError, OSError, KeyboardInterrupt) as group:
         failed = group
-    while isinstance(failed, BaseExceptionGroup):
-        failed = failed.exceptions[0]
-    match failed:
-        case None:
-            return 0
-        case KeyboardInterrupt():
-            return Exit.INTERRUPTED.value
-        case _:
-            return tell(failed)
+    if failed is None:
+        return 0
+    first = first_leaf(failed)
+    return Exit.INTERRUPTED.value if isinstance(first, KeyboardInterrupt) else tell(first)
 
 
 def tell(failed: BaseException) -> int:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from shovey_trio.bench.figures import Bar, Figure, figure
+from shovey_trio.bench.footprint_meter import cpu_seconds
 
-_TICKS: Final = os.sysconf("SC_CLK_TCK")
 _KIB: Final = 1024
 #: Stalls of the loop above this are seen; shorter ones count as none.
 STALLS_SEEN: Final = 0.05
@@ -57,6 +56,7 @@ class DaemonMeter:
     """Reads ``/proc`` and the log of one daemon process (its log must be JSON, with stalls logged)."""
 
     def __init__(self, pid: int, log: Path) -> None:
+        self._pid = pid
         self._process = Path("/proc") / str(pid)
         self._log = log
 
@@ -67,16 +67,11 @@ class DaemonMeter:
         # Resets the high-water mark to what is resident now (proc(5), clear_refs).
         (self._process / "clear_refs").write_text("5", encoding="ascii")
         offset = self._log.stat().st_size
-        before = self.cpu_seconds()
+        before = cpu_seconds([self._pid])
         yield cost
-        cost.cpu = self.cpu_seconds() - before
+        cost.cpu = cpu_seconds([self._pid]) - before
         cost.peak = self._status("VmHWM")
         cost.stall = self._longest_stall(offset)
-
-    def cpu_seconds(self) -> float:
-        """CPU so far, user and system, of all threads."""
-        fields = (self._process / "stat").read_text(encoding="ascii").rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / _TICKS
 
     def resident(self) -> int:
         """Bytes of memory that are resident now."""

@@ -234,3 +234,10 @@ class Unreachable(ShoveyError):
     """The client could not reach the server."""
 
     reason, code, http, exit = "UNREACHABLE", Code.UNAVAILABLE, 503, Exit.UNREACHABLE
+
+
+def first_leaf(error: BaseException) -> BaseException:
+    """The first error inside groups of them, or the error itself."""
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error

@@ -23,7 +23,7 @@ import structlog
 import trio
 
 from shovey_trio.core.command_input import NO_INPUT, CommandInput
-from shovey_trio.core.errors import StoreCorrupt
+from shovey_trio.core.errors import StoreCorrupt, first_leaf
 from shovey_trio.core.events import (
     BY_DEADLINE,
     AcceptanceOver,
@@ -391,6 +391,4 @@ async def crash_run(handle_: RunHandle, services: Services, detail: str) -> None
 
 def failure_detail(failure: BaseException) -> str:
     """What a user is told of a bug: its kind, not its insides. The first leaf stands for a group."""
-    while isinstance(failure, BaseExceptionGroup):
-        failure = failure.exceptions[0]
-    return f"{type(failure).__name__} in the controller; see its log"
+    return f"{type(first_leaf(failure)).__name__} in the controller; see its log"

@@ -358,16 +358,22 @@ async def _works(controller: Controller) -> None:
 # -- one stream takes over from another
 
 
+async def _hold_second_stream(controller: Controller, agent: Agent) -> trio.Event:
+    """An attached agent gets new credentials and says hello with them; it is welcomed when the event is set."""
+    await controller.until(lambda: controller.call)
+    controller.hold = hold = trio.Event()
+    agent.take_credentials(agent.authority)
+    await controller.until(lambda: len(controller.hellos) == 2)
+    return hold
+
+
 @within(30)
 async def test_with_new_credentials_the_new_stream_is_up_before_the_old_one_ends(tmp_path: Path) -> None:
     async with _rig(tmp_path) as (controller, agent):
-        await controller.until(lambda: controller.call)
-        controller.hold = trio.Event()
-        agent.take_credentials(agent.authority)
-        await controller.until(lambda: len(controller.hellos) == 2)
+        hold = await _hold_second_stream(controller, agent)
         assert controller.ended == 0
         first = controller.call
-        controller.hold.set()
+        hold.set()
         await controller.until(lambda: controller.call is not first and controller.ended == 1)
         await _works(controller)
         assert len(controller.hellos) == 2
@@ -392,17 +398,14 @@ async def test_a_stream_that_fails_to_take_over_leaves_the_old_one_at_work(tmp_p
 async def test_between_hello_and_welcome_no_order_is_taken_on_either_stream(tmp_path: Path) -> None:
     """Or the list of runs in the hello would be untrue, and the controller would take a run for lost."""
     async with _rig(tmp_path) as (controller, agent):
-        await controller.until(lambda: controller.call)
-        controller.hold = trio.Event()
-        agent.take_credentials(agent.authority)
-        await controller.until(lambda: len(controller.hellos) == 2)
+        hold = await _hold_second_stream(controller, agent)
         first = controller.call
         signed = _sign(order := make_order(command="cat"))
         await controller.send_order(signed)
         with trio.move_on_after(0.5) as nothing:
             await controller.until(lambda: controller.heard)
         assert nothing.cancelled_caught
-        controller.hold.set()
+        hold.set()
         await controller.until(lambda: controller.call is not first and controller.ended == 1)
         assert list(agent.executor.known_runs()) == []
         # A controller sends it again to a node that did not say it has it.
@@ -413,11 +416,8 @@ async def test_between_hello_and_welcome_no_order_is_taken_on_either_stream(tmp_
 @within(30)
 async def test_the_old_stream_takes_what_waited_when_the_new_one_fails(tmp_path: Path) -> None:
     async with _rig(tmp_path) as (controller, agent):
-        await controller.until(lambda: controller.call)
-        controller.hold = trio.Event()
-        agent.take_credentials(agent.authority)
-        await controller.until(lambda: len(controller.hellos) == 2)
+        hold = await _hold_second_stream(controller, agent)
         await controller.send_order(_sign(order := make_order(command="cat")))
         controller.welcome = pb.AttachResponse(detach_ok=pb.DetachOk())  # no welcome
-        controller.hold.set()
+        hold.set()
         assert (await controller.report_of(order.run_id)).exit_code == 0

@@ -9,7 +9,7 @@ from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage
 
 _SIZES = (100, 1_000, 10_000)
-# Runs that are measured at each size, so that the clock of /proc (10 ms) is fine enough.
+# Runs that are measured at each size, so that what is done once a second counts for little.
 _RUNS = 5_000
 _JOBS_AT_MOST = 25
 
