@@ -132,8 +132,8 @@ def serve_bridge(engine: str) -> None:
     """Serve the probe service through a back-end of the bridge."""
     import trio
 
+    from lab.rpc_probe import Probe
     from shovey_trio.rpc.bridge import Backend, Listener, open_server
-    from shovey_trio.testing.rpc_probe import Probe
 
     async def run() -> None:
         listener = Listener(name="a", address="127.0.0.1:0", routes=Probe().routes())
@@ -229,8 +229,8 @@ def load_bridge(address: str, scenario: str, seconds: float) -> tuple[int, float
     """Return the operations done in ``seconds`` through the bridge, and their CPU seconds."""
     import trio
 
+    from lab.rpc_probe import ECHO, KIB, UNARY, UPLOAD, WATCH, text
     from shovey_trio.rpc.bridge import open_channel
-    from shovey_trio.testing.rpc_probe import ECHO, KIB, UNARY, UPLOAD, WATCH, text
 
     start = time.process_time()  # imports are not part of the cost
     done = 0

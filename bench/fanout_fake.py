@@ -21,14 +21,14 @@ from pathlib import Path
 import structlog
 import trio
 
-from shovey_trio.core.states import RunState
+from lab.fake_agents import FakeAgent, Script
+from lab.memory_store import MemoryStore
+from lab.nursery_rig import open_rig
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.nursery.ports import Store
 from shovey_trio.nursery.settings import Bounds
-from shovey_trio.store import open_store
-from shovey_trio.testing.fake_agents import FakeAgent, Script
-from shovey_trio.testing.memory_store import MemoryStore
-from shovey_trio.testing.nursery_rig import open_rig
+from shovey_trio.store.contract import Store
+from shovey_trio.store.sqlite.files import open_store
 
 
 class Stalls(trio.abc.Instrument):

@@ -25,9 +25,9 @@ import trio
 
 from shovey_trio.bench.figures import Bar, Figure, figure, table
 from shovey_trio.bench.machine import head, machine
-from shovey_trio.rpc.client import ShoveyClient
-from shovey_trio.testing.fleet import NodeSpec, open_fleet
-from shovey_trio.testing.serf_agents import find_serf
+from shovey_trio.demo.fleet import NodeSpec, open_fleet
+from shovey_trio.demo.serf_agents import find_serf
+from shovey_trio.rpc.client.client import ShoveyClient
 from shovey_trio.v1 import job_pb2, job_service_pb2
 
 # `date` costs a fork, about a millisecond, between taking the time and writing it. The pause is no multiple of the

@@ -18,9 +18,9 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from shovey_trio.core.command_input import CommandInput
-from shovey_trio.core.whitelist import parse_whitelist
-from shovey_trio.core.whitelist_permit import InputRefused, permit
+from shovey_trio.core.jobs.command_input import CommandInput
+from shovey_trio.core.whitelist.permit import InputRefused, permit
+from shovey_trio.core.whitelist.whitelist import parse_whitelist
 
 COUNT = 1_000_000
 _SPOILS = ("\n", "\0", "-", " ", "/", "..", "\u2028", "\r", ";", "é", "0", "a", "\ud800", "'", "$(x)", "{v}", "\x7f")

@@ -15,14 +15,14 @@ from typing import Final, Generic, TypeVar
 
 import trio
 
+from lab.fake_agents import FakeAgent, Script
+from lab.fake_doorbell import FakeDoorbell
+from lab.nursery_rig import NurseryRig, open_rig
 from shovey_trio.application.nodes import Nodes
 from shovey_trio.core.errors import first_leaf
-from shovey_trio.core.model import Job, StreamName
+from shovey_trio.core.jobs.model import Job, StreamName
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.store import open_store
-from shovey_trio.testing.fake_agents import FakeAgent, Script
-from shovey_trio.testing.fake_doorbell import FakeDoorbell
-from shovey_trio.testing.nursery_rig import NurseryRig, open_rig
+from shovey_trio.store.sqlite.files import open_store
 
 F = TypeVar("F")
 

@@ -13,12 +13,16 @@ from typing import Any, Final
 import httpx2
 import trio
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from shovey_agent.legacy.progress import Progress, ProgressFiles
-from shovey_agent.nonces import parse_nonces
-from shovey_agent.output_reader import OutputReader
-from shovey_agent.reports import report_of
-from shovey_agent.spool import Spool, SpoolLimits
-from shovey_agent.spool_files import (
+
+from fuzz.framing import run_in_trio
+from fuzz.golden import document
+from fuzz.target import Target
+from shovey_agent.desk.nonces import parse_nonces
+from shovey_agent.net.reports import report_of
+from shovey_agent.run.output_reader import OutputReader
+from shovey_agent.run.spool import Spool, SpoolLimits
+from shovey_agent.shovey.progress import Progress, ProgressFiles
+from shovey_agent.supervisor.spool_files import (
     CANCEL,
     EXIT,
     INPUT,
@@ -32,19 +36,15 @@ from shovey_agent.spool_files import (
     read_record,
     take_input,
 )
-
-from fuzz.framing import run_in_trio
-from fuzz.golden import document
-from fuzz.target import Target
-from shovey_trio.config import ChefSection
-from shovey_trio.core.chef_signing import load_private_key
+from shovey_trio.chef.server import ChefServer
+from shovey_trio.config.server import ChefSection
+from shovey_trio.core.chef.signing import load_private_key
 from shovey_trio.core.errors import InvalidRequest, Unreachable
-from shovey_trio.core.goiardi_export import read_export
-from shovey_trio.core.output import LogCursor, cut_chunks
-from shovey_trio.core.output_frames import STDERR, STDOUT, encode_gap, encode_header
+from shovey_trio.core.jobs.output import LogCursor, cut_chunks
+from shovey_trio.core.jobs.output_frames import STDERR, STDOUT, encode_gap, encode_header
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.rest.chef_server import ChefServer
 from shovey_trio.rpc.convert import report_message, timestamp
+from shovey_trio.shovey.protocol.export import read_export
 
 _RUN: Final = "run-1"
 _RECORDS: Final = (SPEC, STARTED, EXIT, CANCEL, SUPERVISOR)

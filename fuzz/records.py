@@ -14,13 +14,14 @@ from typing import Any, Final
 
 import h11
 import httpx2
-from shovey_agent.launcher_trust import load_trust
-from shovey_agent.trusted_keys import TrustedKeys
 
 from fuzz.target import Target
 from fuzz.trust import signing_key, trusted_keys
+from shovey_agent.desk.launcher_trust import load_trust
+from shovey_agent.desk.trusted_keys import TrustedKeys
 from shovey_trio.application.audit_verify import export_line, verify_export
-from shovey_trio.core.audit import (
+from shovey_trio.core.audit.head import decode_head, encode_head, sign_head
+from shovey_trio.core.audit.records import (
     CHAIN_DOMAIN,
     GENESIS,
     AuditAction,
@@ -29,13 +30,12 @@ from shovey_trio.core.audit import (
     AuditOutcome,
     chain_record,
 )
-from shovey_trio.core.audit_head import decode_head, encode_head, sign_head
-from shovey_trio.core.key_sets import encode_key_set, sign_key_set
-from shovey_trio.core.orders import RefusalReason
+from shovey_trio.core.trust.key_sets import encode_key_set, sign_key_set
+from shovey_trio.core.trust.orders import RefusalReason
+from shovey_trio.http.plain_head import read_plain_head
 from shovey_trio.identity.files import FileUnusable
 from shovey_trio.identity.key_places import VaultCredentials, VaultOptions
 from shovey_trio.identity.vault import Vault, VaultRefused, VaultUnavailable
-from shovey_trio.rest.plain_head import read_plain_head
 
 # --- HTTP heads -----------------------------------------------------------------------------------------------
 

@@ -24,25 +24,26 @@ from fuzz.controller import NODES, Insides, KeptController
 from fuzz.framing import PeerStream
 from fuzz.golden import records
 from fuzz.target import Target
-from shovey_trio.config import ServerSettings
-from shovey_trio.core.chef_signing import ChefSignature, SigningVersion
-from shovey_trio.core.command_input import input_problems
+from shovey_trio.chef.auth import SignedCall
+from shovey_trio.config.server import ServerSettings
+from shovey_trio.core.chef.signing import ChefSignature, SigningVersion
 from shovey_trio.core.errors import InvalidRequest, ShoveyError
-from shovey_trio.core.model import Principal, Role
-from shovey_trio.core.shovey_report import parse_run_put, parse_stream_put
-from shovey_trio.nursery.ports import JobFilter
-from shovey_trio.rest.application import RestApplication
-from shovey_trio.rest.auth import SignedCall
-from shovey_trio.rest.connection import HttpLimits
-from shovey_trio.rest.listener import shim_router
-from shovey_trio.rest.messages import Reply, Request
-from shovey_trio.rest.replies import ConnectionCut
-from shovey_trio.rest.server import HttpOptions, open_http_server
-from shovey_trio.rpc import callers, methods
+from shovey_trio.core.jobs.command_input import input_problems
+from shovey_trio.core.jobs.model import Principal, Role
+from shovey_trio.http.connection import HttpLimits
+from shovey_trio.http.messages import Reply, Request
+from shovey_trio.http.replies import ConnectionCut
+from shovey_trio.http.server import HttpOptions, open_http_server
+from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Method, Route
 from shovey_trio.rpc.convert import asked_input
+from shovey_trio.rpc.services import callers
 from shovey_trio.rpc.services.job_service import JobService
 from shovey_trio.rpc.services.node_service import NodeService
+from shovey_trio.shovey.protocol.report import parse_run_put, parse_stream_put
+from shovey_trio.shovey.rest.application import RestApplication
+from shovey_trio.shovey.rest.listener import shim_router
+from shovey_trio.store.contract import JobFilter
 from shovey_trio.v1 import job_service_pb2, node_service_pb2
 
 _OPERATOR: Final = Principal(organization="default", role=Role.OPERATOR, name="ops")
@@ -325,7 +326,7 @@ def _rest_seeds() -> Iterator[bytes]:
 
 def _body(data: bytes) -> None:
     """A body alone, read by every reader there is."""
-    from shovey_trio.core.shovey_requests import read_cancel_request, read_job_request, read_object
+    from shovey_trio.shovey.protocol.requests import read_cancel_request, read_job_request, read_object
 
     body = read_object(data)
     for read in (read_job_request, read_cancel_request, parse_run_put, parse_stream_put):

@@ -13,11 +13,11 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 
 from fuzz.golden import records
 from fuzz.target import Target
-from shovey_trio.core import doorbell
-from shovey_trio.core.serf_ipc import NEED_DATA, ClientCodec, ConnectionEnded, RemoteProtocolError, Reply
-from shovey_trio.core.serf_records import Member, MembersChanged, RecordMalformed, parse_members
-from shovey_trio.core.serf_wire import Command
-from shovey_trio.core.shovey_wire import PayloadMalformed, parse_order, parse_status, verify_order
+from shovey_trio.core.serf import doorbell
+from shovey_trio.core.serf.ipc import NEED_DATA, ClientCodec, ConnectionEnded, RemoteProtocolError, Reply
+from shovey_trio.core.serf.records import Member, MembersChanged, RecordMalformed, parse_members
+from shovey_trio.core.serf.wire import Command
+from shovey_trio.shovey.protocol.wire import PayloadMalformed, parse_order, parse_status, verify_order
 
 # --- the RPC stream of the serf agent -------------------------------------------------------------------------
 

@@ -10,11 +10,11 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from shovey_trio.core.model import LinkMode, Node, OutputChunk, Run
-from shovey_trio.core.shovey_views import node_view, run_view
-from shovey_trio.rest.messages import json_bytes
+from shovey_trio.core.jobs.model import LinkMode, Node, OutputChunk, Run
+from shovey_trio.http.messages import json_bytes
 from shovey_trio.rpc.convert import chunk_message, node_message, run_message
-from shovey_trio.store import rows
+from shovey_trio.shovey.protocol.views import node_view, run_view
+from shovey_trio.store.sql import rows
 
 # What a run may keep of a peer's words. A run is held in memory while it lives, and in the store after that.
 _MAX_WORDS = 16 * 1024

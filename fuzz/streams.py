@@ -12,9 +12,19 @@ from typing import Any, Final, cast
 import structlog
 import trio
 from google.protobuf.message import DecodeError, Message
-from shovey_agent.desk import Declined, Known, Taken, Voided
-from shovey_agent.desk_server import DeskServer
-from shovey_agent.desk_wire import (
+from trio.testing import MockClock
+
+from fuzz.framing import PeerStream, framed, messages, run_in_trio
+from fuzz.stored import shown_node, shown_run, stored_chunk
+from fuzz.target import Target
+from fuzz.trust import an_order, signing_key, trusted_keys
+from shovey_agent.desk.desk import Declined, Known, Taken, Voided
+from shovey_agent.desk.frames import FrameDecoder, FrameStream, FrameTooLarge
+from shovey_agent.desk.gate import OrderGate
+from shovey_agent.desk.local import LocalDesk
+from shovey_agent.desk.nonces import NonceVerdict
+from shovey_agent.desk.server import DeskServer
+from shovey_agent.desk.wire import (
     MAX_OUTPUT,
     MAX_REPLY,
     MAX_REQUEST,
@@ -26,38 +36,38 @@ from shovey_agent.desk_wire import (
     whitelist_message,
     whitelist_value,
 )
-from shovey_agent.desk_wire import run_message as launcher_run_message
-from shovey_agent.frames import FrameDecoder, FrameStream, FrameTooLarge
-from shovey_agent.gate import OrderGate
-from shovey_agent.local_desk import LocalDesk
-from shovey_agent.nonces import NonceVerdict
-from shovey_agent.reports import report_of
-from shovey_agent.runs import ExitCause, ExitReport, KnownRun, RefusalReason, Refused, RunPhase
-from shovey_agent.session import Hello, Session
-from trio.testing import MockClock
-
-from fuzz.framing import PeerStream, framed, messages, run_in_trio
-from fuzz.stored import shown_node, shown_run, stored_chunk
-from fuzz.target import Target
-from fuzz.trust import an_order, signing_key, trusted_keys
+from shovey_agent.desk.wire import run_message as launcher_run_message
+from shovey_agent.net.reports import report_of
+from shovey_agent.net.session import Hello, Session
+from shovey_agent.run.runs import ExitCause, ExitReport, KnownRun, RefusalReason, Refused, RunPhase
 from shovey_trio.application.audit import AuditLog
-from shovey_trio.core.audit import GENESIS, AuditEntry, chain_record
+from shovey_trio.core.audit.records import GENESIS, AuditEntry, chain_record
 from shovey_trio.core.errors import NodeProtocolError
-from shovey_trio.core.events import NodeAttached, NodeKnows, RunEvent
-from shovey_trio.core.key_sets import KeySet, KeySetRefused
-from shovey_trio.core.key_trust import KeyTrust, PublishedKeys
-from shovey_trio.core.model import LinkMode, Node, OutputChunk, OutputExtent, Presence, Principal, Role, Run, StreamName
-from shovey_trio.core.order_signing import sign_order
-from shovey_trio.core.orders import NodeIdentity, OrderKind
-from shovey_trio.core.orders import RefusalReason as OrderRefusal
-from shovey_trio.core.run_machine import handle
-from shovey_trio.core.states import RunState
-from shovey_trio.core.whitelist import Whitelist, parse_whitelist
+from shovey_trio.core.jobs.events import NodeAttached, NodeKnows, RunEvent
+from shovey_trio.core.jobs.model import (
+    LinkMode,
+    Node,
+    OutputChunk,
+    OutputExtent,
+    Presence,
+    Principal,
+    Role,
+    Run,
+    StreamName,
+)
+from shovey_trio.core.jobs.run_machine import handle
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.trust.key_sets import KeySet, KeySetRefused
+from shovey_trio.core.trust.key_trust import KeyTrust, PublishedKeys
+from shovey_trio.core.trust.order_signing import sign_order
+from shovey_trio.core.trust.orders import NodeIdentity, OrderKind
+from shovey_trio.core.trust.orders import RefusalReason as OrderRefusal
+from shovey_trio.core.whitelist.whitelist import Whitelist, parse_whitelist
 from shovey_trio.nursery.credits import ByteCredits
 from shovey_trio.nursery.handles import PushedChunk
 from shovey_trio.nursery.output_pump import continue_output
-from shovey_trio.rpc import callers
 from shovey_trio.rpc.convert import chunk_message, order_bytes, report_message, signed_order_message, timestamp
+from shovey_trio.rpc.services import callers
 from shovey_trio.rpc.services.agent_service import AgentService
 from shovey_trio.v1 import agent_service_pb2 as pb
 from shovey_trio.v1 import job_pb2

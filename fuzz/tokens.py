@@ -8,7 +8,7 @@ from typing import Final
 
 from fuzz.golden import document
 from fuzz.target import Target
-from shovey_trio.core.chef_signing import (
+from shovey_trio.core.chef.signing import (
     SignatureMalformed,
     SignatureRefused,
     load_public_key,
@@ -16,13 +16,13 @@ from shovey_trio.core.chef_signing import (
     verify_signature,
 )
 from shovey_trio.core.errors import InvalidQuorum, InvalidRequest, InvalidToken
-from shovey_trio.core.model import Node
-from shovey_trio.core.quorum import required_nodes
-from shovey_trio.core.search import parse_search, unescape_query
-from shovey_trio.core.shovey_sequence import pieces, read_sequence
+from shovey_trio.core.jobs.model import Node
+from shovey_trio.core.jobs.quorum import required_nodes
+from shovey_trio.core.jobs.search import parse_search, unescape_query
 from shovey_trio.nursery.watch import WatchPosition
-from shovey_trio.rpc.paging import decode_name, decode_resume, encode_name, encode_resume
-from shovey_trio.store.pages import decode_key, decode_page, encode_page
+from shovey_trio.rpc.services.paging import decode_name, decode_resume, encode_name, encode_resume
+from shovey_trio.shovey.protocol.sequence import pieces, read_sequence
+from shovey_trio.store.sql.pages import decode_key, decode_page, encode_page
 
 _JOB: Final = "01234567-89ab-cdef-0123-456789abcdef"
 _LISTING: Final = ("jobs", "default")

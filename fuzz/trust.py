@@ -13,10 +13,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from google.protobuf.message import DecodeError
 
 from fuzz.target import Target
-from shovey_trio.core.command_input import CommandInput, Secrets
-from shovey_trio.core.enrollment import JoinTicket, decode_join, encode_join, encode_token, token_digest
 from shovey_trio.core.errors import InvalidCertificateRequest, InvalidEnrollmentToken, InvalidRequest, Unauthenticated
-from shovey_trio.core.key_sets import (
+from shovey_trio.core.jobs.command_input import CommandInput, Secrets
+from shovey_trio.core.trust.enrollment import JoinTicket, decode_join, encode_join, encode_token, token_digest
+from shovey_trio.core.trust.key_sets import (
     KEY_SET_DOMAIN,
     KeySet,
     KeySetRefused,
@@ -27,10 +27,10 @@ from shovey_trio.core.key_sets import (
     sign_key_set,
     verify_key_set,
 )
-from shovey_trio.core.order_signing import SigningKey
-from shovey_trio.core.orders import NodeIdentity, Order, OrderKind, RefusalReason, judge_order
-from shovey_trio.core.whitelist import WhitelistInvalid, parse_whitelist, whitelist_warnings
-from shovey_trio.core.whitelist_permit import InputRefused, permit
+from shovey_trio.core.trust.order_signing import SigningKey
+from shovey_trio.core.trust.orders import NodeIdentity, Order, OrderKind, RefusalReason, judge_order
+from shovey_trio.core.whitelist.permit import InputRefused, permit
+from shovey_trio.core.whitelist.whitelist import WhitelistInvalid, parse_whitelist, whitelist_warnings
 from shovey_trio.identity.authority import create_authority
 from shovey_trio.identity.names import node_identity, parse_identity
 from shovey_trio.identity.renewal import prove_possession, verify_certificate, verify_renewal

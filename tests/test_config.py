@@ -6,16 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ValidationError
-from shovey_agent.config import AgentSettings, load_agent_settings
 
-from shovey_trio.cli.settings import ClientSettings, find_client_file, load_client_settings
-from shovey_trio.config import ServerSettings, find_config_file, load_server_settings
-from shovey_trio.config_reference import describe_settings, render_configuration
-from shovey_trio.config_sources import parse_overrides
-from shovey_trio.config_types import format_duration, format_size, parse_duration, parse_size
+from shovey_agent.config import AgentSettings, load_agent_settings
+from shovey_trio.config.operator import ClientSettings, find_client_file, load_client_settings
+from shovey_trio.config.reference import describe_settings, render_configuration
+from shovey_trio.config.server import ServerSettings, find_config_file, load_server_settings
+from shovey_trio.config.sources import parse_overrides
+from shovey_trio.config.types import format_duration, format_size, parse_duration, parse_size
 from shovey_trio.core.addresses import join_address, reachable_address, split_address
 from shovey_trio.core.errors import ConfigurationInvalid
-from shovey_trio.core.model import LinkMode
+from shovey_trio.core.jobs.model import LinkMode
 
 
 def write(path: Path, text: str) -> Path:

@@ -10,7 +10,7 @@ import pytest
 import trio
 import trio.testing
 
-from shovey_trio.garbage import collect_garbage, settle_memory
+from shovey_trio.controller.garbage import collect_garbage, settle_memory
 
 _DAY = 24 * 3600.0
 # Enough for a search to be due.

@@ -19,13 +19,22 @@ SECRET = re.compile(
 HARMLESS = re.compile(r"resume_token|page_token|next_page_token|proof_kind")
 #: File and the comparison as it is written, with why it is none of a secret.
 EXPLAINED = {
-    ("shovey_trio/core/enrollment.py", "encode_token(secret) != token"): "the caller's own token, with itself",
-    ("shovey_trio/core/enrollment.py", "checksum != _checksum(body)"): "finds a line that was cut; no protection",
-    ("shovey_trio/core/doorbell.py", "doorbell.organization != organization_hash(organization)"): "of a public name",
-    ("shovey_trio/core/shovey_wire.py", "key != _SIGNATURE"): "the name of a field",
-    ("shovey_trio/store/pages.py", "raw[:_DIGEST_BYTES] != _digest(listing)"): "names the listing; anybody can make it",
-    ("shovey_trio/store/registry.py", "enrollment_tokens.c.digest == digest"): "SQL, by the SHA-256 of 256 random bits",
-    ("shovey_trio/store/job_writes.py", "row[-1] != request.digest"): "the caller's own request",
+    ("shovey_trio/core/trust/enrollment.py", "encode_token(secret) != token"): "the caller's own token, with itself",
+    ("shovey_trio/core/trust/enrollment.py", "checksum != _checksum(body)"): "finds a line that was cut; no protection",
+    (
+        "shovey_trio/core/serf/doorbell.py",
+        "doorbell.organization != organization_hash(organization)",
+    ): "of a public name",
+    ("shovey_trio/shovey/protocol/wire.py", "key != _SIGNATURE"): "the name of a field",
+    (
+        "shovey_trio/store/sql/pages.py",
+        "raw[:_DIGEST_BYTES] != _digest(listing)",
+    ): "names the listing; anybody can make it",
+    (
+        "shovey_trio/store/sql/registry.py",
+        "enrollment_tokens.c.digest == digest",
+    ): "SQL, by the SHA-256 of 256 random bits",
+    ("shovey_trio/store/sql/job_writes.py", "row[-1] != request.digest"): "the caller's own request",
 }
 
 

@@ -23,9 +23,14 @@ work=$(mktemp -d)
 cleanup() { git worktree remove --force "$work/base" 2>/dev/null || true; rm -rf "$work"; }
 trap cleanup EXIT
 git worktree add --quiet --detach "$work/base" "$base"
+# The program's place in the tree that is measured: up to 4a4340d it is another.
+program='from importlib.util import find_spec
+if find_spec("shovey_trio.daemon"): from shovey_trio.cli.daemon import main
+else: from shovey_trio.cli.controller.main import main
+main()'
 measure() { # TREE RESULT
   # Paths in PYTHONPATH come before the checkout that .venv knows; every process of the benchmark inherits them.
-  PYTHONPATH="$1:$1/agent" .venv/bin/python -c 'from shovey_trio.cli.daemon import main; main()' \
+  PYTHONPATH="$1:$1/agent" .venv/bin/python -c "$program" \
     bench "${arguments[@]}" --json "$2" >"$2.log" 2>&1 || { cat "$2.log" >&2; exit 2; }
 }
 for turn in $(seq "$turns"); do

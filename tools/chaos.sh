@@ -4,4 +4,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools/setup.sh
-exec .venv/bin/python -m shovey_trio.testing.chaos "$@"
+export PYTHONPATH=tests
+exec .venv/bin/python -m lab.chaos "$@"

@@ -5,4 +5,5 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 tools/setup.sh
+export PYTHONPATH=tests
 exec .venv/bin/python -m fuzz "$@" 2> >(grep -v '^INFO: Instrumenting ' >&2)

@@ -20,7 +20,7 @@ _WIDTH: Final = 100
 
 def reference() -> str:
     """The generated part: a section with its help for each command, groups included."""
-    from shovey_trio.cli.operator import cli
+    from shovey_trio.cli.operator.main import cli
 
     return "\n".join(_sections(cli, ("shovey",)))
 

@@ -12,16 +12,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import click
+
 from shovey_agent.config import ENVIRONMENT_PREFIX as AGENT_PREFIX
 from shovey_agent.config import AgentSettings
-
-from shovey_trio.cli.daemon import cli
-from shovey_trio.cli.settings import ENVIRONMENT_PREFIX as CLIENT_PREFIX
-from shovey_trio.cli.settings import ClientSettings
-from shovey_trio.config import ENVIRONMENT_PREFIX as SERVER_PREFIX
-from shovey_trio.config import ServerSettings
-from shovey_trio.config_reference import describe_settings
-from shovey_trio.config_sources import variable_name
+from shovey_trio.cli.controller.main import cli
+from shovey_trio.config.operator import ENVIRONMENT_PREFIX as CLIENT_PREFIX
+from shovey_trio.config.operator import ClientSettings
+from shovey_trio.config.reference import describe_settings
+from shovey_trio.config.server import ENVIRONMENT_PREFIX as SERVER_PREFIX
+from shovey_trio.config.server import ServerSettings
+from shovey_trio.config.sources import variable_name
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "configuration.md"
 _MODELS = (

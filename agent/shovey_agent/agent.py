@@ -25,31 +25,31 @@ if __name__ == "__main__":
 import structlog
 import trio
 
-from shovey_agent.agent_plan import AgentPlan
 from shovey_agent.credentials import Credentials, CredentialStore
-from shovey_agent.desk import OrderDesk
-from shovey_agent.doorbells import DoorbellListener
-from shovey_agent.enroll import renew
-from shovey_agent.enroll_call import call_renew
-from shovey_agent.link import ControllerLink, renew_in_time
-from shovey_agent.proc_posix import boot_id
-from shovey_agent.replaced import run_replaced
-from shovey_agent.session import Hello, Session
-from shovey_agent.startup_memory import settle_memory
-from shovey_agent.trusted_keys import TrustedKeys
+from shovey_agent.desk.desk import OrderDesk
+from shovey_agent.desk.trusted_keys import TrustedKeys
+from shovey_agent.net.doorbells import DoorbellListener
+from shovey_agent.net.enroll import renew
+from shovey_agent.net.enroll_call import call_renew
+from shovey_agent.net.link import ControllerLink, renew_in_time
+from shovey_agent.net.session import Hello, Session
+from shovey_agent.program.agent_plan import AgentPlan
+from shovey_agent.program.replaced import run_replaced
+from shovey_agent.program.startup_memory import settle_memory
+from shovey_agent.supervisor.proc_posix import boot_id
 from shovey_trio import __version__
 from shovey_trio.core.addresses import split_address
-from shovey_trio.core.key_sets import KeySetRefused
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.orders import NodeIdentity
-from shovey_trio.core.serf_wire import STREAM_DOORBELLS, STREAM_USER_EVENTS
+from shovey_trio.core.serf.wire import STREAM_DOORBELLS, STREAM_USER_EVENTS
+from shovey_trio.core.trust.key_sets import KeySetRefused
+from shovey_trio.core.trust.key_trust import PublishedKeys
+from shovey_trio.core.trust.orders import NodeIdentity
 from shovey_trio.identity.files import read_secret
 from shovey_trio.observe.systemd import notify
 from shovey_trio.rpc.bridge import open_bridge
 from shovey_trio.serf.link import SerfLink, SerfSettings
 
 if TYPE_CHECKING:
-    from shovey_agent.whitelist_file import WhitelistFile
+    from shovey_agent.desk.whitelist_file import WhitelistFile
 
 _log = structlog.get_logger(__name__)
 _RENEWAL_DEADLINE = 30.0
@@ -131,15 +131,15 @@ async def run_agent(plan: AgentPlan) -> None:
 async def _open_desk(plan: AgentPlan, trust: _Trust) -> AsyncIterator[tuple[OrderDesk, WhitelistFile | None]]:
     """The desk, and the whitelist where that is this process's to read; what the other form needs is not loaded."""
     if plan.launcher:
-        from shovey_agent.desk_client import RemoteDesk
+        from shovey_agent.desk.client import RemoteDesk
 
         yield RemoteDesk(Path(plan.launcher), trust.identity), None
         return
-    from shovey_agent.cgroup import find_delegated_cgroup
-    from shovey_agent.executor import ExecutorConfig
-    from shovey_agent.local_desk import open_local_desk
-    from shovey_agent.spool import SpoolLimits
-    from shovey_agent.whitelist_file import open_whitelist
+    from shovey_agent.desk.local import open_local_desk
+    from shovey_agent.desk.whitelist_file import open_whitelist
+    from shovey_agent.run.executor import ExecutorConfig
+    from shovey_agent.run.spool import SpoolLimits
+    from shovey_agent.supervisor.cgroup import find_delegated_cgroup
 
     whitelist = await trio.to_thread.run_sync(open_whitelist, Path(plan.whitelist))
     config = ExecutorConfig(

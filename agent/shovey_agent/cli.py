@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from shovey_agent.replaced import become, tell
+from shovey_agent.program.replaced import become, tell
 from shovey_trio.core.errors import Exit, ShoveyError, first_leaf
 
 if TYPE_CHECKING:
@@ -48,10 +48,10 @@ def run(
     **schob_flags: object,
 ) -> None:
     """Run the agent in the foreground. TERM stops it, its commands go on; HUP reads the whitelist again."""
-    from shovey_agent.agent_plan import plan_agent
     from shovey_agent.config import find_config_file, load_agent_settings
-    from shovey_agent.legacy.schob_config import schob_settings
-    from shovey_trio.config_sources import parse_overrides
+    from shovey_agent.program.agent_plan import plan_agent
+    from shovey_agent.shovey.schob_config import schob_settings
+    from shovey_trio.config.sources import parse_overrides
 
     overrides = list(parse_overrides(assignments))
     overrides += [("agent.state_dir", state_dir)] if state_dir else []
@@ -69,7 +69,7 @@ def run(
 def _run_as_schob(settings: AgentSettings) -> None:
     import trio
 
-    from shovey_agent.legacy.agent import run_legacy_agent
+    from shovey_agent.shovey.agent import run_legacy_agent
     from shovey_trio.observe.logs import configure_logging
 
     configure_logging(level=settings.log.level, format_=settings.log.format)
@@ -91,15 +91,15 @@ def launcher(
 ) -> None:
     """Run the launcher in the foreground: the root part of an agent whose network part needs no rights."""
     from shovey_agent.config import find_config_file, load_agent_settings
-    from shovey_agent.launcher_plan import plan_launcher
-    from shovey_trio.config_sources import parse_overrides
+    from shovey_agent.desk.launcher_plan import plan_launcher
+    from shovey_trio.config.sources import parse_overrides
 
     named = {"launcher.state_dir": state_dir, "agent.whitelist": whitelist, "launcher.socket": socket}
     overrides = list(parse_overrides(assignments))
     overrides += [(key, value) for key, value in named.items() if value is not None]
     file = find_config_file(flag=config, environ=os.environ)
     settings = load_agent_settings(file, environ=os.environ, overrides=overrides)
-    become("shovey_agent.launcher", plan_launcher(settings))
+    become("shovey_agent.desk.launcher", plan_launcher(settings))
 
 
 @cli.command()
@@ -117,10 +117,10 @@ def enroll(
     import trio
 
     from shovey_agent.credentials import CredentialStore
-    from shovey_agent.enroll import enroll as exchange
-    from shovey_agent.enroll_call import call_enroll
-    from shovey_agent.enroll_split import prepare_split
-    from shovey_trio.core.enrollment import decode_join
+    from shovey_agent.net.enroll import enroll as exchange
+    from shovey_agent.net.enroll_call import call_enroll
+    from shovey_agent.program.enroll_split import prepare_split
+    from shovey_trio.core.trust.enrollment import decode_join
 
     if (join is None) == (join_file is None):
         raise click.UsageError("give the join string, or --join-file")
@@ -147,7 +147,7 @@ def whitelist() -> None:
 @click.argument("file", type=_PATH)
 def check(file: Path) -> None:
     """Say everything that is wrong with a whitelist FILE, or list its commands and warn of what is dangerous."""
-    from shovey_trio.core.whitelist import WhitelistInvalid, parse_whitelist, whitelist_warnings
+    from shovey_trio.core.whitelist.whitelist import WhitelistInvalid, parse_whitelist, whitelist_warnings
 
     try:
         parsed = parse_whitelist(file.read_bytes())

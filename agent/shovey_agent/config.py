@@ -1,7 +1,7 @@
 """Settings of the agent. Every default stands here and in docs/configuration.md; a test compares the two.
 
 What the node is called, which controller it trusts and its keys are no settings: they come from enrolment
-(``shovey_agent.enroll``) and live in the state directory.
+(``shovey_agent.net.enroll``) and live in the state directory.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from shovey_agent.whitelist_file import DEFAULT_WHITELIST_FILE
-from shovey_trio.config_sources import Sources, load_settings
-from shovey_trio.config_types import (
+from shovey_agent.desk.whitelist_file import DEFAULT_WHITELIST_FILE
+from shovey_trio.config.sources import Sources, load_settings
+from shovey_trio.config.types import (
     Address,
     ByteSize,
     Duration,
@@ -26,7 +26,7 @@ from shovey_trio.config_types import (
     PositiveInt,
     Section,
 )
-from shovey_trio.core.model import LinkMode
+from shovey_trio.core.jobs.model import LinkMode
 
 ENVIRONMENT_PREFIX: Final = "SHOVEY_AGENT"
 #: Names a configuration file for every command, when no flag does.

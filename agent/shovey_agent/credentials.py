@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from cryptography import x509
 
-from shovey_agent.trusted_keys import SIGNING_KEYS_FILE
+from shovey_agent.desk.trusted_keys import SIGNING_KEYS_FILE
 from shovey_trio.core.errors import Code, Exit, NodeProtocolError, ShoveyError
 from shovey_trio.identity.authority import read_certificates, renew_at
 from shovey_trio.identity.files import FileUnusable, check_private, make_secret_directory, read_secret, write_secret

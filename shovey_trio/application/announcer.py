@@ -23,9 +23,9 @@ import structlog
 import trio
 
 from shovey_trio.core.errors import ShoveyError
-from shovey_trio.core.model import NodeStatus
-from shovey_trio.core.states import JobState
-from shovey_trio.nursery.ports import Committed, Store
+from shovey_trio.core.jobs.model import NodeStatus
+from shovey_trio.core.jobs.states import JobState
+from shovey_trio.store.contract import Committed, Store
 
 _log = structlog.get_logger(__name__)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shovey_trio.application.audit import AuditLog
-from shovey_trio.core.attempt_limits import AttemptLimits
 from shovey_trio.core.errors import ShoveyError, TooManyFailures
+from shovey_trio.core.trust.attempt_limits import AttemptLimits
 from shovey_trio.nursery.ports import Clock
 
 

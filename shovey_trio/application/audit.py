@@ -3,7 +3,7 @@
 What an action changes is recorded in the commit of the change: its code makes an entry (``audit_entry``) and hands it
 to the store with the write. Everything else is noted here without waiting: refused calls and orders, failed
 authentication, and how often who has read what. Of these the first of a kind is recorded at once and more are counted
-(``core.audit_tally``), so that nobody can fill the disk. What is noted and not yet written is lost in a crash; what was
+(``core.audit.tally``), so that nobody can fill the disk. What is noted and not yet written is lost in a crash; what was
 acknowledged never is.
 """
 
@@ -17,12 +17,13 @@ from typing import Any, Final
 import structlog
 import trio
 
-from shovey_trio.core.audit import AuditAction, AuditEntry, AuditOutcome
-from shovey_trio.core.audit_tally import WINDOW, AuditTally
+from shovey_trio.core.audit.records import AuditAction, AuditEntry, AuditOutcome
+from shovey_trio.core.audit.tally import WINDOW, AuditTally
 from shovey_trio.core.errors import ShoveyError
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.model import Principal
-from shovey_trio.nursery.ports import Clock, Store
+from shovey_trio.core.jobs.model import Principal
+from shovey_trio.core.trust.key_trust import PublishedKeys
+from shovey_trio.nursery.ports import Clock
+from shovey_trio.store.contract import Store
 
 _log = structlog.get_logger(__name__)
 

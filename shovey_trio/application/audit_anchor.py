@@ -12,11 +12,12 @@ import structlog
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shovey_trio.core.audit import AuditBroken, AuditHead
-from shovey_trio.core.audit_chain import ChainVerifier
-from shovey_trio.core.audit_head import SignedHead, sign_head
+from shovey_trio.core.audit.chain import ChainVerifier
+from shovey_trio.core.audit.head import SignedHead, sign_head
+from shovey_trio.core.audit.records import AuditBroken, AuditHead
 from shovey_trio.core.errors import ShoveyError
-from shovey_trio.nursery.ports import Clock, Store
+from shovey_trio.nursery.ports import Clock
+from shovey_trio.store.contract import Store
 
 _log = structlog.get_logger(__name__)
 

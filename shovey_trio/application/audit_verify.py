@@ -9,10 +9,10 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from shovey_trio.core.audit import AuditAction, AuditBroken, AuditHead, AuditRecord, record_hash
-from shovey_trio.core.audit_chain import ChainVerifier
-from shovey_trio.core.audit_runs import RunsDigest
-from shovey_trio.nursery.ports import Store
+from shovey_trio.core.audit.chain import ChainVerifier
+from shovey_trio.core.audit.records import AuditAction, AuditBroken, AuditHead, AuditRecord, record_hash
+from shovey_trio.core.audit.runs import RunsDigest
+from shovey_trio.store.contract import Store
 
 _T = TypeVar("_T")
 

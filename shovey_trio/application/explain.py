@@ -9,11 +9,11 @@ import trio
 
 from shovey_trio.application.identities import Identities
 from shovey_trio.application.jobs import Jobs
-from shovey_trio.core.authz import may_call
-from shovey_trio.core.command_input import NO_INPUT, CommandInput, input_problems
 from shovey_trio.core.errors import InvalidRequest, NotFound, PermissionDenied
-from shovey_trio.core.explain import ExplainRule, ExplainStep, Verdict
-from shovey_trio.core.model import LinkMode, Node, Presence, Principal, Role
+from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput, input_problems
+from shovey_trio.core.jobs.model import LinkMode, Node, Presence, Principal, Role
+from shovey_trio.core.trust.authz import may_call
+from shovey_trio.core.trust.explain import ExplainRule, ExplainStep, Verdict
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.whitelist_asks import WhitelistAsks

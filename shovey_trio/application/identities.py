@@ -9,18 +9,18 @@ import structlog
 
 from shovey_trio.application.audit import audit_entry
 from shovey_trio.application.organization_keys import OrganizationKeys
-from shovey_trio.core.audit import AuditAction, AuditEntry
-from shovey_trio.core.chef_principals import ChefPrincipalKind
-from shovey_trio.core.enrollment import (
+from shovey_trio.core.audit.records import AuditAction, AuditEntry
+from shovey_trio.core.chef.principals import ChefPrincipalKind
+from shovey_trio.core.errors import InvalidEnrollmentToken, InvalidRequest, NotFound, Unauthenticated
+from shovey_trio.core.jobs.model import LinkMode, Node, Presence, Principal, Role, User
+from shovey_trio.core.trust.enrollment import (
     DEFAULT_TOKEN_LIFETIME,
     MAX_TOKEN_LIFETIME,
     SECRET_BYTES,
     encode_token,
     token_digest,
 )
-from shovey_trio.core.errors import InvalidEnrollmentToken, InvalidRequest, NotFound, Unauthenticated
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.model import LinkMode, Node, Presence, Principal, Role, User
+from shovey_trio.core.trust.key_trust import PublishedKeys
 from shovey_trio.identity.authority import CertificateAuthority, IssuedCertificate, read_certificates
 from shovey_trio.identity.names import Identity, PrincipalKind, node_identity, user_identity
 from shovey_trio.identity.renewal import verify_renewal

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 
 from shovey_trio.application.audit import audit_entry
-from shovey_trio.core.audit import AuditAction, AuditEntry
-from shovey_trio.core.model import Job, Principal, Route, Run
-from shovey_trio.core.states import JobState
+from shovey_trio.core.audit.records import AuditAction, AuditEntry
+from shovey_trio.core.jobs.model import Job, Principal, Route, Run
+from shovey_trio.core.jobs.states import JobState
 
 # Names that are written out; of more, the digest of all.
 _NAMED = 20

@@ -14,7 +14,6 @@ import trio
 
 from shovey_trio.application.job_audit import cancelled_entry, started_entry
 from shovey_trio.core import ids
-from shovey_trio.core.command_input import NO_INPUT, CommandInput, input_problems
 from shovey_trio.core.errors import (
     Draining,
     InvalidRequest,
@@ -26,9 +25,9 @@ from shovey_trio.core.errors import (
     UnknownNodes,
     VotingUnsupported,
 )
-from shovey_trio.core.grants import GrantDecision, decide_grants
-from shovey_trio.core.job_machine import admit
-from shovey_trio.core.model import (
+from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput, input_problems
+from shovey_trio.core.jobs.job_machine import admit
+from shovey_trio.core.jobs.model import (
     Grant,
     Job,
     LinkMode,
@@ -42,15 +41,17 @@ from shovey_trio.core.model import (
     Run,
     StreamName,
 )
-from shovey_trio.core.orders import NONCE_BYTES
-from shovey_trio.core.quorum import required_nodes
-from shovey_trio.core.states import JobState, RunState
-from shovey_trio.core.targeting import Selection, resolve
-from shovey_trio.nursery.ports import Doorbell, JobFilter, JobOverview, JobSnapshot, RequestKey, StoredEvent
+from shovey_trio.core.jobs.quorum import required_nodes
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.core.jobs.targeting import Selection, resolve
+from shovey_trio.core.trust.grants import GrantDecision, decide_grants
+from shovey_trio.core.trust.orders import NONCE_BYTES
+from shovey_trio.nursery.ports import Doorbell
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.nursery.watch import WatchPosition, follow_output, watch_job
+from shovey_trio.store.contract import JobFilter, JobOverview, JobSnapshot, RequestKey, StoredEvent
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")

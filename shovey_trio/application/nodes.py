@@ -8,11 +8,11 @@ from fnmatch import fnmatchcase
 
 import structlog
 
-from shovey_trio.core.chef_principals import ChefPrincipalKind
+from shovey_trio.core.chef.principals import ChefPrincipalKind
 from shovey_trio.core.errors import NotFound
-from shovey_trio.core.events import NodeSilent, NodeUnavailable
-from shovey_trio.core.model import Node, NodeStatus, Presence, Principal
-from shovey_trio.core.targeting import has_tags
+from shovey_trio.core.jobs.events import NodeSilent, NodeUnavailable
+from shovey_trio.core.jobs.model import Node, NodeStatus, Presence, Principal
+from shovey_trio.core.jobs.targeting import has_tags
 from shovey_trio.nursery.ports import Doorbell
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services

@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shovey_trio.core.errors import NotFound
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.order_signing import SigningKey
+from shovey_trio.core.trust.key_trust import PublishedKeys
+from shovey_trio.core.trust.order_signing import SigningKey
 from shovey_trio.identity.signing_keys import SigningKeys
 
 

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shovey_trio.core.chef_principals import ChefPrincipalKind
+from shovey_trio.core.chef.principals import ChefPrincipalKind
 from shovey_trio.core.errors import Code, Exit, NotFound, ShoveyError
 from shovey_trio.identity.names import node_identity, user_identity
-from shovey_trio.nursery.ports import Store
+from shovey_trio.store.contract import Store
 
 # Ids of jobs that a refusal spells out.
 _SHOWN = 20

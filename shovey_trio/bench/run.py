@@ -18,7 +18,7 @@ from shovey_trio.bench.figures import Figure
 from shovey_trio.bench.machine import machine
 from shovey_trio.bench.scenarios import SCENARIOS
 from shovey_trio.bench.stage import BenchOptions, Stage, open_stage
-from shovey_trio.cli.settings import load_client_settings
+from shovey_trio.config.operator import load_client_settings
 
 # Per scenario, enrolment included. A scenario that takes longer hangs.
 _DEADLINE = 1800.0

@@ -10,9 +10,9 @@ from typing import Final
 
 import trio
 
+from shovey_trio.bench.fake_serf import AskedQuery, FakeSerfCluster
 from shovey_trio.bench.gossip import STEP, Gossip, Rumour
-from shovey_trio.core.shovey_wire import ORDER_QUERY, STATUS_QUERY, status_payload
-from shovey_trio.testing.fake_serf import AskedQuery, FakeSerfCluster
+from shovey_trio.shovey.protocol.wire import ORDER_QUERY, STATUS_QUERY, status_payload
 
 _HOST: Final = "127.0.0.1"
 # Heartbeats that come at once: an agent drops what its client has not read beyond 512.

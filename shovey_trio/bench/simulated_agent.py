@@ -17,11 +17,11 @@ from typing import Any
 import trio
 
 from shovey_trio.bench.simulated_run import Behaviour, Kind, OutputPusher, SimulatedRun
-from shovey_trio.core.events import ReportOutcome, RunReport
-from shovey_trio.core.key_sets import KeySet
-from shovey_trio.core.model import ProofKind
-from shovey_trio.core.order_signing import verify_order
-from shovey_trio.core.orders import NodeIdentity, Order, OrderKind, judge_order
+from shovey_trio.core.jobs.events import ReportOutcome, RunReport
+from shovey_trio.core.jobs.model import ProofKind
+from shovey_trio.core.trust.key_sets import KeySet
+from shovey_trio.core.trust.order_signing import verify_order
+from shovey_trio.core.trust.orders import NodeIdentity, Order, OrderKind, judge_order
 from shovey_trio.identity.requests import make_private_key, make_request, private_key_pem
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Channel, ClientStream, ClientTls, RpcError, open_channel

@@ -9,7 +9,7 @@ from enum import StrEnum
 
 import trio
 
-from shovey_trio.core.model import OutputChunk, StreamName
+from shovey_trio.core.jobs.model import OutputChunk, StreamName
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Channel, ClientStream
 from shovey_trio.rpc.convert import chunk_message

@@ -14,10 +14,10 @@ import trio
 from shovey_trio.bench.daemon_meter import STALLS_SEEN, DaemonMeter
 from shovey_trio.bench.simulated_run import Behaviour, Kind
 from shovey_trio.bench.swarm import Attached, Swarm, open_swarm
+from shovey_trio.demo.fleet import Fleet
+from shovey_trio.demo.processes import ManagedProcess, ProcessFailed
 from shovey_trio.observe.loop_watch import STALL_VARIABLE
-from shovey_trio.rpc.client import ShoveyClient
-from shovey_trio.testing.fleet import Fleet
-from shovey_trio.testing.processes import ManagedProcess, ProcessFailed
+from shovey_trio.rpc.client.client import ShoveyClient
 from shovey_trio.v1 import job_pb2, job_service_pb2
 
 _POLL: Final = 0.01

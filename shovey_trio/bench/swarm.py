@@ -14,7 +14,7 @@ from typing import Any
 import trio
 
 from shovey_trio.bench.simulated_run import Behaviour
-from shovey_trio.rpc.client import ShoveyClient
+from shovey_trio.rpc.client.client import ShoveyClient
 
 _READ = 64 * 1024
 _END_DEADLINE = 10.0

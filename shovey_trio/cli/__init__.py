@@ -1,0 +1,1 @@
+"""Command lines: two programs, and the text tools that they share."""

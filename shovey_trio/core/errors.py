@@ -55,7 +55,7 @@ class Exit(Enum):
 
 
 class IllegalTransition(Exception):
-    """Our own bug: a state change that the tables of ``core.states`` do not allow."""
+    """Our own bug: a state change that the tables of ``core.jobs.states`` do not allow."""
 
     def __init__(self, *, subject: str, before: str, after: str) -> None:
         super().__init__(f"{subject} may not go from {before} to {after}")

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import (
     load_pem_private_key,
 )
 
-from shovey_trio.core.audit_head import SignedHead, decode_head, encode_head
+from shovey_trio.core.audit.head import SignedHead, decode_head, encode_head
 from shovey_trio.identity.files import FileUnusable, make_secret_directory, read_public, read_secret, write_secret
 from shovey_trio.identity.layout import DataDirectory
 

@@ -24,8 +24,8 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from shovey_trio.core.errors import Code, Exit, ShoveyError
-from shovey_trio.core.orders import MAX_CLOCK_SKEW
-from shovey_trio.core.x509_errors import UNREADABLE
+from shovey_trio.core.trust.orders import MAX_CLOCK_SKEW
+from shovey_trio.core.trust.x509_errors import UNREADABLE
 from shovey_trio.identity.names import Identity, PrincipalKind
 from shovey_trio.identity.requests import load_private_key, read_request
 

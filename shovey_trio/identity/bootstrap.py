@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from shovey_trio.core.errors import Code, Exit, ShoveyError
-from shovey_trio.core.model import Role, User
+from shovey_trio.core.jobs.model import Role, User
 from shovey_trio.identity.authority import INTERNAL_NAME, CertificateAuthority, IssuedCertificate, create_authority
 from shovey_trio.identity.files import (
     SECRET_DIRECTORY_MODE,
@@ -29,7 +29,7 @@ from shovey_trio.identity.names import check_organization, user_identity
 from shovey_trio.identity.organizations import make_organization_keys
 from shovey_trio.identity.profile import ClientProfile, write_profile
 from shovey_trio.identity.requests import make_private_key, make_request, private_key_pem
-from shovey_trio.tls import issue_listener_files
+from shovey_trio.identity.tls import issue_listener_files
 
 _STAGING: Final = ".init-"
 # In the order of the moves; the configuration is the mark of completeness.

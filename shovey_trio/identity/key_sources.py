@@ -16,9 +16,9 @@ from typing import Final, Protocol
 from shovey_trio.core.errors import ConfigurationInvalid, ShoveyError
 from shovey_trio.identity.files import FileUnusable
 from shovey_trio.identity.key_places import VaultCredentials, VaultOptions
-from shovey_trio.identity.legacy_keys import LegacyKeys, legacy_keys_document, parse_legacy_keys
 from shovey_trio.identity.signing_keys import SigningKeys, parse_signing_keys
 from shovey_trio.identity.vault import Vault, VaultRefused
+from shovey_trio.shovey.keys import LegacyKeys, legacy_keys_document, parse_legacy_keys
 
 #: Environment variables with a document for the controller's own organization: JSON, or base64 of it.
 SIGNING_VARIABLE: Final = "SHOVEY_TRIO_SIGNING_KEYS"

@@ -12,9 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shovey_trio.identity.files import sync_directory, write_secret
 from shovey_trio.identity.layout import DataDirectory
-from shovey_trio.identity.legacy_keys import LegacyKeyFile
 from shovey_trio.identity.root_keys import make_keys, root_key_pem
 from shovey_trio.identity.signing_keys import SigningKeyFile
+from shovey_trio.shovey.keys import LegacyKeyFile
 
 _KEYS = ".json"
 

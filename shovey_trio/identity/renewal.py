@@ -18,8 +18,8 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 from shovey_trio.core.errors import Unauthenticated
-from shovey_trio.core.orders import MAX_CLOCK_SKEW
-from shovey_trio.core.x509_errors import UNREADABLE
+from shovey_trio.core.trust.orders import MAX_CLOCK_SKEW
+from shovey_trio.core.trust.x509_errors import UNREADABLE
 from shovey_trio.identity.authority import DAY, CertificateUnreadable, issued_by, read_certificates, serial_of
 from shovey_trio.identity.names import Identity, parse_identity
 from shovey_trio.identity.requests import read_request

@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from shovey_trio.core.errors import Code, Exit, InvalidCertificateRequest, ShoveyError
-from shovey_trio.core.x509_errors import UNREADABLE
+from shovey_trio.core.trust.x509_errors import UNREADABLE
 
 #: A request of ours has about 250 bytes; nobody needs a parser to read more.
 MAX_REQUEST_BYTES: Final = 8 * 1024

@@ -21,9 +21,9 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from shovey_trio.core.errors import Code, Exit, ShoveyError
-from shovey_trio.core.key_rotation import DEFAULT_OVERLAP, first_set, revoked, rotated
-from shovey_trio.core.key_sets import KeySet, KeyState, encode_key_set, sign_key_set, verify_key_set
-from shovey_trio.core.order_signing import SigningKey
+from shovey_trio.core.trust.key_rotation import DEFAULT_OVERLAP, first_set, revoked, rotated
+from shovey_trio.core.trust.key_sets import KeySet, KeyState, encode_key_set, sign_key_set, verify_key_set
+from shovey_trio.core.trust.order_signing import SigningKey
 from shovey_trio.identity.files import FileUnusable, read_secret, write_secret
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.identity.requests import KeyUnreadable

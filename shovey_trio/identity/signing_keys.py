@@ -1,8 +1,8 @@
 """An organization's order-signing keys as they lie on disk.
 
-One JSON file per organization, 0600, replaced at once: the private keys and the set that lists them can never be of two
-minds. What a key may be used for stands in the set (``core.key_sets``) and nowhere else, and the set is in the file as
-the root key signed it, so that it cannot be changed here either.
+One JSON file per organization, 0600, replaced at once: the private keys and the set that lists them can never disagree.
+What a key may be used for stands in the set (``core.trust.key_sets``) and nowhere else. The file has the set as the
+root key signed it, so that it cannot be changed here either.
 
     {"format": 2, "organization": "default", "root_public_key": "64 hex digits", "signed": "base64 of the signed set",
      "private_keys": {"key id": "base64 of 32 bytes"}}
@@ -21,9 +21,9 @@ from typing import Any, Final
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shovey_trio.core.key_sets import KeySet, KeyState, PublicKey, key_id_of, verify_key_set
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.order_signing import SigningKey
+from shovey_trio.core.trust.key_sets import KeySet, KeyState, PublicKey, key_id_of, verify_key_set
+from shovey_trio.core.trust.key_trust import PublishedKeys
+from shovey_trio.core.trust.order_signing import SigningKey
 from shovey_trio.identity.key_files import KeyFile
 
 _FORMAT: Final = 2

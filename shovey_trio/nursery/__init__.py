@@ -1,0 +1,1 @@
+"""The heart: every job is a nursery, every run a task in it."""

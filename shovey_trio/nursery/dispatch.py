@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from shovey_trio.core.errors import SerfUnavailable
-from shovey_trio.core.model import Route
+from shovey_trio.core.jobs.model import Route
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.ports import AgentLink, Doorbell
 from shovey_trio.nursery.settings import Timing

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from shovey_trio.core.command_input import NO_INPUT, NO_SECRETS, CommandInput
-from shovey_trio.core.events import NodeAccepted, NodeStarted, RunEvent
-from shovey_trio.core.model import Job, OutputChunk, OutputExtent, Run
-from shovey_trio.core.states import RunState
+from shovey_trio.core.jobs.command_input import NO_INPUT, NO_SECRETS, CommandInput
+from shovey_trio.core.jobs.events import NodeAccepted, NodeStarted, RunEvent
+from shovey_trio.core.jobs.model import Job, OutputChunk, OutputExtent, Run
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.mailbox import Mailbox
 
 # Events waiting for one run. A node has a handful to say about a run; more means that the store is slow, and then the

@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 
 import structlog
 
-from shovey_trio.core.events import NodeAttached, NodeKnows, NodeReported, RunEvent
-from shovey_trio.core.model import OutputExtent, Run
-from shovey_trio.core.run_machine import handle
+from shovey_trio.core.jobs.events import NodeAttached, NodeKnows, NodeReported, RunEvent
+from shovey_trio.core.jobs.model import OutputExtent, Run
+from shovey_trio.core.jobs.run_machine import handle
 from shovey_trio.nursery.handles import PushedChunk
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.output_pump import continue_output

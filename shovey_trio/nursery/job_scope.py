@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import structlog
 import trio
 
-from shovey_trio.core.audit import AuditEntry
-from shovey_trio.core.audit_runs import RunsDigest
+from shovey_trio.core.audit.records import AuditEntry
+from shovey_trio.core.audit.runs import RunsDigest
 from shovey_trio.core.errors import StoreCorrupt
-from shovey_trio.core.events import CancelAsked
-from shovey_trio.core.job_machine import complete, crash, request_cancel
+from shovey_trio.core.jobs.events import CancelAsked
+from shovey_trio.core.jobs.job_machine import complete, crash, request_cancel
 from shovey_trio.nursery.handles import JobHandle, RunHandle
 from shovey_trio.nursery.persist import until_stored
 from shovey_trio.nursery.run_scope import crash_run, failure_detail, supervise_run

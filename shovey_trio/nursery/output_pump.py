@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import trio
 
-from shovey_trio.core.model import OutputChunk, OutputExtent, StreamName
+from shovey_trio.core.jobs.model import OutputChunk, OutputExtent, StreamName
 from shovey_trio.nursery.handles import RunHandle
 from shovey_trio.nursery.persist import until_stored
 from shovey_trio.nursery.services import Services

@@ -15,8 +15,8 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from shovey_trio.core.events import NodeSilent
-from shovey_trio.core.model import LinkMode, Node, Presence
+from shovey_trio.core.jobs.events import NodeSilent
+from shovey_trio.core.jobs.model import LinkMode, Node, Presence
 from shovey_trio.nursery.handles import RunHandle
 from shovey_trio.nursery.links import Links, NodeKey
 from shovey_trio.nursery.persist import until_stored

@@ -11,12 +11,12 @@ from dataclasses import replace
 
 import structlog
 
-from shovey_trio.core.command_input import restore_input
-from shovey_trio.core.events import CancelAsked
-from shovey_trio.core.model import Route, Run
-from shovey_trio.core.states import RunState
-from shovey_trio.nursery.ports import Store
+from shovey_trio.core.jobs.command_input import restore_input
+from shovey_trio.core.jobs.events import CancelAsked
+from shovey_trio.core.jobs.model import Route, Run
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.supervisor import Supervisor
+from shovey_trio.store.contract import Store
 
 _log = structlog.get_logger(__name__)
 # Who asks the runs that a cancel of their job had not reached before the stop.

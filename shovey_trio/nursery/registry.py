@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
-from shovey_trio.core.model import Node, NodeStatus, Presence
-from shovey_trio.nursery.ports import Store
+from shovey_trio.core.jobs.model import Node, NodeStatus, Presence
+from shovey_trio.store.contract import Store
 
 _NONE: Mapping[str, Node] = MappingProxyType({})
 

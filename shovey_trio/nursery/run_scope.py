@@ -1,6 +1,6 @@
 """One run: a task with its own cancel scope and nursery, from its first order to its one true end.
 
-The run's task receives events (from the node, the operator, presence, its own deadline), asks ``core.run_machine``
+The run's task receives events (from the node, the operator, presence, its own deadline), asks ``core.jobs.run_machine``
 what they mean, writes the answer and carries out the effects – in this order, so that nothing is acknowledged that
 is not durable. Events that came together are handled one after the other and written together: each state that the
 run passed through is an event of its own in the store, its row and its commit are one.
@@ -22,9 +22,9 @@ from collections.abc import Sequence
 import structlog
 import trio
 
-from shovey_trio.core.command_input import NO_INPUT, CommandInput
 from shovey_trio.core.errors import StoreCorrupt, first_leaf
-from shovey_trio.core.events import (
+from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput
+from shovey_trio.core.jobs.events import (
     BY_DEADLINE,
     AcceptanceOver,
     CancelAsked,
@@ -42,17 +42,17 @@ from shovey_trio.core.events import (
     SendCancel,
     SendStart,
 )
-from shovey_trio.core.model import Job, Route, Run
-from shovey_trio.core.orders import NONCE_BYTES, Order, OrderKind
-from shovey_trio.core.run_machine import handle
-from shovey_trio.core.states import ACTIVE_RUN_STATES, RunState
+from shovey_trio.core.jobs.model import Job, Route, Run
+from shovey_trio.core.jobs.run_machine import handle
+from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, RunState
+from shovey_trio.core.trust.orders import NONCE_BYTES, Order, OrderKind
 from shovey_trio.nursery.handles import JobHandle, Posted, RunHandle
-from shovey_trio.nursery.legacy_run import send_legacy_cancel, send_legacy_start
 from shovey_trio.nursery.output_pump import pump_output
 from shovey_trio.nursery.persist import until_stored
 from shovey_trio.nursery.ports import SendFollow, SendForget, SendOrder, SendReportDurable
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Timing
+from shovey_trio.shovey.route.run import send_legacy_cancel, send_legacy_start
 
 _log = structlog.get_logger(__name__)
 

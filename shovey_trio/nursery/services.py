@@ -11,10 +11,11 @@ from shovey_trio.nursery.settings import Bounds, Timing
 
 if TYPE_CHECKING:
     from shovey_trio.nursery.dispatch import Dispatcher
-    from shovey_trio.nursery.legacy_dispatch import LegacyDispatcher
     from shovey_trio.nursery.links import Links
-    from shovey_trio.nursery.ports import Clock, OrderSigner, Store
+    from shovey_trio.nursery.ports import Clock, OrderSigner
     from shovey_trio.nursery.watch import CommitHub
+    from shovey_trio.shovey.route.dispatch import LegacyDispatcher
+    from shovey_trio.store.contract import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

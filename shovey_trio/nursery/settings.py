@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from shovey_trio.core.model import Job, Run
+from shovey_trio.core.jobs.model import Job, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,15 +9,15 @@ from typing import TypeVar
 import trio
 from outcome import Error, Outcome, Value
 
-from shovey_trio.core.audit import AuditEntry
-from shovey_trio.core.command_input import NO_INPUT, CommandInput
+from shovey_trio.core.audit.records import AuditEntry
 from shovey_trio.core.errors import Draining, Overloaded, StoreCorrupt
-from shovey_trio.core.model import Job, OutputExtent, Run
+from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput
+from shovey_trio.core.jobs.model import Job, OutputExtent, Run
 from shovey_trio.nursery.handles import JobHandle, RunHandle
 from shovey_trio.nursery.job_scope import cancel_runs, supervise_job
 from shovey_trio.nursery.links import NodeKey
-from shovey_trio.nursery.ports import CreatedJob, RequestKey
 from shovey_trio.nursery.services import Services
+from shovey_trio.store.contract import CreatedJob, RequestKey
 
 _T = TypeVar("_T")
 _NOTHING_STORED = OutputExtent()

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import trio
 
 from shovey_trio.core.errors import NotFound, OffsetOutOfRange, Overloaded
-from shovey_trio.core.model import OutputChunk, StreamName
-from shovey_trio.core.states import TERMINAL_RUN_STATES
-from shovey_trio.nursery.ports import Committed, JobEvent, JobSnapshot, OutputEvent, Store, StoredEvent
+from shovey_trio.core.jobs.model import OutputChunk, StreamName
+from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES
+from shovey_trio.store.contract import Committed, JobEvent, JobSnapshot, OutputEvent, Store, StoredEvent
 
 # Events read at a time, some 128 × 1 KiB, beside the store's own bound on the output among them (256 KiB).
 _PAGE = 128

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import trio
 
-from shovey_trio.core.command_input import CommandInput
+from shovey_trio.core.jobs.command_input import CommandInput
 from shovey_trio.nursery.ports import AgentLink, SendAskWhitelist
 
 

@@ -1,0 +1,1 @@
+"""What others see of a process: logs, stalls of its loop, systemd; and failpoints for tests."""

@@ -14,13 +14,10 @@ from typing import Any, Generic, TypeVar
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from shovey_trio.core.command_input import MAX_STDIN, CommandInput, InputRecord, Secrets
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.events import NodeRefused, ReportOutcome, RunReport
-from shovey_trio.core.explain import Verdict
-from shovey_trio.core.key_sets import KeySet, KeyState, PublicKey
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.model import (
+from shovey_trio.core.jobs.command_input import MAX_STDIN, CommandInput, InputRecord, Secrets
+from shovey_trio.core.jobs.events import NodeRefused, ReportOutcome, RunReport
+from shovey_trio.core.jobs.model import (
     Job,
     LateReport,
     LinkMode,
@@ -36,9 +33,12 @@ from shovey_trio.core.model import (
     StreamName,
     User,
 )
-from shovey_trio.core.orders import Order, OrderKind, SignedOrder
-from shovey_trio.core.states import JobState, RunState
-from shovey_trio.core.targeting import AllNodes, Match, Names, Search, Selection, Tagged
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.core.jobs.targeting import AllNodes, Match, Names, Search, Selection, Tagged
+from shovey_trio.core.trust.explain import Verdict
+from shovey_trio.core.trust.key_sets import KeySet, KeyState, PublicKey
+from shovey_trio.core.trust.key_trust import PublishedKeys
+from shovey_trio.core.trust.orders import Order, OrderKind, SignedOrder
 from shovey_trio.v1 import admin_service_pb2, agent_service_pb2, job_pb2, job_service_pb2, key_pb2, node_pb2, order_pb2
 
 _E = TypeVar("_E", bound=Enum)
@@ -351,7 +351,7 @@ def keys_message(published: PublishedKeys) -> key_pb2.KeySet:
 
 
 def keys_value(message: key_pb2.KeySet) -> PublishedKeys:
-    """What a controller says of its keys; to be believed by the rules of ``core.key_trust`` alone."""
+    """What a controller says of its keys; to be believed by the rules of ``core.trust.key_trust`` alone."""
     return PublishedKeys(
         keys=KeySet(
             organization=message.organization,

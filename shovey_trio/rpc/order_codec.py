@@ -8,8 +8,8 @@ import hmac
 from google.protobuf.message import DecodeError
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from shovey_trio.core.command_input import NO_SECRETS, CommandInput, Secrets
-from shovey_trio.core.orders import Order, RefusalReason
+from shovey_trio.core.jobs.command_input import NO_SECRETS, CommandInput, Secrets
+from shovey_trio.core.trust.orders import Order, RefusalReason
 from shovey_trio.rpc.convert import ORDER_KINDS, seconds
 from shovey_trio.v1 import order_pb2
 

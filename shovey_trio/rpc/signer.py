@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Final
 
-from shovey_trio.core.order_signing import SigningKey, sign_order
-from shovey_trio.core.orders import Order, SignedOrder
+from shovey_trio.core.trust.order_signing import SigningKey, sign_order
+from shovey_trio.core.trust.orders import Order, SignedOrder
 from shovey_trio.rpc.convert import order_bytes, seal_secrets
 
 # As long as the digest that hides what is salted.

@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 
 import trio
 
-from shovey_trio.core.doorbell_plan import PlannedQuery
 from shovey_trio.core.errors import ShoveyError
-from shovey_trio.core.serf_ipc import (
+from shovey_trio.core.serf.doorbell_plan import PlannedQuery
+from shovey_trio.core.serf.ipc import (
     NEED_DATA,
     ClientCodec,
     ConnectionEnded,
@@ -27,7 +27,7 @@ from shovey_trio.core.serf_ipc import (
     RemoteProtocolError,
     Reply,
 )
-from shovey_trio.core.serf_records import (
+from shovey_trio.core.serf.records import (
     LogLine,
     Member,
     MembersChanged,
@@ -39,8 +39,8 @@ from shovey_trio.core.serf_records import (
     UserEventReceived,
     parse_members,
 )
-from shovey_trio.core.serf_size import timeout_ns
-from shovey_trio.core.serf_wire import ERROR_AUTH_FAILED, ERROR_AUTH_REQUIRED, IPC_VERSION, Command
+from shovey_trio.core.serf.size import timeout_ns
+from shovey_trio.core.serf.wire import ERROR_AUTH_FAILED, ERROR_AUTH_REQUIRED, IPC_VERSION, Command
 from shovey_trio.serf.errors import SerfAuthFailed, SerfConnectionLost, SerfConsumerTooSlow, SerfRefused
 from shovey_trio.serf.progress import QueryProgress
 

@@ -7,10 +7,10 @@ from collections.abc import AsyncIterator, Callable, Sequence
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shovey_trio.core.doorbell import DOORBELL_SIZE, Doorbell, DoorbellKind, organization_hash, short_key_id
-from shovey_trio.core.doorbell_plan import doorbell_frame, plan_doorbells
 from shovey_trio.core.errors import SerfUnavailable, ShoveyError
-from shovey_trio.core.serf_size import check_names
+from shovey_trio.core.serf.doorbell import DOORBELL_SIZE, Doorbell, DoorbellKind, organization_hash, short_key_id
+from shovey_trio.core.serf.doorbell_plan import doorbell_frame, plan_doorbells
+from shovey_trio.core.serf.size import check_names
 from shovey_trio.nursery.ports import Clock, MemberChange, SerfStatus
 from shovey_trio.serf.link import SerfLink
 from shovey_trio.serf.membership import MembershipFeed

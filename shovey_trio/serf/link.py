@@ -20,11 +20,11 @@ from typing import NoReturn, TypeAlias
 import structlog
 import trio
 
-from shovey_trio.core.doorbell_plan import PlannedQuery
 from shovey_trio.core.errors import ShoveyError
-from shovey_trio.core.serf_ipc import RemoteProtocolError
-from shovey_trio.core.serf_records import MembersChanged, QueryReceived, UserEventReceived
-from shovey_trio.core.serf_wire import RPC_PORT, STREAM_MEMBERS
+from shovey_trio.core.serf.doorbell_plan import PlannedQuery
+from shovey_trio.core.serf.ipc import RemoteProtocolError
+from shovey_trio.core.serf.records import MembersChanged, QueryReceived, UserEventReceived
+from shovey_trio.core.serf.wire import RPC_PORT, STREAM_MEMBERS
 from shovey_trio.serf.connection import SerfConnection, StreamRecord, Subscription, open_connection
 from shovey_trio.serf.errors import SerfConnectionLost, SerfConsumerTooSlow, SerfStalled
 from shovey_trio.serf.membership import Membership

@@ -14,8 +14,8 @@ from types import MappingProxyType
 
 import trio
 
-from shovey_trio.core.serf_records import Member, MembersChanged
-from shovey_trio.core.serf_wire import MemberEventKind, MemberStatus
+from shovey_trio.core.serf.records import Member, MembersChanged
+from shovey_trio.core.serf.wire import MemberEventKind, MemberStatus
 
 
 class ChangeKind(StrEnum):

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 import trio
 
-from shovey_trio.core.serf_records import QueryAcked, QueryAnswered, QueryDone
+from shovey_trio.core.serf.records import QueryAcked, QueryAnswered, QueryDone
 
 
 class QueryProgress:

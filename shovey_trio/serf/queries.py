@@ -12,8 +12,8 @@ from typing import Final
 
 import trio
 
-from shovey_trio.core.doorbell_plan import PlannedQuery
 from shovey_trio.core.errors import ShoveyError
+from shovey_trio.core.serf.doorbell_plan import PlannedQuery
 from shovey_trio.serf.connection import SerfConnection
 from shovey_trio.serf.errors import SerfQueueFull
 from shovey_trio.serf.pace import Pace, PaceLimits

@@ -1,5 +1,1 @@
-"""Durable storage: ``open_store`` gives the ``Store`` of ``nursery.ports`` in a SQLite file."""
-
-from shovey_trio.store.sqlite import open_store
-
-__all__ = ["open_store"]
+"""Durable storage: what is promised (``contract``), the SQL that keeps it (``sql``), and the databases under it."""

@@ -11,8 +11,9 @@ import sys
 from pathlib import Path
 
 import trio
-from shovey_agent.executor import Executor, ExecutorConfig, open_executor
-from shovey_agent.runs import Finished, RunSpec, Started
+
+from shovey_agent.run.executor import Executor, ExecutorConfig, open_executor
+from shovey_agent.run.runs import Finished, RunSpec, Started
 
 
 async def main(state_dir: Path) -> None:

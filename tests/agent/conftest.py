@@ -13,11 +13,11 @@ from typing import Any
 
 import pytest
 import trio
-from shovey_agent.executor import Executor, ExecutorConfig, open_executor
-from shovey_agent.proc_posix import ProcessStat, all_processes, signal_process
-from shovey_agent.runs import Accepted, ExitReport, Finished, KnownRun, OutputGrown, RunEvent, RunSpec, Started
 
-from shovey_trio.core.model import OutputChunk, StreamName
+from shovey_agent.run.executor import Executor, ExecutorConfig, open_executor
+from shovey_agent.run.runs import Accepted, ExitReport, Finished, KnownRun, OutputGrown, RunEvent, RunSpec, Started
+from shovey_agent.supervisor.proc_posix import ProcessStat, all_processes, signal_process
+from shovey_trio.core.jobs.model import OutputChunk, StreamName
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
 

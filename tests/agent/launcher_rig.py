@@ -17,19 +17,19 @@ from typing import Any
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from shovey_agent.launcher_plan import LauncherPlan
-from shovey_agent.launcher_trust import save_trust
 
-from shovey_trio.core.key_sets import KeySet, encode_key_set, sign_key_set
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.order_signing import SigningKey
-from shovey_trio.core.orders import NodeIdentity, Order, SignedOrder
+from lab.signing import key_set_of
+from shovey_agent.desk.launcher_plan import LauncherPlan
+from shovey_agent.desk.launcher_trust import save_trust
+from shovey_trio.core.trust.key_sets import KeySet, encode_key_set, sign_key_set
+from shovey_trio.core.trust.key_trust import PublishedKeys
+from shovey_trio.core.trust.order_signing import SigningKey
+from shovey_trio.core.trust.orders import NodeIdentity, Order, SignedOrder
+from shovey_trio.demo.fleet import write_whitelist
+from shovey_trio.demo.processes import ManagedProcess
 from shovey_trio.identity.signing_keys import make_signing_key
 from shovey_trio.rpc.convert import signed_order_message
 from shovey_trio.rpc.signer import Signer
-from shovey_trio.testing.fleet import write_whitelist
-from shovey_trio.testing.processes import ManagedProcess
-from shovey_trio.testing.signing import key_set_of
 from shovey_trio.v1 import launcher_pb2 as pb
 
 from .orders import make_order
@@ -67,7 +67,7 @@ class Installation:
         self.plan = plan
 
     def with_plan(self, plan: LauncherPlan) -> ManagedProcess:
-        command = [sys.executable, "-P", "-m", "shovey_agent.launcher", json.dumps(asdict(plan))]
+        command = [sys.executable, "-P", "-m", "shovey_agent.desk.launcher", json.dumps(asdict(plan))]
         return ManagedProcess(command, log=self.directory / "launcher.log")
 
     def set_whitelist(self) -> None:
@@ -99,8 +99,8 @@ class Installation:
     @asynccontextmanager
     async def running(self) -> AsyncIterator[Installation]:
         """The launcher, up; at the end it and all its commands are ended."""
-        from shovey_agent.bury import abandon_run
-        from shovey_agent.spool import Spool, SpoolLimits
+        from shovey_agent.run.bury import abandon_run
+        from shovey_agent.run.spool import Spool, SpoolLimits
 
         await self.start()
         try:

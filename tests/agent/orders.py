@@ -7,7 +7,7 @@ import uuid
 from dataclasses import replace
 from typing import Any
 
-from shovey_trio.core.orders import Order, OrderKind
+from shovey_trio.core.trust.orders import Order, OrderKind
 
 EPOCH = 1000
 

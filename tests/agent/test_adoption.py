@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from shovey_agent.proc_posix import ProcessStat, descendants, read_stat
-from shovey_agent.runs import Duplicate, ExitCause, RunPhase, RunSpec
-from shovey_agent.zygote_client import Zygote
 
-from shovey_trio.core.model import ProofKind
+from shovey_agent.run.runs import Duplicate, ExitCause, RunPhase, RunSpec
+from shovey_agent.run.zygote_client import Zygote
+from shovey_agent.supervisor.proc_posix import ProcessStat, descendants, read_stat
+from shovey_trio.core.jobs.model import ProofKind
 
 from .conftest import OpenRunner
 
@@ -445,6 +445,6 @@ def _supervisor(directory: Path) -> int:
 
 def _zygote() -> int:
     for stat in descendants({os.getpid()}):
-        if stat.parent == os.getpid() and b"zygote.py" in Path(f"/proc/{stat.pid}/cmdline").read_bytes():
+        if stat.parent == os.getpid() and b"supervisor/zygote.py" in Path(f"/proc/{stat.pid}/cmdline").read_bytes():
             return stat.pid
     raise AssertionError("there is no zygote")

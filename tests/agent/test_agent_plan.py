@@ -9,10 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pytest
-from shovey_agent.agent_plan import AgentPlan, Reconnect, plan_agent
-from shovey_agent.config import load_agent_settings
 
-from shovey_trio.core.model import LinkMode
+from shovey_agent.config import load_agent_settings
+from shovey_agent.program.agent_plan import AgentPlan, Reconnect, plan_agent
+from shovey_trio.core.jobs.model import LinkMode
 
 _SETTINGS: dict[str, object] = {
     "agent.state_dir": "/state",
@@ -62,7 +62,7 @@ def test_without_serf_and_launcher_their_places_are_empty() -> None:
     assert plan.reconnect == Reconnect()
 
 
-@pytest.mark.parametrize("modules", ["shovey_agent.agent, shovey_agent.local_desk", "shovey_agent.launcher"])
+@pytest.mark.parametrize("modules", ["shovey_agent.agent, shovey_agent.desk.local", "shovey_agent.desk.launcher"])
 def test_what_reads_settings_and_what_other_programs_need_is_not_loaded(modules: str) -> None:
     unwanted = {"click", "pydantic", "yaml", "httpx2", "h11", "sqlalchemy", "shovey_agent.config"}
     program = f"import sys, {modules}; print(*sys.modules)"
@@ -70,7 +70,7 @@ def test_what_reads_settings_and_what_other_programs_need_is_not_loaded(modules:
     assert unwanted.isdisjoint(done.stdout.split())
 
 
-@pytest.mark.parametrize("module", ["shovey_agent.agent", "shovey_agent.launcher"])
+@pytest.mark.parametrize("module", ["shovey_agent.agent", "shovey_agent.desk.launcher"])
 def test_structlog_is_loaded_without_rich(module: str) -> None:
     # An empty plan ends it as soon as all is loaded.
     command = [sys.executable, "-P", "-X", "importtime", "-m", module, "{}"]

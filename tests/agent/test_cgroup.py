@@ -10,7 +10,8 @@ import os
 from pathlib import Path
 
 import pytest
-from shovey_agent.cgroup import RunCgroup, enable_memory, find_delegated_cgroup
+
+from shovey_agent.supervisor.cgroup import RunCgroup, enable_memory, find_delegated_cgroup
 
 
 class Machine:

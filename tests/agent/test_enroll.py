@@ -12,8 +12,10 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
+
 from shovey_agent.credentials import CredentialStore, NotEnrolled
-from shovey_agent.enroll import (
+from shovey_agent.desk.trusted_keys import TrustedKeys
+from shovey_agent.net.enroll import (
     AlreadyEnrolled,
     EnrollAnswer,
     EnrollCall,
@@ -22,12 +24,10 @@ from shovey_agent.enroll import (
     enroll,
     renew,
 )
-from shovey_agent.trusted_keys import TrustedKeys
-
-from shovey_trio.core.enrollment import JoinTicket, encode_token
 from shovey_trio.core.errors import NodeProtocolError, Unreachable
-from shovey_trio.core.key_sets import KeySetRefused
-from shovey_trio.core.key_trust import PublishedKeys
+from shovey_trio.core.trust.enrollment import JoinTicket, encode_token
+from shovey_trio.core.trust.key_sets import KeySetRefused
+from shovey_trio.core.trust.key_trust import PublishedKeys
 from shovey_trio.identity.authority import CertificateAuthority, create_authority
 from shovey_trio.identity.files import FileUnusable, InsecureFile
 from shovey_trio.identity.names import node_identity

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import trio
-from shovey_agent.runs import Accepted, Duplicate, ExitCause, RefusalReason, Refused, RunPhase, StartOutcome
-from shovey_agent.spool import SpoolLimits
 
-from shovey_trio.core.model import ProofKind, StreamName
+from shovey_agent.run.runs import Accepted, Duplicate, ExitCause, RefusalReason, Refused, RunPhase, StartOutcome
+from shovey_agent.run.spool import SpoolLimits
+from shovey_trio.core.jobs.model import ProofKind, StreamName
 
 from .conftest import OpenRunner
 

@@ -10,9 +10,12 @@ import trio
 import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
-from shovey_agent.desk import Declined, Ending, Known, Taken, Verdict, Voided
-from shovey_agent.desk_server import believable_time
-from shovey_agent.desk_wire import (
+
+from lab.limits import within
+from shovey_agent.desk.desk import Declined, Ending, Known, Taken, Verdict, Voided
+from shovey_agent.desk.frames import FrameDecoder, FrameStream, FrameTooLarge
+from shovey_agent.desk.server import believable_time
+from shovey_agent.desk.wire import (
     DeskProtocolError,
     parse,
     run_message,
@@ -20,12 +23,9 @@ from shovey_agent.desk_wire import (
     verdict_message,
     verdict_value,
 )
-from shovey_agent.frames import FrameDecoder, FrameStream, FrameTooLarge
-from shovey_agent.runs import ExitCause, ExitReport, KnownRun, RunPhase
-
-from shovey_trio.core.model import OutputExtent, ProofKind
-from shovey_trio.core.orders import MAX_CLOCK_SKEW, OrderKind, RefusalReason
-from shovey_trio.testing.limits import within
+from shovey_agent.run.runs import ExitCause, ExitReport, KnownRun, RunPhase
+from shovey_trio.core.jobs.model import OutputExtent, ProofKind
+from shovey_trio.core.trust.orders import MAX_CLOCK_SKEW, OrderKind, RefusalReason
 from shovey_trio.v1 import launcher_pb2 as pb
 
 MOST = 64

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 import trio
-from shovey_agent.proc_posix import ProcessStat
-from shovey_agent.runs import CancelOutcome, CancelReason, ExitCause
 
-from shovey_trio.core.model import ProofKind
+from shovey_agent.run.runs import CancelOutcome, CancelReason, ExitCause
+from shovey_agent.supervisor.proc_posix import ProcessStat
+from shovey_trio.core.jobs.model import ProofKind
 
 from .conftest import OpenRunner
 

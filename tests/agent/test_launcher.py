@@ -13,23 +13,23 @@ from pathlib import Path
 
 import pytest
 import trio
-from shovey_agent.accounts import Account, acting_as
-from shovey_agent.desk import Taken
-from shovey_agent.desk_client import LauncherAway, RemoteDesk
-from shovey_agent.launcher import LauncherUnusable, listening
-from shovey_agent.launcher_trust import LauncherNotSetUp, load_trust, save_trust
-from shovey_agent.runs import RunPhase
-from shovey_agent.trusted_keys import NoKeys
-from shovey_agent.whitelist_file import open_whitelist
 
-from shovey_trio.core.key_sets import KeySetRefused
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.orders import NodeIdentity
-from shovey_trio.core.whitelist import WhitelistInvalid
+from lab.limits import within
+from lab.signing import key_set_of
+from shovey_agent.desk.accounts import Account, acting_as
+from shovey_agent.desk.client import LauncherAway, RemoteDesk
+from shovey_agent.desk.desk import Taken
+from shovey_agent.desk.launcher import LauncherUnusable, listening
+from shovey_agent.desk.launcher_trust import LauncherNotSetUp, load_trust, save_trust
+from shovey_agent.desk.trusted_keys import NoKeys
+from shovey_agent.desk.whitelist_file import open_whitelist
+from shovey_agent.run.runs import RunPhase
+from shovey_trio.core.trust.key_sets import KeySetRefused
+from shovey_trio.core.trust.key_trust import PublishedKeys
+from shovey_trio.core.trust.orders import NodeIdentity
+from shovey_trio.core.whitelist.whitelist import WhitelistInvalid
+from shovey_trio.demo.processes import run_as
 from shovey_trio.identity.files import FileUnusable, InsecureFile
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.processes import run_as
-from shovey_trio.testing.signing import key_set_of
 from shovey_trio.v1 import launcher_pb2 as pb
 
 from .launcher_rig import IDENTITY, Installation
@@ -272,7 +272,7 @@ def test_a_socket_that_a_killed_launcher_left_is_replaced_and_is_for_its_owner_a
 
 def test_the_launcher_has_neither_grpc_nor_pydantic_in_memory() -> None:
     program = (
-        "import sys, shovey_agent.launcher;"
+        "import sys, shovey_agent.desk.launcher;"
         "print(sorted({name.partition('.')[0] for name in sys.modules} & {'grpc', 'pydantic', 'click', 'msgpack'}))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True)

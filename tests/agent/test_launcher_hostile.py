@@ -17,11 +17,11 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shovey_trio.core.command_input import CommandInput, Secrets
-from shovey_trio.core.orders import OrderKind, SignedOrder
+from lab.limits import within
+from lab.signing import key_set_of
+from shovey_trio.core.jobs.command_input import CommandInput, Secrets
+from shovey_trio.core.trust.orders import OrderKind, SignedOrder
 from shovey_trio.identity.signing_keys import make_signing_key
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.signing import key_set_of
 from shovey_trio.v1 import agent_service_pb2
 from shovey_trio.v1 import launcher_pb2 as pb
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from shovey_agent.legacy.gate import LegacyGate, Refusal
-from shovey_agent.legacy.schob_config import go_duration, is_schob_file, schob_settings
-from shovey_agent.nonces import open_nonces
-from shovey_agent.runs import RunSpec
-from shovey_agent.whitelist_file import WhitelistFile
 
+from shovey_agent.desk.nonces import open_nonces
+from shovey_agent.desk.whitelist_file import WhitelistFile
+from shovey_agent.run.runs import RunSpec
+from shovey_agent.shovey.gate import LegacyGate, Refusal
+from shovey_agent.shovey.schob_config import go_duration, is_schob_file, schob_settings
 from shovey_trio.core.errors import ConfigurationInvalid
-from shovey_trio.core.shovey_report import RunStatus
-from shovey_trio.core.shovey_wire import ShoveyOrder, cancel_fields, format_time, sign_payload, start_fields
+from shovey_trio.shovey.protocol.report import RunStatus
+from shovey_trio.shovey.protocol.wire import ShoveyOrder, cancel_fields, format_time, sign_payload, start_fields
 
 _NOW = float(int(time.time()))
 

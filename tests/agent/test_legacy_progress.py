@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from shovey_agent.legacy.progress import Progress, ProgressFiles
-from shovey_agent.legacy.reporter import end_of
-from shovey_agent.runs import ExitCause, ExitReport
 
-from shovey_trio.core.model import OutputChunk, ProofKind, StreamName
-from shovey_trio.core.shovey_report import RunPut, RunStatus, StreamPut
+from shovey_agent.run.runs import ExitCause, ExitReport
+from shovey_agent.shovey.progress import Progress, ProgressFiles
+from shovey_agent.shovey.reporter import end_of
+from shovey_trio.core.jobs.model import OutputChunk, ProofKind, StreamName
+from shovey_trio.shovey.protocol.report import RunPut, RunStatus, StreamPut
 
 _CHUNKS = st.lists(st.tuples(st.sampled_from(StreamName), st.binary(min_size=1, max_size=7)), max_size=20)
 _TEXTS = st.lists(st.tuples(st.sampled_from(StreamName), st.text(min_size=1, max_size=4)), max_size=20)

@@ -11,7 +11,8 @@ import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
-from shovey_agent.nonces import NonceLedger, NonceVerdict, open_nonces, parse_nonces
+
+from shovey_agent.desk.nonces import NonceLedger, NonceVerdict, open_nonces, parse_nonces
 
 FRESH, REPLAYED = NonceVerdict.FRESH, NonceVerdict.REPLAYED
 NOW = 1_000_000.0

@@ -6,7 +6,8 @@ from itertools import pairwise
 
 from hypothesis import example, given
 from hypothesis import strategies as st
-from shovey_agent.redact import MARK, Redactor, patterns_of
+
+from shovey_agent.supervisor.redact import MARK, Redactor, patterns_of
 
 # Few letters, so that secrets overlap, repeat and begin within each other.
 _text = st.text("abc", max_size=60).map(str.encode)

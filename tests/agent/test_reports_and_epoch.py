@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from shovey_agent.epoch import EpochFile
-from shovey_agent.reports import report_of
-from shovey_agent.runs import ExitCause, ExitReport
 
-from shovey_trio.core.events import ReportOutcome
-from shovey_trio.core.model import OutputExtent
+from shovey_agent.desk.epoch import EpochFile
+from shovey_agent.net.reports import report_of
+from shovey_agent.run.runs import ExitCause, ExitReport
+from shovey_trio.core.jobs.events import ReportOutcome
+from shovey_trio.core.jobs.model import OutputExtent
 
 
 @pytest.mark.parametrize("cause", list(ExitCause))

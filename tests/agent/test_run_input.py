@@ -6,12 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
-from shovey_agent.accounts import Account, AccountUnusable, resolve_account
-from shovey_agent.runs import ExitCause, RefusalReason, Refused
-from shovey_agent.spool_files import INPUT, RecordUnreadable, encode_input, take_input, write_file
 
-from shovey_trio.core.command_input import Secrets
-from shovey_trio.core.whitelist_entry import Limits
+from shovey_agent.desk.accounts import Account, AccountUnusable, resolve_account
+from shovey_agent.run.runs import ExitCause, RefusalReason, Refused
+from shovey_agent.supervisor.spool_files import INPUT, RecordUnreadable, encode_input, take_input, write_file
+from shovey_trio.core.jobs.command_input import Secrets
+from shovey_trio.core.whitelist.entry import Limits
 
 from .conftest import OpenRunner
 

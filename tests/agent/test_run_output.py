@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from shovey_agent.proc_posix import descendants
-from shovey_agent.runs import ExitCause
-from shovey_agent.spool import SpoolLimits
 
-from shovey_trio.core.model import StreamName
+from shovey_agent.run.runs import ExitCause
+from shovey_agent.run.spool import SpoolLimits
+from shovey_agent.supervisor.proc_posix import descendants
+from shovey_trio.core.jobs.model import StreamName
 
 from .conftest import OpenRunner
 
@@ -180,6 +180,6 @@ async def _zygote_pid() -> int:
     # It is started beside the executor, which may be there first.
     while True:
         for stat in descendants({os.getpid()}):
-            if b"zygote.py" in Path(f"/proc/{stat.pid}/cmdline").read_bytes():
+            if b"supervisor/zygote.py" in Path(f"/proc/{stat.pid}/cmdline").read_bytes():
                 return stat.pid
         await trio.sleep(0.01)

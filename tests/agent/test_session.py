@@ -12,30 +12,30 @@ from typing import Any
 
 import pytest
 import trio
-from shovey_agent.agent_plan import Reconnect
-from shovey_agent.credentials import Credentials
-from shovey_agent.epoch import EpochFile
-from shovey_agent.executor import Executor, ExecutorConfig, open_executor
-from shovey_agent.gate import OrderGate
-from shovey_agent.link import ControllerLink
-from shovey_agent.local_desk import LocalDesk
-from shovey_agent.nonces import open_nonces
-from shovey_agent.session import Hello, Session
-from shovey_agent.whitelist_file import WhitelistFile
 from structlog.testing import capture_logs
 
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.model import LinkMode
-from shovey_trio.core.order_signing import SigningKey
-from shovey_trio.core.orders import NONCE_BYTES, NodeIdentity, Order, OrderKind, SignedOrder
+from lab.limits import within
+from lab.rpc_certificates import CertificateAuthority
+from lab.signing import key_set_of
+from shovey_agent.credentials import Credentials
+from shovey_agent.desk.epoch import EpochFile
+from shovey_agent.desk.gate import OrderGate
+from shovey_agent.desk.local import LocalDesk
+from shovey_agent.desk.nonces import open_nonces
+from shovey_agent.desk.whitelist_file import WhitelistFile
+from shovey_agent.net.link import ControllerLink
+from shovey_agent.net.session import Hello, Session
+from shovey_agent.program.agent_plan import Reconnect
+from shovey_agent.run.executor import Executor, ExecutorConfig, open_executor
+from shovey_trio.core.jobs.model import LinkMode
+from shovey_trio.core.trust.key_trust import PublishedKeys
+from shovey_trio.core.trust.order_signing import SigningKey
+from shovey_trio.core.trust.orders import NONCE_BYTES, NodeIdentity, Order, OrderKind, SignedOrder
 from shovey_trio.identity.signing_keys import make_signing_key
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Listener, ServerCall, bidi_route, open_bridge, open_server
 from shovey_trio.rpc.convert import keys_message, order_bytes, signed_order_message, timestamp
 from shovey_trio.rpc.signer import Signer
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.rpc_certificates import CertificateAuthority
-from shovey_trio.testing.signing import key_set_of
 from shovey_trio.v1 import agent_service_pb2 as pb
 
 from .orders import EPOCH, make_order

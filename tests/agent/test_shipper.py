@@ -7,9 +7,9 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
-from shovey_agent import shipper as shipper_module
-from shovey_agent.shipper import OutputShipper
 
+from shovey_agent.net import shipper as shipper_module
+from shovey_agent.net.shipper import OutputShipper
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Listener, ServerCall, bidi_route, open_channel, open_server
 from shovey_trio.v1 import agent_service_pb2 as pb

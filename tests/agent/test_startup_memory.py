@@ -13,7 +13,7 @@ from pathlib import Path
 
 import grpc
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from shovey_agent.startup_memory import drop_file_pages
+from shovey_agent.program.startup_memory import drop_file_pages
 
 def resident():
     return int(re.search(r"RssFile:\\s+(\\d+) kB", Path("/proc/self/status").read_text())[1]) * 1024

@@ -6,9 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
-from shovey_agent.whitelist_file import WhitelistFile
 
-from shovey_trio.core.whitelist import DEFAULT_WHITELIST, NotWhitelisted, WhitelistInvalid
+from shovey_agent.desk.whitelist_file import WhitelistFile
+from shovey_trio.core.whitelist.whitelist import DEFAULT_WHITELIST, NotWhitelisted, WhitelistInvalid
 
 
 def test_whitelist_is_read_again_when_it_is_edited_or_replaced(tmp_path: Path) -> None:

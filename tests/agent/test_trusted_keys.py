@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from shovey_agent.trusted_keys import NoKeys, TrustedKeys
 
-from shovey_trio.core.key_rotation import revoked, rotated
-from shovey_trio.core.key_sets import KeySetRefused, PublicKey, encode_key_set, sign_key_set
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.orders import RefusalReason
+from lab.signing import key_set_of
+from shovey_agent.desk.trusted_keys import NoKeys, TrustedKeys
+from shovey_trio.core.trust.key_rotation import revoked, rotated
+from shovey_trio.core.trust.key_sets import KeySetRefused, PublicKey, encode_key_set, sign_key_set
+from shovey_trio.core.trust.key_trust import PublishedKeys
+from shovey_trio.core.trust.orders import RefusalReason
 from shovey_trio.identity.files import FileUnusable, InsecureFile
 from shovey_trio.identity.root_keys import make_keys
 from shovey_trio.identity.signing_keys import make_signing_key
-from shovey_trio.testing.signing import key_set_of
 
 NOW = 1_700_000_000.0
 ROOT = Ed25519PrivateKey.from_private_bytes(b"r" * 32)

@@ -12,17 +12,17 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio.testing import MockClock
 
+from lab.limits import within
+from lab.memory_store import MemoryStore
 from shovey_trio.application.attempts import FailedAttempts
 from shovey_trio.application.audit import AuditLog, CallOrigin, audit_entry, peer_address, set_origin
 from shovey_trio.application.audit_anchor import open_anchor
 from shovey_trio.application.audit_verify import export_line, read_all, verify_audit, verify_export
-from shovey_trio.core.audit import AuditAction, AuditBroken, AuditRecord, chain_record
-from shovey_trio.core.audit_head import SignedHead
-from shovey_trio.core.audit_tally import KINDS, WINDOW
+from shovey_trio.core.audit.head import SignedHead
+from shovey_trio.core.audit.records import AuditAction, AuditBroken, AuditRecord, chain_record
+from shovey_trio.core.audit.tally import KINDS, WINDOW
 from shovey_trio.core.errors import PermissionDenied, TooManyFailures, Unauthenticated
-from shovey_trio.core.model import Principal, Role
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.memory_store import MemoryStore
+from shovey_trio.core.jobs.model import Principal, Role
 
 NOW = 1_800_000_000.0
 ADA = Principal(organization="default", role=Role.OPERATOR, name="ada")

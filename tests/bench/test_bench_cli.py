@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from shovey_trio.bench.scenarios import SCENARIOS
-from shovey_trio.testing.processes import program
+from shovey_trio.demo.processes import program
 
 _TINY = ("--agents", "6", "--processes", "2", "--rounds", "1", "--seconds", "1", "--history-runs", "400")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from lab.fake_controller import FakeController, FakeRun
+from lab.rpc_certificates import CertificateAuthority
 from shovey_trio.rpc.bridge import Listener, open_server
 from shovey_trio.rpc.errors import status_of
-from shovey_trio.testing.fake_controller import FakeController, FakeRun
-from shovey_trio.testing.rpc_certificates import CertificateAuthority
 
 ALL_BYTES = bytes(range(256))
 
@@ -49,7 +49,7 @@ class OperatorRig:
 
     def command(self, *arguments: str) -> list[str]:
         """The command line of ``shovey`` with ``arguments``."""
-        program = "from shovey_trio.cli.operator import main; main()"
+        program = "from shovey_trio.cli.operator.main import main; main()"
         return [sys.executable, "-c", program, *arguments]
 
     async def run(self, *arguments: str, environ: Mapping[str, str] | None = None) -> Ended:

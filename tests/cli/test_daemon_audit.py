@@ -13,13 +13,13 @@ import pytest
 import trio
 
 from shovey_trio.application.audit_anchor import open_anchor
-from shovey_trio.cli.daemon import run
-from shovey_trio.core.audit import AuditAction, AuditEntry, AuditOutcome
+from shovey_trio.cli.controller.main import run
+from shovey_trio.core.audit.records import AuditAction, AuditEntry, AuditOutcome
 from shovey_trio.core.errors import Exit
 from shovey_trio.identity.audit_files import AuditFiles
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.store import open_store
+from shovey_trio.store.sqlite.files import open_store
 
 DAY = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 TAMPER = {

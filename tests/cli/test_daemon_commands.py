@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from shovey_trio.cli.daemon import cli, run
-from shovey_trio.cli.offline_store import run_with_store
-from shovey_trio.cli.settings import load_client_settings
-from shovey_trio.config import load_server_settings
-from shovey_trio.core.enrollment import decode_join, token_digest
-from shovey_trio.core.model import Role, User
+from shovey_trio.cli.controller.main import cli, run
+from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.config.operator import load_client_settings
+from shovey_trio.config.server import load_server_settings
+from shovey_trio.core.jobs.model import Role, User
+from shovey_trio.core.trust.enrollment import decode_join, token_digest
 from shovey_trio.identity.authority import hosts_of, read_certificates
 from shovey_trio.identity.layout import ClientDirectory, DataDirectory
 from shovey_trio.identity.renewal import verify_certificate
-from shovey_trio.nursery.ports import Store
+from shovey_trio.store.contract import Store
 
 # Later than any token of these tests, and not by a clock of their own.
 ALWAYS = 0.0
@@ -217,7 +217,7 @@ def test_every_command_of_the_table_can_be_imported_and_summarizes_itself() -> N
 
 def test_help_imports_neither_the_daemon_nor_its_libraries() -> None:
     program = (
-        "import sys; from shovey_trio.cli.daemon import run; code = run(['--help']);"
+        "import sys; from shovey_trio.cli.controller.main import run; code = run(['--help']);"
         "heavy = {'grpc', 'sqlalchemy', 'pydantic', 'cryptography', 'trio'} & set(sys.modules); sys.exit(heavy or code)"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=30, check=False)

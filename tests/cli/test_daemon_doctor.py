@@ -17,15 +17,15 @@ from pathlib import Path
 import pytest
 import trio
 
-from shovey_trio.cli.daemon import run
-from shovey_trio.cli.daemon_doctor import diagnose
-from shovey_trio.cli.doctor_checks import Finding, Status, check_certificates, check_clock
-from shovey_trio.cli.offline_store import run_with_store
-from shovey_trio.config import load_server_settings
-from shovey_trio.core.model import Node
+from shovey_trio.cli.controller.doctor import diagnose
+from shovey_trio.cli.controller.doctor_checks import Finding, Status, check_certificates, check_clock
+from shovey_trio.cli.controller.main import run
+from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.config.server import load_server_settings
+from shovey_trio.core.jobs.model import Node
 from shovey_trio.identity.authority import DAY
 from shovey_trio.identity.layout import DataDirectory
-from shovey_trio.nursery.ports import Store
+from shovey_trio.store.contract import Store
 
 # Only as hard limits: everything here waits for an event.
 LIMIT = 30.0

@@ -9,16 +9,16 @@ from typing import TypeVar
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shovey_trio.cli.daemon import run
-from shovey_trio.cli.offline_store import run_with_store
-from shovey_trio.core.audit import AuditAction
-from shovey_trio.core.enrollment import decode_join
-from shovey_trio.core.key_sets import KeyState, decode_key_set
-from shovey_trio.core.orders import RefusalReason
+from shovey_trio.cli.controller.main import run
+from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.core.audit.records import AuditAction
+from shovey_trio.core.trust.enrollment import decode_join
+from shovey_trio.core.trust.key_sets import KeyState, decode_key_set
+from shovey_trio.core.trust.orders import RefusalReason
 from shovey_trio.identity.files import write_secret
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.identity.root_keys import KeyRing, load_root_key, root_key_pem
-from shovey_trio.nursery.ports import Store
+from shovey_trio.store.contract import Store
 
 T = TypeVar("T")
 _LATER = 10_000_000_000.0

@@ -9,18 +9,18 @@ from typing import TypeVar
 
 import pytest
 
-from shovey_trio.application.chef_callers import StoredChefCallers
-from shovey_trio.cli.daemon import run
-from shovey_trio.cli.offline_store import run_with_store
+from shovey_trio.chef.callers import StoredChefCallers
+from shovey_trio.cli.controller.main import run
+from shovey_trio.cli.controller.offline_store import run_with_store
 from shovey_trio.core.ids import job_id, run_id
-from shovey_trio.core.model import Job, Role, Run
-from shovey_trio.core.states import RunState
+from shovey_trio.core.jobs.model import Job, Role, Run
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.identity.layout import DataDirectory
-from shovey_trio.identity.legacy_keys import LegacyKeyFile
 from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.nursery.ports import Store
-from shovey_trio.testing.chef_client import make_key, public_pem
+from shovey_trio.shovey.bench.chef_client import make_key, public_pem
+from shovey_trio.shovey.keys import LegacyKeyFile
+from shovey_trio.store.contract import Store
 
 T = TypeVar("T")
 NOW = 1_800_000_000.0

@@ -18,14 +18,14 @@ from dataclasses import dataclass
 
 import trio
 
-from shovey_trio.testing.fake_controller import FakeRun
+from lab.fake_controller import FakeRun
 from shovey_trio.v1 import job_pb2
 
 from .conftest import OperatorRig
 
 CTRL_C = b"\x03"
 _PROGRAM = (
-    "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); from shovey_trio.cli.operator import main; main()"
+    "import fcntl, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0);from shovey_trio.cli.operator.main import main; main()"
 )
 _ESCAPES = re.compile(rb"\x1b\[[0-?]*[ -/]*[@-~]")
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from shovey_trio.testing.rpc_certificates import CertificateAuthority
+from lab.rpc_certificates import CertificateAuthority
 
 from .conftest import OperatorRig
 

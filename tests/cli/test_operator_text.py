@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from shovey_trio.cli.job_feed import Positions
-from shovey_trio.cli.job_view import JobView, describe_run, run_proven_gone
-from shovey_trio.cli.labelled_output import Line, LineCollector
-from shovey_trio.cli.live import LiveDisplay
-from shovey_trio.cli.plain import plain_message
-from shovey_trio.cli.terminal_text import LONGEST_LINE, LineAssembler, printable
-from shovey_trio.cli.times import age, elapsed
+from shovey_trio.cli.operator.job_feed import Positions
+from shovey_trio.cli.operator.job_view import JobView, describe_run, run_proven_gone
+from shovey_trio.cli.operator.labelled_output import Line, LineCollector
+from shovey_trio.cli.operator.live import LiveDisplay
+from shovey_trio.cli.text.plain import plain_message
+from shovey_trio.cli.text.terminal_text import LONGEST_LINE, LineAssembler, printable
+from shovey_trio.cli.text.times import age, elapsed
 from shovey_trio.core.errors import Exit
-from shovey_trio.core.states import RunState
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.v1 import job_pb2, node_pb2
 from shovey_trio.v1.job_service_pb2 import JobChanged, JobSnapshot, RunChanged, RunOutput, WatchJobResponse
 

@@ -8,8 +8,8 @@ import sys
 import pytest
 from click.testing import CliRunner
 
-from shovey_trio.cli.failures import failure_of
-from shovey_trio.cli.operator import cli
+from shovey_trio.cli.operator.main import cli
+from shovey_trio.cli.text.failures import failure_of
 from shovey_trio.core.errors import Code, Exit, NotFound
 from shovey_trio.rpc.bridge import RpcError
 
@@ -51,7 +51,7 @@ def test_misuse_is_exit_2_and_nobody_is_called(arguments: list[str]) -> None:
 def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
     program = (
         "import sys\n"
-        "from shovey_trio.cli.operator import cli\n"
+        "from shovey_trio.cli.operator.main import cli\n"
         f"cli.main({arguments!r}, prog_name='shovey', standalone_mode=False)\n"
         f"sys.exit(', '.join(sorted({HEAVY!r} & set(sys.modules))) or 0)\n"
     )

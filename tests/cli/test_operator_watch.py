@@ -9,7 +9,7 @@ import subprocess
 import pytest
 import trio
 
-from shovey_trio.testing.fake_controller import FakeRun
+from lab.fake_controller import FakeRun
 
 from .conftest import ALL_BYTES, OperatorRig
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.attempt_limits import NAMES_PER_ADDRESS, REMEMBERED, AttemptLimits, host_of
+from shovey_trio.core.trust.attempt_limits import NAMES_PER_ADDRESS, REMEMBERED, AttemptLimits, host_of
 
 NOW = 1_800_000_000.0
 HERE = "192.0.2.7"

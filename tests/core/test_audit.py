@@ -12,7 +12,9 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.audit import (
+from shovey_trio.core.audit.chain import ChainVerifier
+from shovey_trio.core.audit.head import decode_head, encode_head, sign_head
+from shovey_trio.core.audit.records import (
     GENESIS,
     MAX_DETAIL,
     AuditAction,
@@ -25,13 +27,11 @@ from shovey_trio.core.audit import (
     parse_head,
     record_hash,
 )
-from shovey_trio.core.audit_chain import ChainVerifier
-from shovey_trio.core.audit_head import decode_head, encode_head, sign_head
-from shovey_trio.core.audit_runs import RunsDigest, run_line
-from shovey_trio.core.audit_tally import KINDS, AuditTally
+from shovey_trio.core.audit.runs import RunsDigest, run_line
+from shovey_trio.core.audit.tally import KINDS, AuditTally
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.model import LateReport, Run
-from shovey_trio.core.states import RunState
+from shovey_trio.core.jobs.model import LateReport, Run
+from shovey_trio.core.jobs.states import RunState
 
 NOW = 1_800_000_000.5
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shovey_trio.core.authz import POLICY, PUBLIC, may_call
-from shovey_trio.core.model import Role
+from shovey_trio.core.jobs.model import Role
+from shovey_trio.core.trust.authz import POLICY, PUBLIC, may_call
 from shovey_trio.v1 import (
     admin_service_pb2,
     agent_service_pb2,

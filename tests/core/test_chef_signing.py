@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.chef_signing import (
+from shovey_trio.core.chef.signing import (
     SignatureMalformed,
     SignatureRefused,
     SigningVersion,

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.doorbell import (
+from shovey_trio.core.serf.doorbell import (
     DOORBELL_SIZE,
     SIGNING_DOMAIN,
     Audience,
@@ -29,8 +29,8 @@ from shovey_trio.core.doorbell import (
     short_key_id,
     verify,
 )
-from shovey_trio.core.doorbell_plan import PlannedQuery, doorbell_frame, plan_doorbells
-from shovey_trio.core.serf_size import NameDoesNotFit
+from shovey_trio.core.serf.doorbell_plan import PlannedQuery, doorbell_frame, plan_doorbells
+from shovey_trio.core.serf.size import NameDoesNotFit
 
 _KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 _KEYS = {short_key_id(_KEY.public_key()): _KEY.public_key()}

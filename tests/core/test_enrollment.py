@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.enrollment import (
+from shovey_trio.core.errors import InvalidEnrollmentToken, InvalidRequest
+from shovey_trio.core.trust.enrollment import (
     JoinTicket,
     decode_join,
     encode_join,
@@ -15,7 +16,6 @@ from shovey_trio.core.enrollment import (
     same_digest,
     token_digest,
 )
-from shovey_trio.core.errors import InvalidEnrollmentToken, InvalidRequest
 
 TICKETS = st.builds(
     JoinTicket,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.goiardi_export import read_export
+from shovey_trio.shovey.protocol.export import read_export
 
 
 @pytest.mark.parametrize("document", [None, [], {}, {"Data": []}, {"Data": {}}, {"MajorVersion": 2, "Data": {}}])

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from shovey_trio.core.grants import decide_grants
-from shovey_trio.core.model import Grant, Role
+from shovey_trio.core.jobs.model import Grant, Role
+from shovey_trio.core.trust.grants import decide_grants
 
 
 def test_patterns_are_whole_and_case_counts() -> None:

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shovey_trio.core.errors import IllegalTransition
-from shovey_trio.core.job_machine import admit, complete, crash, request_cancel
-from shovey_trio.core.model import Job
-from shovey_trio.core.states import TERMINAL_RUN_STATES, JobState, RunState
+from shovey_trio.core.jobs.job_machine import admit, complete, crash, request_cancel
+from shovey_trio.core.jobs.model import Job
+from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES, JobState, RunState
 
 NEW = Job(
     id="job",

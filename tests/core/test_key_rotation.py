@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shovey_trio.core.errors import InvalidRequest, NotFound
-from shovey_trio.core.key_rotation import DEFAULT_OVERLAP, first_set, revoked, rotated
-from shovey_trio.core.key_sets import MAX_KEYS, KeySet, KeyState, PublicKey, decode_key_set, encode_key_set
-from shovey_trio.core.orders import RefusalReason
+from shovey_trio.core.trust.key_rotation import DEFAULT_OVERLAP, first_set, revoked, rotated
+from shovey_trio.core.trust.key_sets import MAX_KEYS, KeySet, KeyState, PublicKey, decode_key_set, encode_key_set
+from shovey_trio.core.trust.orders import RefusalReason
 
 NOW = 1_700_000_000.0
 

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.key_sets import (
+from shovey_trio.core.trust.key_sets import (
     KEY_SET_DOMAIN,
     MAX_KEY_SET_BYTES,
     MAX_KEYS,
@@ -25,7 +25,7 @@ from shovey_trio.core.key_sets import (
     sign_key_set,
     verify_key_set,
 )
-from shovey_trio.core.orders import MAX_CLOCK_SKEW, RefusalReason
+from shovey_trio.core.trust.orders import MAX_CLOCK_SKEW, RefusalReason
 
 ROOT = Ed25519PrivateKey.from_private_bytes(b"r" * 32)
 ROOT_PUBLIC = ROOT.public_key().public_bytes_raw()

@@ -7,10 +7,17 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.key_rotation import first_set, revoked, rotated
-from shovey_trio.core.key_sets import KeySet, KeySetRefusal, KeySetRefused, PublicKey, encode_key_set, sign_key_set
-from shovey_trio.core.key_trust import KeyTrust, PublishedKeys
-from shovey_trio.core.orders import RefusalReason
+from shovey_trio.core.trust.key_rotation import first_set, revoked, rotated
+from shovey_trio.core.trust.key_sets import (
+    KeySet,
+    KeySetRefusal,
+    KeySetRefused,
+    PublicKey,
+    encode_key_set,
+    sign_key_set,
+)
+from shovey_trio.core.trust.key_trust import KeyTrust, PublishedKeys
+from shovey_trio.core.trust.orders import RefusalReason
 
 NOW = 1_700_000_000.0
 ROOT = Ed25519PrivateKey.from_private_bytes(b"r" * 32)

@@ -8,10 +8,10 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.key_sets import KeyState, PublicKey, key_id_of
-from shovey_trio.core.order_signing import ORDER_DOMAIN, SigningKey, sign_order, verify_order
-from shovey_trio.core.orders import RefusalReason
-from shovey_trio.testing.signing import key_set_of
+from lab.signing import key_set_of
+from shovey_trio.core.trust.key_sets import KeyState, PublicKey, key_id_of
+from shovey_trio.core.trust.order_signing import ORDER_DOMAIN, SigningKey, sign_order, verify_order
+from shovey_trio.core.trust.orders import RefusalReason
 
 
 def _key(seed: bytes) -> SigningKey:

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.orders import MAX_CLOCK_SKEW, NodeIdentity, Order, OrderKind, RefusalReason, judge_order
+from shovey_trio.core.trust.orders import MAX_CLOCK_SKEW, NodeIdentity, Order, OrderKind, RefusalReason, judge_order
 
 NOW = 1_800_000_000.0
 ORDER = Order(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.model import OutputChunk, StreamName
-from shovey_trio.core.output import MERGE_WINDOW_S, Cut, LogCursor, cut_chunks
-from shovey_trio.core.output_frames import HEADER, MAX_BODY, STDERR, STDOUT, encode_gap, encode_header
+from shovey_trio.core.jobs.model import OutputChunk, StreamName
+from shovey_trio.core.jobs.output import MERGE_WINDOW_S, Cut, LogCursor, cut_chunks
+from shovey_trio.core.jobs.output_frames import HEADER, MAX_BODY, STDERR, STDOUT, encode_gap, encode_header
 
 _STREAM = {STDOUT: StreamName.STDOUT, STDERR: StreamName.STDERR}
 _EVERYTHING = 1 << 40

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shovey_trio.core.errors import InvalidQuorum
-from shovey_trio.core.quorum import required_nodes
+from shovey_trio.core.jobs.quorum import required_nodes
 
 
 @pytest.mark.parametrize(

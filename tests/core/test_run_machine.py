@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from shovey_trio.core.errors import IllegalTransition
-from shovey_trio.core.events import (
+from shovey_trio.core.jobs.events import (
     BY_DEADLINE,
     AcceptanceOver,
     CancelAsked,
@@ -33,10 +33,10 @@ from shovey_trio.core.events import (
     SendCancel,
     SendStart,
 )
-from shovey_trio.core.model import ProofKind, Route, Run
-from shovey_trio.core.orders import OrderKind, RefusalReason
-from shovey_trio.core.run_machine import Outcome, handle
-from shovey_trio.core.states import ACTIVE_RUN_STATES, TERMINAL_RUN_STATES, RunState, check_run_transition
+from shovey_trio.core.jobs.model import ProofKind, Route, Run
+from shovey_trio.core.jobs.run_machine import Outcome, handle
+from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, TERMINAL_RUN_STATES, RunState, check_run_transition
+from shovey_trio.core.trust.orders import OrderKind, RefusalReason
 
 NOW = 1_800_000_000.0
 EXPIRES = NOW + 60

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.model import Node
-from shovey_trio.core.search import parse_search, unescape_query
+from shovey_trio.core.jobs.model import Node
+from shovey_trio.core.jobs.search import parse_search, unescape_query
 
 FLEET: Mapping[str, Mapping[str, str]] = {
     "web-1.eu": {"role": "web", "canary": ""},

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.serf_ipc import (
+from shovey_trio.core.serf.ipc import (
     NEED_DATA,
     ClientCodec,
     ConnectionEnded,
@@ -22,7 +22,7 @@ from shovey_trio.core.serf_ipc import (
     RemoteProtocolError,
     Reply,
 )
-from shovey_trio.core.serf_records import (
+from shovey_trio.core.serf.records import (
     MembersChanged,
     QueryAcked,
     QueryAnswered,
@@ -30,7 +30,7 @@ from shovey_trio.core.serf_records import (
     QueryReceived,
     UserEventReceived,
 )
-from shovey_trio.core.serf_wire import ERROR_AUTH_REQUIRED, SHAPES, Command, Records
+from shovey_trio.core.serf.wire import ERROR_AUTH_REQUIRED, SHAPES, Command, Records
 
 _GOLDEN = Path(__file__).parents[1] / "golden" / "serf-rpc.jsonl"
 _ROWS: list[dict[str, Any]] = [json.loads(line) for line in _GOLDEN.read_text("utf-8").splitlines()]

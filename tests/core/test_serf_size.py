@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.serf_size import (
+from shovey_trio.core.serf.size import (
     NameDoesNotFit,
     NameFault,
     QueryFrame,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from shovey_trio.core.model import Run
-from shovey_trio.core.shovey_names import JOB_NAMES, RUN_NAMES, exit_status, run_error
-from shovey_trio.core.shovey_views import coarse_time, fine_time, run_view
-from shovey_trio.core.states import TERMINAL_JOB_STATES, TERMINAL_RUN_STATES, JobState, RunState
+from shovey_trio.core.jobs.model import Run
+from shovey_trio.core.jobs.states import TERMINAL_JOB_STATES, TERMINAL_RUN_STATES, JobState, RunState
+from shovey_trio.shovey.protocol.names import JOB_NAMES, RUN_NAMES, exit_status, run_error
+from shovey_trio.shovey.protocol.views import coarse_time, fine_time, run_view
 
 # What knife goes on polling for; any other name of a job ends its wait.
 POLLED = {"new", "voting", "running"}

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.events import (
+from shovey_trio.core.jobs.events import (
     BY_DEADLINE,
     CancelAsked,
     LegacyCancelOver,
@@ -29,9 +29,10 @@ from shovey_trio.core.events import (
     RunEvent,
     SendStart,
 )
-from shovey_trio.core.model import Route, Run, StreamName
-from shovey_trio.core.run_machine import handle
-from shovey_trio.core.shovey_report import (
+from shovey_trio.core.jobs.model import Route, Run, StreamName
+from shovey_trio.core.jobs.run_machine import handle
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.shovey.protocol.report import (
     RunPut,
     RunStatus,
     StreamPut,
@@ -43,7 +44,6 @@ from shovey_trio.core.shovey_report import (
     run_put_body,
     stream_put_body,
 )
-from shovey_trio.core.states import RunState
 
 _PUTS = [
     json.loads(line) for line in Path(__file__).parents[1].joinpath("golden/schob-put.jsonl").read_text().splitlines()

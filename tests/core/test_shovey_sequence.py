@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.shovey_sequence import LOOK_AHEAD, PIECE, boundary, pieces, read_sequence
+from shovey_trio.shovey.protocol.sequence import LOOK_AHEAD, PIECE, boundary, pieces, read_sequence
 
 
 def given_bytes(data: bytes, sequence: int, *, complete: bool) -> tuple[bytes, int | None]:

@@ -12,7 +12,7 @@ from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.shovey_wire import (
+from shovey_trio.shovey.protocol.wire import (
     Action,
     PayloadMalformed,
     cancel_fields,

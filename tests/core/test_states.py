@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from shovey_trio.core.errors import IllegalTransition
-from shovey_trio.core.states import (
+from shovey_trio.core.jobs.states import (
     ACTIVE_RUN_STATES,
     JOB_TRANSITIONS,
     RUN_TRANSITIONS,

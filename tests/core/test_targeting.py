@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shovey_trio.core.errors import NoTargets, UnknownNodes
-from shovey_trio.core.model import Node
-from shovey_trio.core.targeting import AllNodes, Match, Names, Selection, Tagged, resolve
+from shovey_trio.core.jobs.model import Node
+from shovey_trio.core.jobs.targeting import AllNodes, Match, Names, Selection, Tagged, resolve
 
 
 def _node(name: str, **tags: str) -> Node:

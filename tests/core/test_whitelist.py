@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.whitelist import (
+from shovey_trio.core.whitelist.whitelist import (
     DEFAULT_WHITELIST,
     MAX_FILE_BYTES,
     NotWhitelisted,

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
-from shovey_trio.core.command_input import CommandInput, Secrets, input_problems
-from shovey_trio.core.orders import RefusalReason
-from shovey_trio.core.whitelist import Problem, WhitelistInvalid, parse_whitelist, whitelist_warnings
-from shovey_trio.core.whitelist_entry import Entry
-from shovey_trio.core.whitelist_permit import InputRefused, permit
-from shovey_trio.core.whitelist_values import compile_pattern
+from shovey_trio.core.jobs.command_input import CommandInput, Secrets, input_problems
+from shovey_trio.core.trust.orders import RefusalReason
+from shovey_trio.core.whitelist.entry import Entry
+from shovey_trio.core.whitelist.permit import InputRefused, permit
+from shovey_trio.core.whitelist.values import compile_pattern
+from shovey_trio.core.whitelist.whitelist import Problem, WhitelistInvalid, parse_whitelist, whitelist_warnings
 
 
 def entry(**keys: Any) -> Entry:

@@ -11,10 +11,10 @@ from types import ModuleType
 import click
 import pytest
 
-from shovey_trio.cli.operator import cli
-from shovey_trio.cli.output_formats import Format
+from shovey_trio.cli.operator.main import cli
+from shovey_trio.cli.text.output_formats import Format
 from shovey_trio.core.errors import Exit
-from shovey_trio.core.model import ProofKind
+from shovey_trio.core.jobs.model import ProofKind
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "cli.md").read_text(encoding="utf-8")

@@ -10,13 +10,13 @@ from pathlib import Path
 import click
 import pytest
 from pydantic import BaseModel
-from shovey_agent.config import AgentSettings
 
-from shovey_trio.cli.daemon import cli
-from shovey_trio.cli.settings import ClientSettings
-from shovey_trio.config import ServerSettings
-from shovey_trio.config_reference import describe_settings
-from shovey_trio.config_sources import setting_names
+from shovey_agent.config import AgentSettings
+from shovey_trio.cli.controller.main import cli
+from shovey_trio.config.operator import ClientSettings
+from shovey_trio.config.reference import describe_settings
+from shovey_trio.config.server import ServerSettings
+from shovey_trio.config.sources import setting_names
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "configuration.md").read_text()

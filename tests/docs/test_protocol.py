@@ -5,11 +5,11 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shovey_trio.config import ServerSettings
+from shovey_trio.config.server import ServerSettings
 from shovey_trio.core import errors
-from shovey_trio.core.authz import POLICY
-from shovey_trio.core.model import Role
-from shovey_trio.core.states import TERMINAL_RUN_STATES, JobState, RunState
+from shovey_trio.core.jobs.model import Role
+from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES, JobState, RunState
+from shovey_trio.core.trust.authz import POLICY
 
 DOCS = Path(__file__).parents[2] / "docs"
 PROTOCOL = (DOCS / "protocol.md").read_text("utf-8")

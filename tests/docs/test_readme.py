@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 import pytest
-from shovey_agent.cli import cli as agent
 
-from shovey_trio.cli.daemon import cli as daemon
-from shovey_trio.cli.operator import cli as operator
+from shovey_agent.cli import cli as agent
+from shovey_trio.cli.controller.main import cli as daemon
+from shovey_trio.cli.operator.main import cli as operator
 
 ROOT = Path(__file__).parents[2]
 PAGES = [

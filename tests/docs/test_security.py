@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shovey_trio.config import ServerSettings
-from shovey_trio.core.audit import AuditAction
-from shovey_trio.core.audit_tally import KINDS
+from shovey_trio.config.server import ServerSettings
+from shovey_trio.core.audit.records import AuditAction
+from shovey_trio.core.audit.tally import KINDS
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "security.md").read_text("utf-8")

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from shovey_trio.core import whitelist_entry, whitelist_values
-from shovey_trio.core.whitelist import DEFAULT_WHITELIST, parse_whitelist, whitelist_warnings
-from shovey_trio.core.whitelist_values import ValueKind
+from shovey_trio.core.whitelist import entry as whitelist_entry
+from shovey_trio.core.whitelist import values as whitelist_values
+from shovey_trio.core.whitelist.values import ValueKind
+from shovey_trio.core.whitelist.whitelist import DEFAULT_WHITELIST, parse_whitelist, whitelist_warnings
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "whitelist.md").read_text(encoding="utf-8")

@@ -7,16 +7,16 @@ from contextlib import AbstractContextManager
 
 import pytest
 
-from shovey_trio.testing import shared_fleet
-from shovey_trio.testing.fleet import Fleet
-from shovey_trio.testing.operator import Operator, open_operator
+from lab import shared_fleet
+from shovey_trio.demo.fleet import Fleet
+from shovey_trio.demo.operator import Operator, open_operator
 
 KeepFleet = Callable[..., AbstractContextManager[Fleet]]
 
 
 @pytest.fixture(scope="session")
 def keep_fleet() -> KeepFleet:
-    """See ``shovey_trio.testing.shared_fleet``."""
+    """See ``lab.shared_fleet``."""
     return shared_fleet.keep_fleet
 
 

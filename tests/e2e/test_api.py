@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import trio
 
+from lab.limits import within
 from shovey_trio.core.errors import Code
+from shovey_trio.demo.commands import ALL_BYTES, commands
+from shovey_trio.demo.fleet import Fleet, NodeSpec
+from shovey_trio.demo.operator import STDERR, STDOUT, Operator, names_of, request
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import RpcError, open_channel
-from shovey_trio.testing.commands import ALL_BYTES, commands
-from shovey_trio.testing.fleet import Fleet, NodeSpec
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import STDERR, STDOUT, Operator, names_of, request
 from shovey_trio.v1 import job_pb2, job_service_pb2, node_service_pb2
 
 pytestmark = pytest.mark.slow

@@ -12,15 +12,15 @@ from typing import Any
 import pytest
 import trio
 
+from lab.limits import within
 from shovey_trio.core.errors import Code
+from shovey_trio.demo.commands import commands
+from shovey_trio.demo.fleet import ORGANIZATION, Fleet, NodeSpec, run_program
+from shovey_trio.demo.operator import Operator
 from shovey_trio.identity.requests import make_private_key, make_request
 from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import ClientTls, RpcError, open_channel
-from shovey_trio.testing.commands import commands
-from shovey_trio.testing.fleet import ORGANIZATION, Fleet, NodeSpec, run_program
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import Operator
 from shovey_trio.v1 import agent_service_pb2
 
 pytestmark = pytest.mark.slow
@@ -120,9 +120,9 @@ async def test_order_that_a_node_refuses_is_on_record_with_the_reason(fleet: Fle
 
 @within(90)
 async def test_refused_call_is_on_record_with_the_rule_that_refused_it(fleet: Fleet) -> None:
-    from shovey_trio.cli.settings import load_client_settings
+    from shovey_trio.config.operator import load_client_settings
     from shovey_trio.identity.layout import ClientDirectory
-    from shovey_trio.rpc.client import open_client
+    from shovey_trio.rpc.client.client import open_client
 
     out = fleet.directory / "client-vic"
     await run_program(

@@ -14,15 +14,15 @@ from typing import Any
 import pytest
 import trio
 
+from lab.limits import within
 from shovey_trio.core.errors import Exit
+from shovey_trio.demo.commands import commands
+from shovey_trio.demo.fleet import ORGANIZATION, Fleet, NodeSpec
+from shovey_trio.demo.operator import Operator
+from shovey_trio.demo.processes import ManagedProcess, program
 from shovey_trio.identity.root_keys import KeyRing, rotation
-from shovey_trio.rpc.client import open_client
-from shovey_trio.testing.commands import commands
-from shovey_trio.testing.fleet import ORGANIZATION, Fleet, NodeSpec
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import Operator
-from shovey_trio.testing.processes import ManagedProcess, program
-from shovey_trio.tls import issue_listener_files, load_controller_tls
+from shovey_trio.identity.tls import issue_listener_files, load_controller_tls
+from shovey_trio.rpc.client.client import open_client
 
 pytestmark = pytest.mark.slow
 

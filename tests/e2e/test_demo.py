@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.processes import ManagedProcess, program
+from lab.limits import within
+from shovey_trio.demo.processes import ManagedProcess, program
 
 pytestmark = pytest.mark.slow
 

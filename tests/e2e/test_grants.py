@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 import trio
 
-from shovey_trio.cli.settings import load_client_settings
+from lab.limits import within
+from shovey_trio.config.operator import load_client_settings
 from shovey_trio.core.errors import Code
+from shovey_trio.demo.fleet import Fleet, NodeSpec, run_program
+from shovey_trio.demo.operator import Operator, request
 from shovey_trio.identity.layout import ClientDirectory
 from shovey_trio.rpc.bridge import ClientTls, RpcError
-from shovey_trio.rpc.client import ShoveyClient, open_client
-from shovey_trio.testing.fleet import Fleet, NodeSpec, run_program
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import Operator, request
+from shovey_trio.rpc.client.client import ShoveyClient, open_client
 from shovey_trio.v1 import job_service_pb2 as pb
 
 pytestmark = pytest.mark.slow

@@ -11,19 +11,19 @@ from typing import Any
 
 import pytest
 import trio
-from shovey_agent.credentials import Credentials, CredentialStore
 
-from shovey_trio.core.enrollment import JoinTicket, encode_join
+from lab.limits import within
+from lab.rpc_certificates import CertificateAuthority
+from shovey_agent.credentials import Credentials, CredentialStore
 from shovey_trio.core.errors import Code, Exit
+from shovey_trio.core.trust.enrollment import JoinTicket, encode_join
+from shovey_trio.demo.commands import commands
+from shovey_trio.demo.fleet import Fleet, NodeSpec, run_program
+from shovey_trio.demo.operator import Operator
+from shovey_trio.demo.processes import ManagedProcess, ProcessFailed, program
 from shovey_trio.identity.requests import make_private_key, make_request
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Channel, ClientTls, RpcError, open_channel
-from shovey_trio.testing.commands import commands
-from shovey_trio.testing.fleet import Fleet, NodeSpec, run_program
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import Operator
-from shovey_trio.testing.processes import ManagedProcess, ProcessFailed, program
-from shovey_trio.testing.rpc_certificates import CertificateAuthority
 from shovey_trio.v1 import agent_service_pb2, job_pb2, node_service_pb2
 
 pytestmark = pytest.mark.slow

@@ -10,12 +10,12 @@ from typing import Any
 import pytest
 import trio
 
+from lab.limits import within
 from shovey_trio.core.errors import Code
+from shovey_trio.demo.commands import ALL_BYTES, commands
+from shovey_trio.demo.fleet import Fleet, NodeSpec
+from shovey_trio.demo.operator import STDERR, STDOUT, Operator, job_state_of, names_of, request, state_of
 from shovey_trio.rpc.bridge import RpcError
-from shovey_trio.testing.commands import ALL_BYTES, commands
-from shovey_trio.testing.fleet import Fleet, NodeSpec
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import STDERR, STDOUT, Operator, job_state_of, names_of, request, state_of
 from shovey_trio.v1 import job_pb2
 
 pytestmark = [pytest.mark.serf, pytest.mark.slow]

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 import trio
 
-from shovey_trio.testing.fleet import Fleet, NodeSpec
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import STDERR, Finished, Operator, request, state_of
+from lab.limits import within
+from shovey_trio.demo.fleet import Fleet, NodeSpec
+from shovey_trio.demo.operator import STDERR, Finished, Operator, request, state_of
 from shovey_trio.v1 import job_service_pb2 as pb
 
 pytestmark = pytest.mark.slow

@@ -13,12 +13,17 @@ from typing import Any
 
 import pytest
 import trio
-from shovey_agent.credentials import Credentials, CredentialStore
-from shovey_agent.enroll import renew
-from shovey_agent.enroll_call import call_renew
-from shovey_agent.trusted_keys import TrustedKeys
 
+from lab.limits import within
+from shovey_agent.credentials import Credentials, CredentialStore
+from shovey_agent.desk.trusted_keys import TrustedKeys
+from shovey_agent.net.enroll import renew
+from shovey_agent.net.enroll_call import call_renew
 from shovey_trio.core.errors import Code
+from shovey_trio.demo.commands import commands
+from shovey_trio.demo.fleet import ORGANIZATION, Fleet, NodeSpec, run_program
+from shovey_trio.demo.operator import Operator
+from shovey_trio.demo.processes import ManagedProcess
 from shovey_trio.identity.authority import CertificateAuthority, create_authority, issued_by, read_certificates
 from shovey_trio.identity.files import read_secret, write_public, write_secret
 from shovey_trio.identity.layout import ClientDirectory
@@ -26,12 +31,7 @@ from shovey_trio.identity.names import node_identity
 from shovey_trio.identity.requests import load_private_key, make_private_key, make_request, private_key_pem
 from shovey_trio.identity.root_keys import KeyRing
 from shovey_trio.rpc.bridge import ClientTls, RpcError
-from shovey_trio.rpc.client import ShoveyClient, open_client
-from shovey_trio.testing.commands import commands
-from shovey_trio.testing.fleet import ORGANIZATION, Fleet, NodeSpec, run_program
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import Operator
-from shovey_trio.testing.processes import ManagedProcess
+from shovey_trio.rpc.client.client import ShoveyClient, open_client
 
 pytestmark = pytest.mark.slow
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import trio
 
-from shovey_trio.testing.commands import commands
-from shovey_trio.testing.fleet import Fleet, NodeSpec, open_fleet
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import Operator, is_terminal, job_state_of, open_operator, request, state_of
+from lab.limits import within
+from shovey_trio.demo.commands import commands
+from shovey_trio.demo.fleet import Fleet, NodeSpec, open_fleet
+from shovey_trio.demo.operator import Operator, is_terminal, job_state_of, open_operator, request, state_of
 from shovey_trio.v1 import job_pb2, node_pb2
 
 pytestmark = pytest.mark.slow

@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from shovey_agent.credentials import CredentialStore
-from shovey_agent.trusted_keys import TrustedKeys
 
-from shovey_trio.core.doorbell import (
+from lab.limits import within
+from shovey_agent.credentials import CredentialStore
+from shovey_agent.desk.trusted_keys import TrustedKeys
+from shovey_trio.core.serf.doorbell import (
     Audience,
     Doorbell,
     DoorbellKind,
@@ -24,25 +25,24 @@ from shovey_trio.core.doorbell import (
     organization_hash,
     short_key_id,
 )
-from shovey_trio.core.doorbell_plan import PlannedQuery
-from shovey_trio.core.key_sets import PublicKey
-from shovey_trio.core.orders import RefusalReason
-from shovey_trio.core.serf_records import QueryReceived, UserEventReceived
-from shovey_trio.core.serf_wire import (
+from shovey_trio.core.serf.doorbell_plan import PlannedQuery
+from shovey_trio.core.serf.records import QueryReceived, UserEventReceived
+from shovey_trio.core.serf.wire import (
     AGENT_START_EVENT,
     CONTROLLER_START_EVENT,
     DOORBELL_QUERY,
     STREAM_DOORBELLS,
     STREAM_USER_EVENTS,
 )
+from shovey_trio.core.trust.key_sets import PublicKey
+from shovey_trio.core.trust.orders import RefusalReason
+from shovey_trio.demo.commands import commands
+from shovey_trio.demo.fleet import ORGANIZATION, Fleet, FleetNode, NodeSpec, open_fleet, run_program
+from shovey_trio.demo.operator import Operator, open_operator
+from shovey_trio.demo.serf_agents import SerfAgentProcess
 from shovey_trio.identity.root_keys import KeyRing
 from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.serf.progress import QueryProgress
-from shovey_trio.testing.commands import commands
-from shovey_trio.testing.fleet import ORGANIZATION, Fleet, FleetNode, NodeSpec, open_fleet, run_program
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import Operator, open_operator
-from shovey_trio.testing.serf_agents import SerfAgentProcess
 
 pytestmark = [pytest.mark.serf, pytest.mark.slow]
 

@@ -15,14 +15,14 @@ from pathlib import Path
 
 import pytest
 import trio
-from shovey_agent.launcher_trust import load_trust
 
-from shovey_trio.core.enrollment import encode_join
-from shovey_trio.testing.commands import commands
-from shovey_trio.testing.fleet import Fleet, FleetNode, NodeSpec, run_program
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import Operator, state_of
-from shovey_trio.testing.processes import ManagedProcess, ProcessFailed, run_as
+from lab.limits import within
+from shovey_agent.desk.launcher_trust import load_trust
+from shovey_trio.core.trust.enrollment import encode_join
+from shovey_trio.demo.commands import commands
+from shovey_trio.demo.fleet import Fleet, FleetNode, NodeSpec, run_program
+from shovey_trio.demo.operator import Operator, state_of
+from shovey_trio.demo.processes import ManagedProcess, ProcessFailed, run_as
 from shovey_trio.v1 import job_pb2, node_pb2
 
 from .conftest import KeepFleet

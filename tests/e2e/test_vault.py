@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from lab.limits import within
+from lab.vault_server import open_vault
 from shovey_trio.core.errors import Exit
+from shovey_trio.demo.commands import commands
+from shovey_trio.demo.fleet import ORGANIZATION, Fleet, NodeSpec, open_fleet
+from shovey_trio.demo.operator import open_operator
+from shovey_trio.demo.processes import program
 from shovey_trio.identity.files import write_secret
-from shovey_trio.testing.commands import commands
-from shovey_trio.testing.fleet import ORGANIZATION, Fleet, NodeSpec, open_fleet
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import open_operator
-from shovey_trio.testing.processes import program
-from shovey_trio.testing.vault_server import open_vault
 
 pytestmark = pytest.mark.slow
 

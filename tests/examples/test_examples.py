@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from shovey_trio.testing.fleet import Fleet, NodeSpec, open_fleet
+from shovey_trio.demo.fleet import Fleet, NodeSpec, open_fleet
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples"

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from shovey_trio.testing.faults import FaultBench, open_bench
+from lab.faults import FaultBench, open_bench
 
 OpenBench = Callable[..., AbstractAsyncContextManager[FaultBench]]
 

@@ -9,24 +9,24 @@ from pathlib import Path
 
 import pytest
 import trio
-from shovey_agent.credentials import CredentialStore
-from shovey_agent.epoch import EpochFile
-from shovey_agent.gate import OrderGate, Refusal
-from shovey_agent.nonces import open_nonces
-from shovey_agent.whitelist_file import WhitelistFile
 
-from shovey_trio.cli.doctor_checks import Status, check_node_clocks
-from shovey_trio.cli.node_list import skew_word
-from shovey_trio.core.model import Node
-from shovey_trio.core.orders import NodeIdentity, RefusalReason
+from lab.faults import FaultBench
+from lab.limits import within
+from lab.signing import key_set_of
+from shovey_agent.credentials import CredentialStore
+from shovey_agent.desk.epoch import EpochFile
+from shovey_agent.desk.gate import OrderGate, Refusal
+from shovey_agent.desk.nonces import open_nonces
+from shovey_agent.desk.whitelist_file import WhitelistFile
+from shovey_trio.cli.controller.doctor_checks import Status, check_node_clocks
+from shovey_trio.cli.operator.node_list import skew_word
+from shovey_trio.core.jobs.model import Node
+from shovey_trio.core.trust.orders import NodeIdentity, RefusalReason
+from shovey_trio.demo.fleet import NodeSpec, write_whitelist
 from shovey_trio.identity.signing_keys import make_signing_key
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import ClientTls, RpcError, open_channel
 from shovey_trio.rpc.convert import signed_order_value, timestamp
-from shovey_trio.testing.faults import FaultBench
-from shovey_trio.testing.fleet import NodeSpec, write_whitelist
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.signing import key_set_of
 from shovey_trio.v1 import agent_service_pb2 as pb
 from shovey_trio.v1 import node_pb2
 from tests.faults.test_same_order import make_orders

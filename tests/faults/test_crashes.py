@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from shovey_trio.testing.chaos_faults import AGENT_POINTS, DAEMON_POINTS, SUPERVISOR_POINTS
-from shovey_trio.testing.faults import FaultBench, until
-from shovey_trio.testing.history import Violation
-from shovey_trio.testing.limits import within
+from lab.chaos_faults import AGENT_POINTS, DAEMON_POINTS, SUPERVISOR_POINTS
+from lab.faults import FaultBench, until
+from lab.history import Violation
+from lab.limits import within
 
 from .conftest import OpenBench
 

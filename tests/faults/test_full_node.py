@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import trio
-from shovey_agent.nonces import NonceVerdict, open_nonces
 
-from shovey_trio import failpoints
-from shovey_trio.testing.faults import FaultBench
-from shovey_trio.testing.limits import within
+from lab.faults import FaultBench
+from lab.limits import within
+from shovey_agent.desk.nonces import NonceVerdict, open_nonces
+from shovey_trio.observe import failpoints
 from shovey_trio.v1 import job_pb2 as pb
 
 from .conftest import OpenBench
@@ -80,7 +80,7 @@ OPEN_FULL = """
 import sys, trio
 from functools import partial
 from pathlib import Path
-from shovey_agent.nonces import open_nonces
+from shovey_agent.desk.nonces import open_nonces
 print(trio.run(partial(open_nonces, Path(sys.argv[1]), now=1.0)).holds(b"used"))
 """
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from shovey_trio.core.model import Job, Run
-from shovey_trio.core.states import JobState, RunState
-from shovey_trio.nursery.ports import JobEvent, RunEvent, StoredEvent
-from shovey_trio.testing.history import JobRecord, Rule, RunResult, judge_events, judge_job
+from lab.history import JobRecord, Rule, RunResult, judge_events, judge_job
+from shovey_trio.core.jobs.model import Job, Run
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.store.contract import JobEvent, RunEvent, StoredEvent
 from shovey_trio.v1 import job_pb2 as pb
 
 RUN_ID = "run-1"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from shovey_trio.testing.big_output import BIG_OUTPUT_SETTINGS, big_output_commands, measure_big_output
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import open_operator
+from lab.big_output import BIG_OUTPUT_SETTINGS, big_output_commands, measure_big_output
+from lab.limits import within
+from shovey_trio.demo.operator import open_operator
 from shovey_trio.v1 import job_pb2 as pb
 
 from .conftest import OpenBench

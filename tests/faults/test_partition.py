@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import trio
 
-from shovey_trio.testing.history import JobRecord
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.relay import Weather
-from shovey_trio.testing.workload import ended_by_itself
+from lab.history import JobRecord
+from lab.limits import within
+from lab.relay import Weather
+from lab.workload import ended_by_itself
 from shovey_trio.v1 import job_pb2 as pb
 
 from .conftest import OpenBench

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import trio
 
-from shovey_trio.core.model import Job, OutputChunk, Run, StreamName
-from shovey_trio.core.states import JobState, RunState
+from lab.memory_store import MemoryStore
+from shovey_trio.core.jobs.model import Job, OutputChunk, Run, StreamName
+from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.nursery.watch import CommitHub, follow_output
-from shovey_trio.testing.memory_store import MemoryStore
 
 JOB = Job(
     id="01a3185c-5000-7224-aae6-b12288580d84",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from shovey_trio.config import ServerSettings
+from shovey_trio.config.server import ServerSettings
 
 ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "reliability.md").read_text("utf-8")

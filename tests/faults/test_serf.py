@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import trio
 
-from shovey_trio.testing.faults import FaultBench
-from shovey_trio.testing.limits import within
+from lab.faults import FaultBench
+from lab.limits import within
 from shovey_trio.v1 import job_pb2 as pb
 
 from .conftest import OpenBench

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 import trio
 
+from lab.faults import FaultBench, open_bench
+from lab.limits import within
 from shovey_trio.rpc.bridge import RpcError
-from shovey_trio.rpc.client_retry import RetryPolicy
-from shovey_trio.testing.faults import FaultBench, open_bench
-from shovey_trio.testing.limits import within
+from shovey_trio.rpc.client.retry import RetryPolicy
 from shovey_trio.v1 import job_service_pb2 as jobs_pb
 
 from .conftest import OpenBench
@@ -35,7 +35,7 @@ async def wait_serving(bench: FaultBench, serving: bool) -> None:
 
 async def refusal(bench: FaultBench) -> str:
     """The reason with which a job is refused now."""
-    from shovey_trio.rpc.client import open_client
+    from shovey_trio.rpc.client.client import open_client
 
     server, tls, server_name = bench.fleet.client_tls()
     async with open_client(server, tls, server_name=server_name, retry=_ONCE) as client:

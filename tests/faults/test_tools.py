@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from shovey_trio import failpoints
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.relay import Relay, Weather, open_relay
+from lab.limits import within
+from lab.relay import Relay, Weather, open_relay
+from shovey_trio.observe import failpoints
 
 PASS = """
 import sys

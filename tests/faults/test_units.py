@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shovey_trio.config import ServerSettings
+from shovey_trio.config.server import ServerSettings
 
 UNITS = Path(__file__).parents[2] / "packaging" / "systemd"
 RUN_COMMANDS = ["shovey-agent-launcher.service", "shovey-agent-single.service"]

@@ -13,16 +13,17 @@ import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
-from shovey_agent.desk_wire import DeskProtocolError, run_value
-from shovey_agent.legacy.progress import Progress, ProgressFiles
-from shovey_agent.runs import ExitCause, ExitReport, RunPhase
-from shovey_agent.spool import Spool, SpoolLimits
-from shovey_agent.trusted_keys import TrustedKeys
 
+from shovey_agent.desk.trusted_keys import TrustedKeys
+from shovey_agent.desk.wire import DeskProtocolError, run_value
+from shovey_agent.run.runs import ExitCause, ExitReport, RunPhase
+from shovey_agent.run.spool import Spool, SpoolLimits
+from shovey_agent.shovey.progress import Progress, ProgressFiles
 from shovey_trio.application.audit_verify import verify_export
-from shovey_trio.config import ChefSection
-from shovey_trio.core.audit import AuditBroken
-from shovey_trio.core.audit_head import decode_head
+from shovey_trio.chef.server import ChefServer
+from shovey_trio.config.server import ChefSection
+from shovey_trio.core.audit.head import decode_head
+from shovey_trio.core.audit.records import AuditBroken
 from shovey_trio.core.errors import (
     InvalidCertificateRequest,
     InvalidRequest,
@@ -30,22 +31,21 @@ from shovey_trio.core.errors import (
     Unauthenticated,
     Unreachable,
 )
-from shovey_trio.core.events import NodeReported, NodeStarted
-from shovey_trio.core.model import Run
-from shovey_trio.core.run_machine import handle
-from shovey_trio.core.search import parse_search
-from shovey_trio.core.shovey_views import run_view
-from shovey_trio.core.states import RunState
+from shovey_trio.core.jobs.events import NodeReported, NodeStarted
+from shovey_trio.core.jobs.model import Run
+from shovey_trio.core.jobs.run_machine import handle
+from shovey_trio.core.jobs.search import parse_search
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.identity.authority import CertificateUnreadable, create_authority, read_certificates
 from shovey_trio.identity.files import FileUnusable
 from shovey_trio.identity.names import node_identity
 from shovey_trio.identity.renewal import verify_certificate
 from shovey_trio.identity.requests import make_private_key, make_request, read_request
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.rest.chef_server import ChefServer
 from shovey_trio.rpc.convert import refusal_value, report_value, run_message, sane_time, seconds
-from shovey_trio.store.pages import decode_key, encode_page
-from shovey_trio.testing.chef_client import make_key
+from shovey_trio.shovey.bench.chef_client import make_key
+from shovey_trio.shovey.protocol.views import run_view
+from shovey_trio.store.sql.pages import decode_key, encode_page
 from shovey_trio.v1 import agent_service_pb2, launcher_pb2
 
 _NOW = 1_800_000_000.0

@@ -27,7 +27,7 @@ def _fuzz(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "fuzz", *arguments],
         cwd=_ROOT,
-        env={**os.environ, "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "default"},
+        env={**os.environ, "PYTHONPATH": str(_ROOT / "tests"), "PYTHONHASHSEED": "0", "PYTHONWARNINGS": "default"},
         capture_output=True,
         text=True,
         timeout=_LIMIT,

@@ -6,14 +6,14 @@ from pathlib import Path
 import pytest
 
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.model import Role
+from shovey_trio.core.jobs.model import Role
 from shovey_trio.identity.authority import DAY, hosts_of, read_certificates, renew_at
 from shovey_trio.identity.bootstrap import AlreadyInitialized, FirstAdmin, SetupOptions, initialize
 from shovey_trio.identity.files import FileUnusable, InsecureFile, check_private
 from shovey_trio.identity.layout import ClientDirectory, DataDirectory
 from shovey_trio.identity.renewal import verify_certificate
 from shovey_trio.identity.signing_keys import SigningKeyFile
-from shovey_trio.tls import load_controller_tls, renew_listeners_if_due
+from shovey_trio.identity.tls import load_controller_tls, renew_listeners_if_due
 
 NOW = 1_767_225_600.0
 OPTIONS = SetupOptions(

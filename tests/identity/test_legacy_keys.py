@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from shovey_trio.identity.files import FileUnusable, InsecureFile
-from shovey_trio.identity.legacy_keys import LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
+from shovey_trio.shovey.keys import LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shovey_trio.core.errors import NotFound
-from shovey_trio.core.key_sets import KeySetRefusal, KeySetRefused, KeyState, decode_key_set, sign_key_set
-from shovey_trio.core.orders import RefusalReason
+from shovey_trio.core.trust.key_sets import KeySetRefusal, KeySetRefused, KeyState, decode_key_set, sign_key_set
+from shovey_trio.core.trust.orders import RefusalReason
 from shovey_trio.identity.files import FileUnusable, write_secret
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.identity.requests import KeyUnreadable, make_private_key, private_key_pem

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shovey_trio.core.key_sets import KeyState
-from shovey_trio.core.order_signing import SigningKey, sign_order, verify_order
+from shovey_trio.core.trust.key_sets import KeyState
+from shovey_trio.core.trust.order_signing import SigningKey, sign_order, verify_order
 from shovey_trio.identity.files import FileUnusable, InsecureFile, write_secret
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.identity.root_keys import KeyRing, make_keys, revocation, root_key_pem, rotation

@@ -12,6 +12,8 @@ import pytest
 import trio
 import trustme
 
+from lab.limits import within
+from lab.vault_server import VaultServer, open_vault
 from shovey_trio.core.errors import ConfigurationInvalid, Exit, ShoveyError
 from shovey_trio.identity.files import FileUnusable, write_secret
 from shovey_trio.identity.key_places import VaultCredentials, VaultOptions
@@ -21,10 +23,8 @@ from shovey_trio.identity.key_sources import (
     VaultDocument,
     load_signing_document,
 )
-from shovey_trio.identity.legacy_keys import LegacyKeys, legacy_keys_document, make_legacy_key
 from shovey_trio.identity.vault import Vault, VaultRefused, VaultUnavailable
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.vault_server import VaultServer, open_vault
+from shovey_trio.shovey.keys import LegacyKeys, legacy_keys_document, make_legacy_key
 
 PATH = "shovey-trio/default/signing"
 T = TypeVar("T")

@@ -11,20 +11,16 @@ from pathlib import Path
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from lab.nursery_rig import ORGANIZATION, make_signer
 from shovey_trio.application.jobs import JobDefaults, Jobs, StartJob
-from shovey_trio.application.legacy import LegacyNodes
-from shovey_trio.application.legacy_keyring import LegacyKeyring, LegacyRing
-from shovey_trio.core.model import LinkMode, Node, Presence, Principal, Role, Run
-from shovey_trio.core.states import RunState
-from shovey_trio.core.targeting import Names
-from shovey_trio.identity.legacy_keys import LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
-from shovey_trio.legacy_route import LegacyRoute
+from shovey_trio.bench.fake_serf import FakeSerfAgent, FakeSerfCluster, SeenQuery
+from shovey_trio.core.jobs.model import LinkMode, Node, Presence, Principal, Role, Run
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.jobs.targeting import Names
 from shovey_trio.nursery.clock import TrioClock
 from shovey_trio.nursery.dispatch import Dispatcher
 from shovey_trio.nursery.inbound import AgentInbox
-from shovey_trio.nursery.legacy_dispatch import LegacyDispatcher
 from shovey_trio.nursery.links import Links
-from shovey_trio.nursery.ports import Store
 from shovey_trio.nursery.presence import NodePresence
 from shovey_trio.nursery.recovery import take_up_jobs
 from shovey_trio.nursery.registry import NodeRegistry
@@ -33,10 +29,14 @@ from shovey_trio.nursery.settings import Timing
 from shovey_trio.nursery.supervisor import Supervisor, open_supervisor
 from shovey_trio.nursery.watch import CommitHub
 from shovey_trio.serf.doorbell import SerfDoorbell
-from shovey_trio.serf.legacy import LEGACY_EVENTS, SerfLegacyBell
 from shovey_trio.serf.link import SerfLink, SerfSettings
-from shovey_trio.testing.fake_serf import FakeSerfAgent, FakeSerfCluster, SeenQuery
-from shovey_trio.testing.nursery_rig import ORGANIZATION, make_signer
+from shovey_trio.shovey.keys import LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
+from shovey_trio.shovey.opening import LegacyRoute
+from shovey_trio.shovey.route.bell import LEGACY_EVENTS, SerfLegacyBell
+from shovey_trio.shovey.route.dispatch import LegacyDispatcher
+from shovey_trio.shovey.route.keyring import LegacyKeyring, LegacyRing
+from shovey_trio.shovey.route.reports import LegacyNodes
+from shovey_trio.store.contract import Store
 
 OPERATOR = Principal(organization=ORGANIZATION, role=Role.OPERATOR, name="ops")
 CONTROLLER = f"{ORGANIZATION}:ctl"

@@ -6,12 +6,12 @@ import json
 
 import trio
 
+from lab.memory_store import MemoryStore
 from shovey_trio.application.announcer import INTERVAL, JOB_EVENT, NODE_EVENT, Announcer
 from shovey_trio.core.errors import SerfUnavailable
-from shovey_trio.core.model import Job, NodeStatus, Presence
-from shovey_trio.core.states import JobState
-from shovey_trio.nursery.ports import Committed
-from shovey_trio.testing.memory_store import MemoryStore
+from shovey_trio.core.jobs.model import Job, NodeStatus, Presence
+from shovey_trio.core.jobs.states import JobState
+from shovey_trio.store.contract import Committed
 
 
 def _job(number: int, state: JobState = JobState.RUNNING, command: str = "work") -> Job:

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import trio
 
-from shovey_trio.core.model import ProofKind, Route
-from shovey_trio.core.serf_wire import MemberStatus
-from shovey_trio.core.shovey_wire import Action, parse_order, verify_order
-from shovey_trio.core.states import RunState
+from lab.memory_store import MemoryStore
+from lab.nursery_rig import ORGANIZATION
+from shovey_trio.core.jobs.model import ProofKind, Route
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.serf.wire import MemberStatus
 from shovey_trio.nursery.settings import Timing
-from shovey_trio.testing.memory_store import MemoryStore
-from shovey_trio.testing.nursery_rig import ORGANIZATION
+from shovey_trio.shovey.protocol.wire import Action, parse_order, verify_order
 from tests.legacy.dispatch_rig import CONTROLLER, LegacyRig, one_key, open_legacy_rig, reached, until
 
 # 28 characters, as `goiardi` clients often have: twelve of them fit beside a start order.

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 import trio
 
+from lab.memory_store import MemoryStore
+from lab.nursery_rig import ORGANIZATION
 from shovey_trio.core.errors import DuplicateChunk, IllegalReport, InvalidRequest, NotFound, PermissionDenied
-from shovey_trio.core.model import LinkMode, Presence
-from shovey_trio.core.serf_wire import MemberStatus
-from shovey_trio.core.shovey_wire import status_payload
-from shovey_trio.core.states import RunState
-from shovey_trio.testing.memory_store import MemoryStore
-from shovey_trio.testing.nursery_rig import ORGANIZATION
+from shovey_trio.core.jobs.model import LinkMode, Presence
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.serf.wire import MemberStatus
+from shovey_trio.shovey.protocol.wire import status_payload
 from tests.legacy.dispatch_rig import OPERATOR, LegacyRig, open_legacy_rig, principal, reached, until
 
 _N = {"n": "n"}

@@ -12,15 +12,15 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
 
-from shovey_trio.core.chef_signing import load_public_key
-from shovey_trio.core.model import StreamName
-from shovey_trio.core.shovey_report import RunPut, RunStatus, StreamPut
-from shovey_trio.identity.legacy_keys import LegacyKeyFile
+from lab.fake_schob import FAKE_SCHOB_EVENTS, FakeCommand, FakeSchob
+from shovey_trio.core.chef.signing import load_public_key
+from shovey_trio.core.jobs.model import StreamName
+from shovey_trio.demo.fleet import ORGANIZATION, Fleet, free_port, run_program
+from shovey_trio.demo.operator import Operator, open_operator
+from shovey_trio.demo.serf_agents import SerfAgentProcess, find_serf, open_serf_agents
 from shovey_trio.serf.link import SerfSettings
-from shovey_trio.testing.fake_schob import FAKE_SCHOB_EVENTS, FakeCommand, FakeSchob
-from shovey_trio.testing.fleet import ORGANIZATION, Fleet, free_port, run_program
-from shovey_trio.testing.operator import Operator, open_operator
-from shovey_trio.testing.serf_agents import SerfAgentProcess, find_serf, open_serf_agents
+from shovey_trio.shovey.keys import LegacyKeyFile
+from shovey_trio.shovey.protocol.report import RunPut, RunStatus, StreamPut
 from tests.legacy.conftest import make_schob
 
 pytestmark = [pytest.mark.serf, pytest.mark.slow]

@@ -11,14 +11,14 @@ import pytest
 import trio
 from structlog.testing import capture_logs
 
-from shovey_trio.core.model import LinkMode, Run
-from shovey_trio.core.states import RunState
+from lab.failpoint_store import FailpointStore
+from lab.fake_agents import FakeAgent, Script
+from lab.nursery_rig import NurseryRig, open_rig
+from shovey_trio.core.jobs.model import LinkMode, Run
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.clock import TrioClock
 from shovey_trio.nursery.ports import Doorbell, OrderSigner
 from shovey_trio.nursery.settings import Bounds, Timing
-from shovey_trio.testing.failpoint_store import FailpointStore
-from shovey_trio.testing.fake_agents import FakeAgent, Script
-from shovey_trio.testing.nursery_rig import NurseryRig, open_rig
 
 # Virtual seconds: whatever is not over by then hangs.
 HANGS = 3_000.0

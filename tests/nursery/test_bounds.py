@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import trio
 
+from lab.failpoint_store import FailpointStore
+from lab.fake_agents import Script
 from shovey_trio.core.errors import Draining, Overloaded, RequestIdReused
-from shovey_trio.core.model import Job
-from shovey_trio.core.states import JobState, RunState
+from shovey_trio.core.jobs.model import Job
+from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.nursery.settings import Bounds
-from shovey_trio.testing.failpoint_store import FailpointStore
-from shovey_trio.testing.fake_agents import Script
 from tests.nursery.conftest import open_fleet
 
 

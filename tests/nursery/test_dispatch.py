@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import trio
 
-from shovey_trio.core.model import LinkMode, Route
-from shovey_trio.core.orders import OrderKind
-from shovey_trio.core.states import RunState
-from shovey_trio.testing.fake_agents import FakeAgent, Script
-from shovey_trio.testing.fake_doorbell import FakeDoorbell
-from shovey_trio.testing.nursery_rig import OPERATOR
+from lab.fake_agents import FakeAgent, Script
+from lab.fake_doorbell import FakeDoorbell
+from lab.nursery_rig import OPERATOR
+from shovey_trio.core.jobs.model import LinkMode, Route
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.trust.orders import OrderKind
 from tests.nursery.conftest import Fleet, open_fleet, until
 
 ON_DEMAND = LinkMode.ON_DEMAND

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import trio
 
-from shovey_trio.core.events import CancelAsked, NodeAccepted, NodeReported, NodeStarted, ReportOutcome, RunReport
-from shovey_trio.core.states import RunState
-from shovey_trio.nursery.ports import RunEvent, SendOrder, SendReportDurable
-from shovey_trio.testing.failpoint_store import FailpointStore
-from shovey_trio.testing.fake_agents import Script
+from lab.failpoint_store import FailpointStore
+from lab.fake_agents import Script
+from shovey_trio.core.jobs.events import CancelAsked, NodeAccepted, NodeReported, NodeStarted, ReportOutcome, RunReport
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.nursery.ports import SendOrder, SendReportDurable
+from shovey_trio.store.contract import RunEvent
 from tests.nursery.conftest import open_fleet, until
 
 # Takes the order and never says a word.

@@ -7,14 +7,14 @@ from collections.abc import Awaitable, Callable
 import pytest
 import trio
 
+from lab.failpoint_store import FailpointStore
+from lab.fake_agents import Script
+from lab.nursery_rig import OPERATOR, make_signer
 from shovey_trio.core.errors import RequestIdReused, StoreCorrupt, StoreUnavailable
-from shovey_trio.core.model import Presence, StreamName
-from shovey_trio.core.orders import Order, OrderKind, SignedOrder
-from shovey_trio.core.states import JobState, RunState
+from shovey_trio.core.jobs.model import Presence, StreamName
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.core.trust.orders import Order, OrderKind, SignedOrder
 from shovey_trio.nursery.ports import SendForget, SendReportDurable
-from shovey_trio.testing.failpoint_store import FailpointStore
-from shovey_trio.testing.fake_agents import Script
-from shovey_trio.testing.nursery_rig import OPERATOR, make_signer
 from tests.nursery.conftest import open_fleet, until
 
 WRITES = ("create_job", "write_run", "append_output", "write_job", "write_node")

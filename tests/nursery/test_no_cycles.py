@@ -1,4 +1,4 @@
-"""What ends is freed by its reference counts: the daemon hardly ever looks for cycles (``shovey_trio.garbage``)."""
+"""What ends is freed by its reference counts: the daemon seldom looks for cycles (``controller.garbage``)."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from shovey_trio.core.states import RunState
+from lab.fake_agents import Script
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.handles import JobHandle, RunHandle
-from shovey_trio.testing.fake_agents import Script
 from tests.nursery.conftest import open_fleet, until
 
 

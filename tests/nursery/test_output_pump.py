@@ -10,14 +10,14 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.events import NodeReported, ReportOutcome, RunReport
-from shovey_trio.core.model import OutputChunk, OutputExtent, StreamName
-from shovey_trio.core.states import RunState
+from lab.failpoint_store import FailpointStore
+from lab.fake_agents import Script
+from shovey_trio.core.jobs.events import NodeReported, ReportOutcome, RunReport
+from shovey_trio.core.jobs.model import OutputChunk, OutputExtent, StreamName
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.credits import ByteCredits
 from shovey_trio.nursery.handles import PushedChunk
 from shovey_trio.nursery.output_pump import continue_output
-from shovey_trio.testing.failpoint_store import FailpointStore
-from shovey_trio.testing.fake_agents import Script
 from tests.nursery.conftest import Fleet, open_fleet, until
 
 OUT, ERR = StreamName.STDOUT, StreamName.STDERR

@@ -8,11 +8,11 @@ from dataclasses import replace
 import pytest
 import trio
 
-from shovey_trio.core.model import LinkMode, NodeStatus, Presence
-from shovey_trio.core.states import RunState
-from shovey_trio.testing.failpoint_store import FailpointStore
-from shovey_trio.testing.fake_agents import Script
-from shovey_trio.testing.fake_doorbell import FakeDoorbell
+from lab.failpoint_store import FailpointStore
+from lab.fake_agents import Script
+from lab.fake_doorbell import FakeDoorbell
+from shovey_trio.core.jobs.model import LinkMode, NodeStatus, Presence
+from shovey_trio.core.jobs.states import RunState
 from tests.nursery.conftest import Fleet, open_fleet, until
 
 DOWN, UP = Presence.DOWN, Presence.UP

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import trio
 
-from shovey_trio.core.model import ProofKind, StreamName
-from shovey_trio.core.states import JobState, RunState
+from lab.failpoint_store import FailpointStore
+from lab.fake_agents import FakeAgent, Script
+from lab.nursery_rig import OPERATOR, open_rig
+from shovey_trio.core.jobs.model import ProofKind, StreamName
+from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.nursery.clock import TrioClock
-from shovey_trio.testing.failpoint_store import FailpointStore
-from shovey_trio.testing.fake_agents import FakeAgent, Script
-from shovey_trio.testing.nursery_rig import OPERATOR, open_rig
 from tests.nursery.conftest import assert_nothing_left, open_agents, until
 
 OUTPUT = ((StreamName.STDOUT, b"one\n"), (StreamName.STDERR, b"two\n"), (StreamName.STDOUT, b"three\n"))

@@ -5,13 +5,13 @@ from __future__ import annotations
 import pytest
 import trio
 
-from shovey_trio.core.events import NodeReported, ReportOutcome, RunReport
-from shovey_trio.core.model import ProofKind, Route, Run, StreamName
-from shovey_trio.core.orders import OrderKind, RefusalReason
-from shovey_trio.core.states import JobState, RunState
+from lab.fake_agents import OnCancel, Script
+from lab.nursery_rig import OPERATOR
+from shovey_trio.core.jobs.events import NodeReported, ReportOutcome, RunReport
+from shovey_trio.core.jobs.model import ProofKind, Route, Run, StreamName
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.core.trust.orders import OrderKind, RefusalReason
 from shovey_trio.nursery.ports import SendForget, SendOrder, SendReportDurable
-from shovey_trio.testing.fake_agents import OnCancel, Script
-from shovey_trio.testing.nursery_rig import OPERATOR
 from tests.nursery.conftest import Fleet, open_fleet, until
 
 FOREVER = Script(run_for=None)

@@ -12,15 +12,16 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from lab.fake_agents import Script
+from lab.memory_store import MemoryStore
+from lab.nursery_rig import OPERATOR
 from shovey_trio.core.errors import NotFound, OffsetOutOfRange, Overloaded
-from shovey_trio.core.model import Job, OutputChunk, Run, StreamName
-from shovey_trio.core.states import JobState, RunState
-from shovey_trio.nursery.ports import JobEvent, JobSnapshot, OutputEvent, OutputPage, RunEvent, SendFollow, StoredEvent
+from shovey_trio.core.jobs.model import Job, OutputChunk, Run, StreamName
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.nursery.ports import SendFollow
 from shovey_trio.nursery.settings import Bounds
 from shovey_trio.nursery.watch import CommitHub, WatchPosition, follow_output, watch_job
-from shovey_trio.testing.fake_agents import Script
-from shovey_trio.testing.memory_store import MemoryStore
-from shovey_trio.testing.nursery_rig import OPERATOR
+from shovey_trio.store.contract import JobEvent, JobSnapshot, OutputEvent, OutputPage, RunEvent, StoredEvent
 from tests.nursery.conftest import Fleet, open_fleet, until
 
 NODES = ("a", "b")

@@ -75,18 +75,20 @@ def test_the_base_install_has_no_server_parts(base: Path) -> None:
 
 def test_the_base_install_imports_all_of_the_agent_and_the_client(base: Path) -> None:
     program = (
-        "import importlib, json, pkgutil, shovey_agent, shovey_trio.cli.operator as operator;"
+        "import importlib, json, pkgutil, shovey_agent, shovey_trio.cli.operator.main as operator;"
         # The zygote's module is a program of its own; importing it does nothing either.
-        "names = [m.name for m in pkgutil.iter_modules(shovey_agent.__path__, 'shovey_agent.')];"
+        "names = [m.name for m in pkgutil.walk_packages(shovey_agent.__path__, 'shovey_agent.')];"
         "names += [at.partition(':')[0] for table in (operator._JOB, operator._NODE, operator._ROOT)"
         " for at, _ in table.values()];"
-        "names += ['shovey_trio.cli.session', 'shovey_trio.cli.attach', 'shovey_trio.cli.live'];"
+        "names += ['shovey_trio.cli.operator.' + name for name in ('session', 'attach', 'live')];"
         "[importlib.import_module(name) for name in names];"
         "print(json.dumps(names))"
     )
     done = run(str(base / "python"), "-c", program)
     assert done.returncode == 0, done.stderr
-    assert {"shovey_agent.agent", "shovey_agent.supervise", "shovey_trio.cli.job_start"} <= set(json.loads(done.stdout))
+    assert {"shovey_agent.agent", "shovey_agent.supervisor.supervise", "shovey_trio.cli.operator.job_start"} <= set(
+        json.loads(done.stdout)
+    )
 
 
 def test_the_base_install_says_what_to_install_for_a_controller(base: Path, tmp_path: Path) -> None:

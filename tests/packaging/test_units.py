@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+
 from shovey_agent.cli import cli as agent_cli
 from shovey_agent.config import AgentSettings, load_agent_settings
-
-from shovey_trio.config_sources import parse_overrides
+from shovey_trio.config.sources import parse_overrides
 
 UNITS = Path(__file__).parents[2] / "packaging" / "systemd"
 NAMES = sorted(path.name for path in UNITS.glob("*.service"))

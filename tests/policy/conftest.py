@@ -17,21 +17,21 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
-from shovey_agent.credentials import CredentialStore
 
-from shovey_trio.cli.offline_store import run_with_store
-from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
+from lab.shared_fleet import keep_fleet
+from shovey_agent.credentials import CredentialStore
+from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.errors import Code
-from shovey_trio.core.model import Role
+from shovey_trio.core.jobs.model import Role
+from shovey_trio.demo.fleet import Fleet, NodeSpec, free_port
+from shovey_trio.demo.operator import open_operator
 from shovey_trio.identity.authority import CertificateAuthority, create_authority
 from shovey_trio.identity.names import Identity, node_identity, user_identity
 from shovey_trio.identity.requests import make_private_key, make_request, private_key_pem
-from shovey_trio.nursery.ports import Store
 from shovey_trio.rpc.bridge import Channel, ClientTls, Method, RpcError
-from shovey_trio.testing.chef_client import Answer, ChefClient, make_key, public_pem
-from shovey_trio.testing.fleet import Fleet, NodeSpec, free_port
-from shovey_trio.testing.operator import open_operator
-from shovey_trio.testing.shared_fleet import keep_fleet
+from shovey_trio.shovey.bench.chef_client import Answer, ChefClient, make_key, public_pem
+from shovey_trio.store.contract import Store
 from shovey_trio.v1 import admin_service_pb2
 
 ORGANIZATION: Final = "default"

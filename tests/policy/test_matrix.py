@@ -7,10 +7,10 @@ from typing import Any, Final
 import pytest
 from grpc_health.v1 import health_pb2
 
+from lab.limits import within
 from shovey_trio.core.errors import Code
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Method, RpcError, open_channel
-from shovey_trio.testing.limits import within
 from shovey_trio.v1 import node_service_pb2
 
 from .conftest import NODE, ORGANIZATION, OTHER, OTHER_NODE, ROLES, STRANGERS, Site, call, outcome

@@ -7,16 +7,16 @@ from pathlib import Path
 from typing import Final
 
 import pytest
-from shovey_agent.credentials import CredentialStore
 
+from lab.limits import within
+from shovey_agent.credentials import CredentialStore
 from shovey_trio.core.errors import Code
+from shovey_trio.demo.fleet import Fleet, NodeSpec, open_fleet
+from shovey_trio.demo.operator import Operator, open_operator
 from shovey_trio.identity.renewal import prove_possession
 from shovey_trio.identity.requests import load_private_key, make_private_key, make_request
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Channel, open_channel
-from shovey_trio.testing.fleet import Fleet, NodeSpec, open_fleet
-from shovey_trio.testing.limits import within
-from shovey_trio.testing.operator import Operator, open_operator
 from shovey_trio.v1 import agent_service_pb2 as pb
 from shovey_trio.v1 import job_pb2, order_pb2
 

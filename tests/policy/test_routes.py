@@ -10,18 +10,18 @@ from typing import Any
 import pytest
 import trio
 
-from shovey_trio import controller
-from shovey_trio.config import ServerSettings, load_server_settings
-from shovey_trio.core.authz import POLICY, PUBLIC
-from shovey_trio.core.model import Role
+from shovey_trio.config.server import ServerSettings, load_server_settings
+from shovey_trio.controller import composition as controller
+from shovey_trio.core.jobs.model import Role
+from shovey_trio.core.trust.authz import POLICY, PUBLIC
+from shovey_trio.demo.fleet import run_program
 from shovey_trio.identity.layout import DataDirectory
-from shovey_trio.rest import listener as rest_listener
-from shovey_trio.rest.application import RestApplication
-from shovey_trio.rest.routing import Route as RestRoute
-from shovey_trio.rest.routing import Router
 from shovey_trio.rpc.bridge import Listener, Method, unary_route
 from shovey_trio.rpc.services.node_service import NodeService
-from shovey_trio.testing.fleet import run_program
+from shovey_trio.shovey.rest import listener as rest_listener
+from shovey_trio.shovey.rest.application import RestApplication
+from shovey_trio.shovey.rest.routing import Route as RestRoute
+from shovey_trio.shovey.rest.routing import Router
 from shovey_trio.v1 import node_service_pb2
 
 from .expected import ENROLL_LISTENER, GRPC, OPEN, PROOF, REST, REST_OPEN

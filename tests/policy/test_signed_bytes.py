@@ -14,15 +14,18 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import shovey_trio
-from shovey_trio.core import audit, audit_head, doorbell, key_sets, order_signing
-from shovey_trio.core.command_input import CommandInput
-from shovey_trio.core.key_sets import KeySet, KeySetRefused, KeyState, PublicKey, key_id_of, verify_key_set
-from shovey_trio.core.order_signing import ORDER_DOMAIN, SigningKey, sign_order, verify_order
-from shovey_trio.core.orders import Order, OrderKind, RefusalReason, SignedOrder
-from shovey_trio.core.shovey_wire import PayloadMalformed, parse_order, signed_text
+from shovey_trio.core.audit import head as audit_head
+from shovey_trio.core.audit import records as audit
+from shovey_trio.core.jobs.command_input import CommandInput
+from shovey_trio.core.serf import doorbell
+from shovey_trio.core.trust import key_sets, order_signing
+from shovey_trio.core.trust.key_sets import KeySet, KeySetRefused, KeyState, PublicKey, key_id_of, verify_key_set
+from shovey_trio.core.trust.order_signing import ORDER_DOMAIN, SigningKey, sign_order, verify_order
+from shovey_trio.core.trust.orders import Order, OrderKind, RefusalReason, SignedOrder
 from shovey_trio.identity.renewal import RENEW_DOMAIN
 from shovey_trio.rpc import order_codec
 from shovey_trio.rpc.convert import order_bytes
+from shovey_trio.shovey.protocol.wire import PayloadMalformed, parse_order, signed_text
 
 _KEY = Ed25519PrivateKey.from_private_bytes(b"k" * 32)
 _PUBLIC = _KEY.public_key().public_bytes_raw()

@@ -17,10 +17,10 @@ from typing import Any
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
-from shovey_trio.core.chef_signing import SignatureMalformed, SignatureRefused, read_signature, verify_signature
-from shovey_trio.rest.messages import Reply, Request, json_response
-from shovey_trio.rest.server import HttpOptions, HttpServer, open_http_server
-from shovey_trio.testing.chef_client import public_pem
+from shovey_trio.core.chef.signing import SignatureMalformed, SignatureRefused, read_signature, verify_signature
+from shovey_trio.http.messages import Reply, Request, json_response
+from shovey_trio.http.server import HttpOptions, HttpServer, open_http_server
+from shovey_trio.shovey.bench.chef_client import public_pem
 
 from .conftest import key_of
 

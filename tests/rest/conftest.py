@@ -12,22 +12,22 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+from lab.failpoint_store import FailpointStore
+from lab.fake_agents import FakeAgent, Script
+from lab.fake_doorbell import FakeDoorbell
+from lab.nursery_rig import NurseryRig, open_rig
 from shovey_trio.application.attempts import FailedAttempts
 from shovey_trio.application.audit import AuditLog
-from shovey_trio.application.chef_callers import StoredChefCallers
 from shovey_trio.application.nodes import Nodes
-from shovey_trio.config import ServerSettings
-from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
-from shovey_trio.core.model import OutputChunk, Principal, Role, Run, StreamName
-from shovey_trio.core.states import RunState
+from shovey_trio.chef.callers import StoredChefCallers
+from shovey_trio.config.server import ServerSettings
+from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
+from shovey_trio.core.jobs.model import OutputChunk, Principal, Role, Run, StreamName
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.http.server import HttpServer
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.rest.listener import open_rest
-from shovey_trio.rest.server import HttpServer
-from shovey_trio.testing.chef_client import ChefClient, make_key, public_pem
-from shovey_trio.testing.failpoint_store import FailpointStore
-from shovey_trio.testing.fake_agents import FakeAgent, Script
-from shovey_trio.testing.fake_doorbell import FakeDoorbell
-from shovey_trio.testing.nursery_rig import NurseryRig, open_rig
+from shovey_trio.shovey.bench.chef_client import ChefClient, make_key, public_pem
+from shovey_trio.shovey.rest.listener import open_rest
 
 HARD_LIMIT = 30.0
 WEB = ("web-1", "web-2")
@@ -44,7 +44,7 @@ def key_of(name: str) -> RSAPrivateKey:
 
 @dataclass
 class RecordingLegacy:
-    """``rest.ports.LegacyNodes`` that only keeps what it is told."""
+    """``shovey.rest.ports.LegacyNodes`` that only keeps what it is told."""
 
     runs: list[tuple[Principal, str, str, Mapping[str, object]]] = field(default_factory=list)
     streams: list[tuple[Principal, str, str, Mapping[str, object]]] = field(default_factory=list)

@@ -6,11 +6,11 @@ from typing import Any
 
 import pytest
 
-from shovey_trio.config import ServerSettings
-from shovey_trio.core.chef_signing import SigningVersion
-from shovey_trio.core.model import Role
-from shovey_trio.rest.listener import shim_router
-from shovey_trio.testing.chef_client import ChefClient
+from shovey_trio.config.server import ServerSettings
+from shovey_trio.core.chef.signing import SigningVersion
+from shovey_trio.core.jobs.model import Role
+from shovey_trio.shovey.bench.chef_client import ChefClient
+from shovey_trio.shovey.rest.listener import shim_router
 
 from .conftest import Shim, key_of
 
@@ -157,8 +157,8 @@ async def test_what_is_not_ours_is_404_for_everybody(shim: Shim) -> None:
 
 
 async def test_key_that_was_taken_away_stops_working(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shovey_trio.application import chef_callers
-    from shovey_trio.core.chef_principals import ChefPrincipalKind
+    from shovey_trio.chef import callers as chef_callers
+    from shovey_trio.core.chef.principals import ChefPrincipalKind
 
     assert (await shim.client("ops").get("/shovey/jobs")).status == 200
     await shim.store.remove_chef_principal("default", ChefPrincipalKind.USER, "ops")

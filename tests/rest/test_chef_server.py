@@ -13,17 +13,17 @@ from typing import Any
 import pytest
 import trio
 
-from shovey_trio.cli.daemon import run
-from shovey_trio.cli.offline_store import run_with_store
-from shovey_trio.core.chef_principals import ChefPrincipal
-from shovey_trio.core.chef_signing import SigningVersion, load_private_key
+from shovey_trio.cli.controller.main import run
+from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.core.chef.principals import ChefPrincipal
+from shovey_trio.core.chef.signing import SigningVersion, load_private_key
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.model import LinkMode, Node, Role, User
-from shovey_trio.core.search import parse_search
-from shovey_trio.nursery.ports import Store
-from shovey_trio.testing.chef_client import Answer, ChefClient, ConnectionDropped
-from shovey_trio.testing.fleet import free_port
-from shovey_trio.testing.processes import ManagedProcess
+from shovey_trio.core.jobs.model import LinkMode, Node, Role, User
+from shovey_trio.core.jobs.search import parse_search
+from shovey_trio.demo.fleet import free_port
+from shovey_trio.demo.processes import ManagedProcess
+from shovey_trio.shovey.bench.chef_client import Answer, ChefClient, ConnectionDropped
+from shovey_trio.store.contract import Store
 
 from .conftest import Shim, open_shim
 
@@ -206,7 +206,7 @@ async def test_export_of_goiardi_is_imported(goiardi: PlainGoiardi, tmp_path: Pa
         ("node/web-1", Role.NODE),
     }
     public = load_private_key(bob_key).public_key().public_numbers()
-    from shovey_trio.core.chef_signing import load_public_key
+    from shovey_trio.core.chef.signing import load_public_key
 
     (bob,) = (found for found in principals if found.name == "bob")
     assert load_public_key(bob.public_key).public_numbers() == public

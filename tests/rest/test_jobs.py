@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import trio
 
+from lab.fake_agents import OnCancel
 from shovey_trio.core.errors import DuplicateChunk
-from shovey_trio.core.model import StreamName
-from shovey_trio.core.orders import OrderKind, RefusalReason
-from shovey_trio.core.states import RunState
-from shovey_trio.testing.chef_client import ChefClient
-from shovey_trio.testing.fake_agents import OnCancel
+from shovey_trio.core.jobs.model import StreamName
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.trust.orders import OrderKind, RefusalReason
+from shovey_trio.shovey.bench.chef_client import ChefClient
 
 from .conftest import NEVER_UP, WEB, Shim, key_of, open_shim
 

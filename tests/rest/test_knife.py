@@ -10,10 +10,10 @@ import pytest
 import trio
 
 from shovey_trio.core.errors import StoreUnavailable
-from shovey_trio.core.events import ReportOutcome
-from shovey_trio.core.model import ProofKind, StreamName
-from shovey_trio.core.orders import RefusalReason
-from shovey_trio.core.states import RunState
+from shovey_trio.core.jobs.events import ReportOutcome
+from shovey_trio.core.jobs.model import ProofKind, StreamName
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.trust.orders import RefusalReason
 
 from .conftest import NEVER_UP, Shim, key_of
 from .knife import Knife, make_knife

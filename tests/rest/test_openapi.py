@@ -19,10 +19,10 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
-from shovey_trio.config import ServerSettings
-from shovey_trio.core.chef_signing import sign_request
-from shovey_trio.rest.listener import shim_router
-from shovey_trio.rest.openapi import PATH, openapi_document
+from shovey_trio.config.server import ServerSettings
+from shovey_trio.core.chef.signing import sign_request
+from shovey_trio.shovey.rest.listener import shim_router
+from shovey_trio.shovey.rest.openapi import PATH, openapi_document
 
 from .conftest import key_of, open_shim
 

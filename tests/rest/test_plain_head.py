@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.rest.plain_head import PlainHead, read_plain_head, response_head
+from shovey_trio.http.plain_head import PlainHead, read_plain_head, response_head
 
 _HEAD = (
     b"PUT /shovey/jobs/1/a%20b?x=1 HTTP/1.1\r\nHost: h:1\r\nContent-Length: 12\r\nX-Ops-UserId:  n 1\t\r\nMethod: PUT"

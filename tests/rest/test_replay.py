@@ -13,12 +13,12 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from shovey_trio.core.chef_signing import SigningVersion
-from shovey_trio.core.events import ReportOutcome
-from shovey_trio.core.model import ProofKind, Role, StreamName
-from shovey_trio.core.orders import RefusalReason
-from shovey_trio.core.shovey_report import parse_run_put, parse_stream_put
-from shovey_trio.testing.chef_client import Answer, ChefClient, ConnectionDropped
+from shovey_trio.core.chef.signing import SigningVersion
+from shovey_trio.core.jobs.events import ReportOutcome
+from shovey_trio.core.jobs.model import ProofKind, Role, StreamName
+from shovey_trio.core.trust.orders import RefusalReason
+from shovey_trio.shovey.bench.chef_client import Answer, ChefClient, ConnectionDropped
+from shovey_trio.shovey.protocol.report import parse_run_put, parse_stream_put
 
 from .conftest import RecordingLegacy, Shim, key_of, open_shim
 from .differences import DIFFERENT, ELSEWHERE, VALUES, Difference, find

@@ -13,9 +13,9 @@ import trio
 import trustme
 from trio.testing import wait_all_tasks_blocked
 
-from shovey_trio.rest.connection import HttpLimits
-from shovey_trio.rest.messages import Reply, Request, Response
-from shovey_trio.rest.server import HttpOptions, HttpServer, open_http_server
+from shovey_trio.http.connection import HttpLimits
+from shovey_trio.http.messages import Reply, Request, Response
+from shovey_trio.http.server import HttpOptions, HttpServer, open_http_server
 
 HARD_LIMIT = 20.0
 SHORT = 0.2

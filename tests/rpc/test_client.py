@@ -9,12 +9,12 @@ import pytest
 import trio
 import trio.testing
 
+from lab.fake_controller import FakeController, FakeRun
 from shovey_trio.core.errors import Code, Unreachable
 from shovey_trio.rpc.bridge import Listener, RpcError, open_server
-from shovey_trio.rpc.client import ShoveyClient, open_client
-from shovey_trio.rpc.client_retry import RetryPolicy
+from shovey_trio.rpc.client.client import ShoveyClient, open_client
+from shovey_trio.rpc.client.retry import RetryPolicy
 from shovey_trio.rpc.errors import status_of
-from shovey_trio.testing.fake_controller import FakeController, FakeRun
 from shovey_trio.v1.job_service_pb2 import StartJobRequest, Target
 
 # Quick, and over in seconds when a test goes wrong.

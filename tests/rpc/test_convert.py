@@ -11,10 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.events import ReportOutcome, RunReport
-from shovey_trio.core.key_sets import KeySet, KeyState, PublicKey
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.model import (
+from shovey_trio.core.jobs.events import ReportOutcome, RunReport
+from shovey_trio.core.jobs.model import (
     Job,
     LateReport,
     LinkMode,
@@ -27,9 +25,11 @@ from shovey_trio.core.model import (
     Run,
     StreamName,
 )
-from shovey_trio.core.orders import OrderKind, SignedOrder
-from shovey_trio.core.states import JobState, RunState
-from shovey_trio.core.targeting import AllNodes, Match, Names, Tagged
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.core.jobs.targeting import AllNodes, Match, Names, Tagged
+from shovey_trio.core.trust.key_sets import KeySet, KeyState, PublicKey
+from shovey_trio.core.trust.key_trust import PublishedKeys
+from shovey_trio.core.trust.orders import OrderKind, SignedOrder
 from shovey_trio.rpc import convert
 from shovey_trio.v1 import admin_service_pb2, agent_service_pb2, job_pb2, job_service_pb2, node_pb2, order_pb2
 

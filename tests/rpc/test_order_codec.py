@@ -9,14 +9,14 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from shovey_trio.core.command_input import CommandInput, Secrets
-from shovey_trio.core.key_sets import key_id_of
-from shovey_trio.core.order_signing import SigningKey, verify_order
-from shovey_trio.core.orders import NONCE_BYTES, Order, OrderKind, RefusalReason
+from lab.signing import key_set_of
+from shovey_trio.core.jobs.command_input import CommandInput, Secrets
+from shovey_trio.core.trust.key_sets import key_id_of
+from shovey_trio.core.trust.order_signing import SigningKey, verify_order
+from shovey_trio.core.trust.orders import NONCE_BYTES, Order, OrderKind, RefusalReason
 from shovey_trio.rpc.convert import order_bytes, signed_order_message, signed_order_value
 from shovey_trio.rpc.order_codec import parse_order
 from shovey_trio.rpc.signer import Signer
-from shovey_trio.testing.signing import key_set_of
 from shovey_trio.v1 import order_pb2
 
 SECRET = "pl4nted-s3cret"

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from shovey_trio.core.errors import InvalidRequest, InvalidToken
 from shovey_trio.nursery.watch import WatchPosition
-from shovey_trio.rpc.paging import decode_name, decode_resume, encode_name, encode_resume, page_size
+from shovey_trio.rpc.services.paging import decode_name, decode_resume, encode_name, encode_resume, page_size
 
 JOB, OTHER = "01a3185c-5000-7224-aae6-b12288580d84", "01a3185c-5000-7224-aae6-b12288580d85"
 sequences = st.integers(0, 2**63 - 1)

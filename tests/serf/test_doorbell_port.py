@@ -6,11 +6,11 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+from shovey_trio.bench.fake_serf import FakeSerfCluster
 from shovey_trio.core.errors import SerfUnavailable
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.serf.doorbell import SerfDoorbell
 from shovey_trio.serf.link import SerfLink, SerfSettings
-from shovey_trio.testing.fake_serf import FakeSerfCluster
 
 _JOB = "01a2020e-924f-7bb1-8b24-4640d683f856"
 

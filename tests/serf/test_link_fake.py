@@ -12,16 +12,16 @@ import pytest
 import trio
 import trio.testing
 
-from shovey_trio.core.doorbell_plan import PlannedQuery
-from shovey_trio.core.serf_ipc import RemoteProtocolError
-from shovey_trio.core.serf_records import UserEventReceived
-from shovey_trio.core.serf_wire import Command, MemberStatus
+from shovey_trio.bench.fake_serf import FakeSerfAgent, FakeSerfCluster
+from shovey_trio.core.serf.doorbell_plan import PlannedQuery
+from shovey_trio.core.serf.ipc import RemoteProtocolError
+from shovey_trio.core.serf.records import UserEventReceived
+from shovey_trio.core.serf.wire import Command, MemberStatus
 from shovey_trio.serf.connection import open_connection
 from shovey_trio.serf.errors import SerfAuthFailed, SerfConnectionLost, SerfQueueFull, SerfRefused
 from shovey_trio.serf.link import ReceivedQuery, SerfLink, SerfSettings
 from shovey_trio.serf.membership import ChangeKind
 from shovey_trio.serf.queries import MAX_WAITING
-from shovey_trio.testing.fake_serf import FakeSerfAgent, FakeSerfCluster
 
 # pytest-trio takes the clock from a test's own arguments alone, hence one in each.
 _NODES = ("o:ctl", "o:a", "o:b")

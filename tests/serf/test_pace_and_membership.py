@@ -7,8 +7,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_trio.core.serf_records import Member, MembersChanged
-from shovey_trio.core.serf_wire import MemberEventKind, MemberStatus
+from shovey_trio.core.serf.records import Member, MembersChanged
+from shovey_trio.core.serf.wire import MemberEventKind, MemberStatus
 from shovey_trio.serf.membership import ChangeKind, Membership
 from shovey_trio.serf.pace import Pace, PaceLimits
 

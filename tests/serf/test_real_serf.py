@@ -11,15 +11,15 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shovey_trio.core.doorbell import Doorbell, DoorbellKind, is_for, organization_hash, short_key_id, verify
-from shovey_trio.core.doorbell_plan import PlannedQuery, plan_doorbells
-from shovey_trio.core.serf_records import UserEventReceived
-from shovey_trio.core.serf_size import QueryFrame
-from shovey_trio.core.serf_wire import AGENT_START_EVENT, STREAM_DOORBELLS, STREAM_USER_EVENTS, MemberStatus
+from shovey_trio.core.serf.doorbell import Doorbell, DoorbellKind, is_for, organization_hash, short_key_id, verify
+from shovey_trio.core.serf.doorbell_plan import PlannedQuery, plan_doorbells
+from shovey_trio.core.serf.records import UserEventReceived
+from shovey_trio.core.serf.size import QueryFrame
+from shovey_trio.core.serf.wire import AGENT_START_EVENT, STREAM_DOORBELLS, STREAM_USER_EVENTS, MemberStatus
+from shovey_trio.demo.serf_agents import SerfAgentProcess, open_serf_agents
 from shovey_trio.serf.errors import SerfRefused
 from shovey_trio.serf.link import ReceivedQuery, SerfLink, SerfSettings
 from shovey_trio.serf.progress import QueryProgress
-from shovey_trio.testing.serf_agents import SerfAgentProcess, open_serf_agents
 
 pytestmark = pytest.mark.serf
 

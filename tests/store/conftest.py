@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
+from lab.memory_store import MemoryStore
 from shovey_trio.core.ids import job_id, run_id
-from shovey_trio.core.model import Job, Node, NodeStatus, OutputChunk, Presence, Run, StreamName
-from shovey_trio.nursery.ports import Committed, RequestKey, Store
-from shovey_trio.store import open_store
-from shovey_trio.testing.memory_store import MemoryStore
+from shovey_trio.core.jobs.model import Job, Node, NodeStatus, OutputChunk, Presence, Run, StreamName
+from shovey_trio.store.contract import Committed, RequestKey, Store
+from shovey_trio.store.sqlite.files import open_store
 
 NOW = 1_800_000_000.0
 

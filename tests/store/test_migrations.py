@@ -16,8 +16,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from shovey_trio.core.errors import StoreCorrupt
-from shovey_trio.store import open_store, schema
-from shovey_trio.store.tables import metadata
+from shovey_trio.store.sql import schema
+from shovey_trio.store.sql.tables import metadata
+from shovey_trio.store.sqlite.files import open_store
 
 _OWN = "alembic_version"
 
@@ -56,7 +57,7 @@ async def test_up_to_date_file_is_opened_without_alembic(tmp_path: Path) -> None
     script = (
         "import sys, trio\n"
         "from pathlib import Path\n"
-        "from shovey_trio.store import open_store\n"
+        "from shovey_trio.store.sqlite.files import open_store\n"
         "async def main():\n"
         "    async with open_store(Path(sys.argv[1])) as store:\n"
         "        await store.next_epoch(0.0)\n"

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from sqlalchemy import Engine, event
 
-from shovey_trio.core.audit import AuditAction, AuditEntry, AuditOutcome
-from shovey_trio.core.model import StreamName
-from shovey_trio.core.states import JobState, RunState
-from shovey_trio.nursery.ports import JobFilter
-from shovey_trio.store import open_store
-from shovey_trio.store.sql_store import SqlStore
+from shovey_trio.core.audit.records import AuditAction, AuditEntry, AuditOutcome
+from shovey_trio.core.jobs.model import StreamName
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.store.contract import JobFilter
+from shovey_trio.store.sql.store import SqlStore
+from shovey_trio.store.sqlite.files import open_store
 
 from .conftest import Make
 

@@ -17,11 +17,11 @@ import trio
 import trio.testing
 
 from shovey_trio.core.errors import NotFound, StoreUnavailable
-from shovey_trio.core.model import Run, StreamName
-from shovey_trio.core.states import RunState
-from shovey_trio.nursery.ports import Committed
-from shovey_trio.store import open_store
-from shovey_trio.store.failures import StoreConflict
+from shovey_trio.core.jobs.model import Run, StreamName
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.store.contract import Committed
+from shovey_trio.store.sql.failures import StoreConflict
+from shovey_trio.store.sqlite.files import open_store
 
 from .conftest import Make
 
@@ -29,8 +29,8 @@ from .conftest import Make
 APPEND = """
 import sys, trio
 from pathlib import Path
-from shovey_trio.core.model import Job, OutputChunk, Run, StreamName
-from shovey_trio.store import open_store
+from shovey_trio.core.jobs.model import Job, OutputChunk, Run, StreamName
+from shovey_trio.store.sqlite.files import open_store
 
 async def main():
     job = Job(id="job", organization="default", command="true", quorum="1", run_timeout=1.0, kill_grace=1.0,
@@ -55,8 +55,8 @@ FILL = """
 import json, resource, sys, trio
 from pathlib import Path
 from shovey_trio.core.errors import StoreUnavailable
-from shovey_trio.core.model import User, Role
-from shovey_trio.store import open_store
+from shovey_trio.core.jobs.model import User, Role
+from shovey_trio.store.sqlite.files import open_store
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
@@ -147,7 +147,7 @@ async def test_full_disk_refuses_writes_loses_nothing_and_heals_without_restart(
 async def test_locked_file_fails_all_that_wait_and_reads_go_on(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shovey_trio.store.sqlite.BUSY_WAIT", 0.1)
+    monkeypatch.setattr("shovey_trio.store.sqlite.files.BUSY_WAIT", 0.1)
     path = tmp_path / "store.db"
     job, runs = make.job([f"web-{number}" for number in range(5)])
     refused: list[Run] = []
@@ -176,7 +176,7 @@ async def test_locked_file_fails_all_that_wait_and_reads_go_on(
 async def test_write_soon_behind_a_lock_is_made_up_for(
     tmp_path: Path, make: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shovey_trio.store.sqlite.BUSY_WAIT", 0.1)
+    monkeypatch.setattr("shovey_trio.store.sqlite.files.BUSY_WAIT", 0.1)
     path = tmp_path / "store.db"
     job, [run] = make.job()
     async with open_store(path) as store:
@@ -192,7 +192,7 @@ async def test_write_soon_behind_a_lock_is_made_up_for(
 
 
 async def test_file_locked_at_open_is_unavailable_not_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("shovey_trio.store.sqlite.BUSY_WAIT", 0.1)
+    monkeypatch.setattr("shovey_trio.store.sqlite.files.BUSY_WAIT", 0.1)
     path = tmp_path / "store.db"
     async with open_store(path):
         pass

@@ -12,10 +12,9 @@ from typing import Any
 import pytest
 
 from shovey_trio.core.errors import ConfigurationInvalid, StoreCorrupt, StoreUnavailable
-from shovey_trio.core.model import StreamName
-from shovey_trio.core.states import JobState
-from shovey_trio.store import open_store
-from shovey_trio.store.sqlite import CHECKED_AT_OPEN
+from shovey_trio.core.jobs.model import StreamName
+from shovey_trio.core.jobs.states import JobState
+from shovey_trio.store.sqlite.files import CHECKED_AT_OPEN, open_store
 
 from .conftest import Make
 

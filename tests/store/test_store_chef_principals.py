@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from shovey_trio.core.chef_principals import ChefPrincipal, ChefPrincipalKind
-from shovey_trio.core.model import Role
-from shovey_trio.nursery.ports import Store
+from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
+from shovey_trio.core.jobs.model import Role
+from shovey_trio.store.contract import Store
 
 NOW = 1_800_000_000.25
 ADMIN = ChefPrincipal(

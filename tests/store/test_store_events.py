@@ -8,9 +8,9 @@ import pytest
 import trio
 
 from shovey_trio.core.errors import HistoryGone
-from shovey_trio.core.model import Run, StreamName
-from shovey_trio.core.states import JobState, RunState
-from shovey_trio.nursery.ports import Committed, JobEvent, OutputEvent, RunEvent, Store, StoredEvent
+from shovey_trio.core.jobs.model import Run, StreamName
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.store.contract import Committed, JobEvent, OutputEvent, RunEvent, Store, StoredEvent
 
 from .conftest import Make
 

@@ -9,10 +9,10 @@ import pytest
 import trio
 
 from shovey_trio.core.errors import InvalidToken, NotFound, RequestIdReused
-from shovey_trio.core.model import Job, LateReport, ProofKind, Route, Run, RunStatus
-from shovey_trio.core.states import JobState, RunState
-from shovey_trio.nursery.ports import CreatedJob, JobFilter, Store
-from shovey_trio.store.failures import StoreConflict
+from shovey_trio.core.jobs.model import Job, LateReport, ProofKind, Route, Run, RunStatus
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.store.contract import CreatedJob, JobFilter, Store
+from shovey_trio.store.sql.failures import StoreConflict
 
 from .conftest import Make
 

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from shovey_trio.core.model import OutputExtent, StreamName
-from shovey_trio.core.states import RunState
-from shovey_trio.nursery.ports import OutputPage, Store
-from shovey_trio.store.failures import StoreConflict
+from shovey_trio.core.jobs.model import OutputExtent, StreamName
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.store.contract import OutputPage, Store
+from shovey_trio.store.sql.failures import StoreConflict
 
 from .conftest import Make
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import trio
 
-from shovey_trio.core.model import LinkMode, Presence, Role, User
-from shovey_trio.nursery.ports import Store
+from shovey_trio.core.jobs.model import LinkMode, Presence, Role, User
+from shovey_trio.store.contract import Store
 
 from .conftest import Make
 

@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from shovey_trio.core.errors import HistoryGone, NotFound
-from shovey_trio.core.model import OutputExtent, StreamName
-from shovey_trio.core.states import JobState, RunState
-from shovey_trio.nursery.ports import Committed, JobFilter, Store
+from shovey_trio.core.jobs.model import OutputExtent, StreamName
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.store.contract import Committed, JobFilter, Store
 
 from .conftest import Make
 

@@ -13,10 +13,10 @@ import trio
 import trio.testing
 
 from shovey_trio.core.errors import NotFound, StoreCorrupt, StoreUnavailable
-from shovey_trio.nursery.ports import Committed
-from shovey_trio.store.committer import CommittedGroup, Work
-from shovey_trio.store.health import StoreHealth
-from shovey_trio.store.writer import ADMITTED_COST, BULK_COST, BULK_GROUP_COST, GROUP_COST, WAKE_SLICE, GroupWriter
+from shovey_trio.store.contract import Committed
+from shovey_trio.store.sql.committer import CommittedGroup, Work
+from shovey_trio.store.sql.health import StoreHealth
+from shovey_trio.store.sql.writer import ADMITTED_COST, BULK_COST, BULK_GROUP_COST, GROUP_COST, WAKE_SLICE, GroupWriter
 
 NOTHING = Committed(jobs={}, runs=frozenset())
 
@@ -309,7 +309,7 @@ async def test_close_finishes_what_waits_and_refuses_what_comes(commit: HeldComm
 async def test_close_fails_what_a_stuck_commit_keeps_waiting(
     commit: HeldCommit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shovey_trio.store.writer.CLOSE_GRACE", 0.05)
+    monkeypatch.setattr("shovey_trio.store.sql.writer.CLOSE_GRACE", 0.05)
     writer = GroupWriter(commit, StoreHealth())
     commit.gate.clear()
     ended = []

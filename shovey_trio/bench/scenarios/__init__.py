@@ -17,8 +17,6 @@ from shovey_trio.bench.scenarios import (
     idle,
     latency,
     latency_real,
-    legacy,
-    legacy_output,
     lines,
     many_jobs,
     membership,
@@ -27,6 +25,8 @@ from shovey_trio.bench.scenarios import (
     submit,
 )
 from shovey_trio.bench.stage import Stage
+from shovey_trio.shovey.bench import fanout_scenario as legacy
+from shovey_trio.shovey.bench import output_scenario as legacy_output
 
 Scenario = Callable[[Stage], Awaitable[Sequence[Figure]]]
 

@@ -17,8 +17,8 @@ import trio
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.footprint_meter import Memory, cpu_seconds, memory, process_tree
 from shovey_trio.bench.stage import Stage
-from shovey_trio.testing.fleet import FleetNode, NodeSpec
-from shovey_trio.testing.processes import ManagedProcess, ProcessFailed
+from shovey_trio.demo.fleet import FleetNode, NodeSpec
+from shovey_trio.demo.processes import ManagedProcess, ProcessFailed
 
 _MB: Final = 1e6
 _POLL: Final = 0.002

@@ -14,11 +14,11 @@ from shovey_trio.bench.daemon_meter import DaemonCost, DaemonMeter
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import END_DEADLINE, Stage, make_fleet, start_daemon
 from shovey_trio.core.ids import job_id, run_id
-from shovey_trio.core.model import Job, Run
-from shovey_trio.core.states import JobState, RunState
-from shovey_trio.nursery.ports import Store
-from shovey_trio.store import open_store
-from shovey_trio.testing.fleet import ORGANIZATION, Fleet
+from shovey_trio.core.jobs.model import Job, Run
+from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.demo.fleet import ORGANIZATION, Fleet
+from shovey_trio.store.contract import Store
+from shovey_trio.store.sqlite.files import open_store
 
 _RUNS_PER_JOB: Final = 100
 _PAGES: Final = 200

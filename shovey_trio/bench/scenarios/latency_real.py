@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from shovey_trio.bench.daemon_meter import cost_figures
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage
-from shovey_trio.testing.fleet import NodeSpec
+from shovey_trio.demo.fleet import NodeSpec
 
 _NODE = "real-1"
 _JOBS_PER_ROUND = 10

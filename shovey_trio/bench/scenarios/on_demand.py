@@ -17,10 +17,10 @@ import trio
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.footprint_meter import cpu_seconds, process_tree
 from shovey_trio.bench.stage import Stage, WrongResult, expect
-from shovey_trio.rpc.client import ShoveyClient
-from shovey_trio.testing.fleet import Fleet, NodeSpec, open_fleet
-from shovey_trio.testing.operator import request
-from shovey_trio.testing.serf_agents import SerfAgentFailed
+from shovey_trio.demo.fleet import Fleet, NodeSpec, open_fleet
+from shovey_trio.demo.operator import request
+from shovey_trio.demo.serf_agents import SerfAgentFailed
+from shovey_trio.rpc.client.client import ShoveyClient
 from shovey_trio.v1 import job_pb2
 
 _NODES: Final = 50

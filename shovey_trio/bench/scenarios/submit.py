@@ -11,7 +11,7 @@ import trio
 from shovey_trio.bench.daemon_meter import cost_figures
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage
-from shovey_trio.rpc.client import ShoveyClient
+from shovey_trio.rpc.client.client import ShoveyClient
 from shovey_trio.v1 import job_pb2, job_service_pb2
 
 _CLIENTS = 32

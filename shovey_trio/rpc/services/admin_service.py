@@ -11,9 +11,9 @@ from shovey_trio.nursery.ports import Clock, Doorbell
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Route, unary_route
-from shovey_trio.rpc.callers import caller
 from shovey_trio.rpc.convert import duration_seconds, role_value, timestamp, user_message
-from shovey_trio.rpc.paging import decode_name, encode_name, page_size
+from shovey_trio.rpc.services.callers import caller
+from shovey_trio.rpc.services.paging import decode_name, encode_name, page_size
 from shovey_trio.v1 import admin_service_pb2 as pb
 
 

@@ -7,7 +7,7 @@ from typing import TypeAlias
 import structlog
 import trio
 
-from shovey_trio.core.model import LinkMode
+from shovey_trio.core.jobs.model import LinkMode
 from shovey_trio.nursery.ports import (
     SendAskWhitelist,
     SendDetachOk,

@@ -14,7 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from shovey_trio.application.attempts import FailedAttempts
 from shovey_trio.application.audit import AuditLog, origin, peer_address
 from shovey_trio.application.identities import Identities
-from shovey_trio.core.audit import AuditAction, AuditEntry, AuditOutcome
+from shovey_trio.core.audit.records import AuditAction, AuditEntry, AuditOutcome
 from shovey_trio.core.errors import (
     InvalidCertificateRequest,
     InvalidEnrollmentToken,
@@ -22,7 +22,7 @@ from shovey_trio.core.errors import (
     Overloaded,
     Unauthenticated,
 )
-from shovey_trio.core.events import (
+from shovey_trio.core.jobs.events import (
     NodeAccepted,
     NodeKnows,
     NodeReported,
@@ -30,8 +30,8 @@ from shovey_trio.core.events import (
     RunEvent,
     RunReport,
 )
-from shovey_trio.core.key_trust import PublishedKeys
-from shovey_trio.core.model import LinkMode, OutputExtent, Principal
+from shovey_trio.core.jobs.model import LinkMode, OutputExtent, Principal
+from shovey_trio.core.trust.key_trust import PublishedKeys
 from shovey_trio.nursery.credits import ByteCredits
 from shovey_trio.nursery.handles import PushedChunk
 from shovey_trio.nursery.inbound import AgentInbox
@@ -41,7 +41,6 @@ from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.whitelist_asks import WhitelistAnswer, WhitelistAsks
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Route, ServerCall, bidi_route, unary_route
-from shovey_trio.rpc.callers import caller
 from shovey_trio.rpc.convert import (
     LINKS,
     chunk_value,
@@ -54,6 +53,7 @@ from shovey_trio.rpc.convert import (
 )
 from shovey_trio.rpc.services.agent_link import AttachCall, AttachedAgent
 from shovey_trio.rpc.services.call_rate import CallRate
+from shovey_trio.rpc.services.callers import caller
 from shovey_trio.v1 import agent_service_pb2 as pb
 
 _log = structlog.get_logger(__name__)

@@ -6,13 +6,11 @@ from collections.abc import Sequence
 
 from shovey_trio.application.explain import Explain, ExplainRun
 from shovey_trio.application.jobs import Jobs, StartJob
-from shovey_trio.core.explain import overall
-from shovey_trio.core.model import OutputChunk
-from shovey_trio.nursery.ports import JobEvent, JobFilter, JobSnapshot, RunEvent, StoredEvent
+from shovey_trio.core.jobs.model import OutputChunk
+from shovey_trio.core.trust.explain import overall
 from shovey_trio.nursery.watch import WatchPosition
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Route, ServerCall, server_stream_route, unary_route
-from shovey_trio.rpc.callers import caller
 from shovey_trio.rpc.convert import (
     JOB_STATES,
     ROUTES,
@@ -27,7 +25,9 @@ from shovey_trio.rpc.convert import (
     run_message,
     selection_value,
 )
-from shovey_trio.rpc.paging import decode_resume, encode_resume, page_size
+from shovey_trio.rpc.services.callers import caller
+from shovey_trio.rpc.services.paging import decode_resume, encode_resume, page_size
+from shovey_trio.store.contract import JobEvent, JobFilter, JobSnapshot, RunEvent, StoredEvent
 from shovey_trio.v1 import job_service_pb2 as pb
 
 # Runs per part of a snapshot: about 250 KiB, far below the 4 MiB a message may have.

@@ -8,9 +8,9 @@ from shovey_trio.application.identities import Identities
 from shovey_trio.application.nodes import NodeFilter, Nodes, NodeView
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Route, unary_route
-from shovey_trio.rpc.callers import caller
 from shovey_trio.rpc.convert import PRESENCES, keys_message, node_message, node_status_message
-from shovey_trio.rpc.paging import decode_name, encode_name, page_size
+from shovey_trio.rpc.services.callers import caller
+from shovey_trio.rpc.services.paging import decode_name, encode_name, page_size
 from shovey_trio.v1 import key_service_pb2, node_pb2
 from shovey_trio.v1 import node_service_pb2 as pb
 

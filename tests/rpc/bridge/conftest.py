@@ -8,9 +8,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from lab.rpc_certificates import CertificateAuthority
+from lab.rpc_probe import Probe, map_probe_error
 from shovey_trio.rpc.bridge import Backend, Channel, Listener, Server, open_channel, open_server
-from shovey_trio.testing.rpc_certificates import CertificateAuthority
-from shovey_trio.testing.rpc_probe import Probe, map_probe_error
 
 PLAIN = "plain"
 

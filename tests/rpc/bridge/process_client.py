@@ -7,8 +7,8 @@ import sys
 
 import trio
 
+from lab.rpc_probe import ECHO, UNARY, UPLOAD, WATCH, text
 from shovey_trio.rpc.bridge import Channel, open_channel
-from shovey_trio.testing.rpc_probe import ECHO, UNARY, UPLOAD, WATCH, text
 
 
 async def _hold(channel: Channel) -> None:

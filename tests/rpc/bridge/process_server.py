@@ -11,8 +11,8 @@ from functools import partial
 import structlog
 import trio
 
+from lab.rpc_probe import Probe
 from shovey_trio.rpc.bridge import Backend, Listener, open_server
-from shovey_trio.testing.rpc_probe import Probe
 
 
 async def _main(backend: Backend) -> None:

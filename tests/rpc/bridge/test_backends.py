@@ -10,6 +10,7 @@ import structlog
 import trio
 from google.protobuf.wrappers_pb2 import StringValue
 
+from lab.rpc_probe import ECHO, UNARY, Probe, text
 from shovey_trio.rpc.bridge import (
     Backend,
     Listener,
@@ -23,7 +24,6 @@ from shovey_trio.rpc.bridge import (
 )
 from shovey_trio.rpc.bridge import _cygrpc as capability
 from shovey_trio.rpc.bridge._completions import Completions
-from shovey_trio.testing.rpc_probe import ECHO, UNARY, Probe, text
 
 Call = ServerCall[StringValue, StringValue]
 

@@ -6,9 +6,9 @@ import pytest
 import trio
 import trio.testing
 
+from lab.rpc_probe import ECHO, UNARY, UPLOAD, WATCH, text
 from shovey_trio.core.errors import Code
 from shovey_trio.rpc.bridge import RpcError
-from shovey_trio.testing.rpc_probe import ECHO, UNARY, UPLOAD, WATCH, text
 
 
 async def _unary(rig):

@@ -8,10 +8,10 @@ import trio
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.wrappers_pb2 import BytesValue, StringValue
 
+from lab.rpc_probe import ECHO, UNARY, UPLOAD, WATCH, text
 from shovey_trio.core.errors import Code
 from shovey_trio.rpc.bridge import Method, RpcError, RpcStatus, ServerOptions
 from shovey_trio.rpc.bridge.status import decode_error, encode_details
-from shovey_trio.testing.rpc_probe import ECHO, UNARY, UPLOAD, WATCH, text
 
 
 async def _call(rig, method, request):

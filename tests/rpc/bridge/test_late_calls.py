@@ -8,10 +8,10 @@ import grpc.aio
 import structlog
 import trio
 
+from lab.rpc_probe import ECHO
 from shovey_trio.rpc.bridge import Backend, Listener, Route, ServerCall, bidi_route, open_server
 from shovey_trio.rpc.bridge._aio_call import AioServerCall
 from shovey_trio.rpc.bridge._runtime import open_runtime
-from shovey_trio.testing.rpc_probe import ECHO
 
 
 class _Context:

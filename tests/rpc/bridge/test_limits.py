@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import trio
 
+from lab.rpc_probe import ECHO, UNARY, text
 from shovey_trio.core.errors import Code
 from shovey_trio.rpc.bridge import RpcError, ServerOptions, open_channel
-from shovey_trio.testing.rpc_probe import ECHO, UNARY, text
 
 from .conftest import PLAIN
 

@@ -9,9 +9,9 @@ import resource
 import trio
 import trio.testing
 
+from lab.rpc_probe import ECHO, KIB, UNARY, UPLOAD, WATCH, Probe, text
 from shovey_trio.rpc.bridge import Listener, open_channel, open_server
 from shovey_trio.rpc.bridge._runtime import open_runtime
-from shovey_trio.testing.rpc_probe import ECHO, KIB, UNARY, UPLOAD, WATCH, Probe, text
 
 # What grpc and the kernel buffer for one stalled stream, at most; messages of 1 KiB.
 STALLED = 16_384

@@ -14,9 +14,9 @@ import pytest
 import trio
 import trio.testing
 
+from lab.rpc_probe import ECHO, UNARY, WATCH, Probe, text
 from shovey_trio.core.errors import Code
 from shovey_trio.rpc.bridge import Listener, ListenError, RpcError, open_channel, open_server
-from shovey_trio.testing.rpc_probe import ECHO, UNARY, WATCH, Probe, text
 
 HERE = Path(__file__).parent
 

@@ -8,8 +8,8 @@ from contextlib import asynccontextmanager
 import pytest
 import trio
 
+from lab.rpc_probe import ECHO, KIB, Call, text
 from shovey_trio.rpc.bridge import Backend, Channel, Listener, bidi_route, open_channel, open_server
-from shovey_trio.testing.rpc_probe import ECHO, KIB, Call, text
 
 # More than a connection's window and grpc's own buffers take from a client that does not read.
 _MANY = 400

@@ -7,9 +7,9 @@ import threading
 import pytest
 import trio
 
+from lab.rpc_probe import ECHO, UNARY, Probe, text
 from shovey_trio.rpc.bridge import Listener, bidi_route, open_channel, open_server, unary_route
 from shovey_trio.rpc.bridge._runtime import Runtime, open_runtime
-from shovey_trio.testing.rpc_probe import ECHO, UNARY, Probe, text
 
 
 async def test_the_first_to_open_may_be_the_first_to_leave(backend):

@@ -8,6 +8,7 @@ import pytest
 import trio
 from google.protobuf.wrappers_pb2 import StringValue
 
+from lab.rpc_probe import ECHO, UNARY, UPLOAD, WATCH, text
 from shovey_trio.core.errors import Code
 from shovey_trio.rpc.bridge import (
     Listener,
@@ -19,7 +20,6 @@ from shovey_trio.rpc.bridge import (
     open_server,
     unary_route,
 )
-from shovey_trio.testing.rpc_probe import ECHO, UNARY, UPLOAD, WATCH, text
 
 
 async def test_unary_returns_the_response(open_rig):

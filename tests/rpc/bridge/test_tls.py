@@ -10,10 +10,10 @@ import pytest
 import trio
 from cryptography import x509
 
+from lab.rpc_certificates import CertificateAuthority
+from lab.rpc_probe import UNARY, Probe, text
 from shovey_trio.core.errors import Code
 from shovey_trio.rpc.bridge import Backend, ChannelOptions, ClientTls, Listener, RpcError, open_channel, open_server
-from shovey_trio.testing.rpc_certificates import CertificateAuthority
-from shovey_trio.testing.rpc_probe import UNARY, Probe, text
 
 IDENTITY = "shovey://acme/node/web-1"
 

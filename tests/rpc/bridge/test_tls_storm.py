@@ -5,9 +5,9 @@ from __future__ import annotations
 import grpc
 import trio
 
+from lab.rpc_probe import UNARY, Probe, text
 from shovey_trio.rpc.bridge import Listener, open_channel, open_server
 from shovey_trio.rpc.bridge.tls import ReloadableServerTls
-from shovey_trio.testing.rpc_probe import UNARY, Probe, text
 
 IDENTITY = "shovey://acme/node/web-1"
 # Longer than the pause between attempts to connect, which is where an attempt was given up once.

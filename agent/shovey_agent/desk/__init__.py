@@ -1,0 +1,1 @@
+"""The desk: where signed orders are judged, in this process or in a root launcher."""

@@ -1,0 +1,208 @@
+"""Which orders were seen before: the memory behind "at most once" (design.md section 7).
+
+A nonce is remembered until its order has expired. What is forgotten then is covered by ``floor``, the latest expiry
+that was ever forgotten: an order that expires at or before it is refused, whatever the clock says, so that setting the
+clock back brings no old order to life.
+
+The file is one line per nonce, ``<expires_at> <hex>``, behind a first line ``floor <time>``. Lines are appended and
+synced before an order is admitted. A last line without its end was never synced, so its order was never admitted.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from enum import StrEnum
+from functools import partial
+from pathlib import Path
+
+import structlog
+import trio
+
+from shovey_agent.supervisor.spool_files import sync_directory, write_all, write_file
+from shovey_trio.observe import failpoints
+
+_log = structlog.get_logger()
+
+# The file is written anew when this many nonces can be forgotten: about 60 KiB of lines.
+_PRUNE_AT = 1024
+
+
+class NonceVerdict(StrEnum):
+    """What the nonces say of an order."""
+
+    FRESH = "fresh"
+    REPLAYED = "replayed"
+    BELOW_FLOOR = "below_floor"
+    TOO_FAR_AHEAD = "too_far_ahead"
+
+
+@dataclass(slots=True, kw_only=True)
+class NonceLedger:
+    """The decision, without the file.
+
+    Attributes:
+        floor: the latest expiry that was forgotten.
+        used: expiry by nonce.
+    """
+
+    floor: float = -math.inf
+    used: dict[bytes, float] = field(default_factory=dict)
+
+    def judge(self, nonce: bytes, *, expires_at: float, now: float, longest_life: float) -> NonceVerdict:
+        """Says what to do with an order; changes nothing."""
+        if nonce in self.used:
+            return NonceVerdict.REPLAYED
+        if not expires_at > self.floor:  # NaN is below everything
+            return NonceVerdict.BELOW_FLOOR
+        if expires_at > now + longest_life:
+            return NonceVerdict.TOO_FAR_AHEAD
+        return NonceVerdict.FRESH
+
+    def prune(self, now: float) -> None:
+        """Forgets what has expired, and raises the floor by it."""
+        expired = {nonce: expiry for nonce, expiry in self.used.items() if expiry <= now}
+        if expired:
+            self.floor = max(self.floor, *expired.values())
+            for nonce in expired:
+                del self.used[nonce]
+
+
+class NonceFile:
+    """The ledger and its file. Use ``open_nonces``."""
+
+    def __init__(self, path: Path, ledger: NonceLedger, *, longest_life: float) -> None:
+        self._path = path
+        self._ledger = ledger
+        self._longest_life = longest_life
+        self._lock = trio.Lock()
+        self._prune_at = _PRUNE_AT
+
+    @property
+    def floor(self) -> float:
+        return self._ledger.floor
+
+    def holds(self, nonce: bytes) -> bool:
+        """Whether this nonce was used and is not forgotten yet."""
+        return nonce in self._ledger.used
+
+    async def admit(self, nonce: bytes, *, expires_at: float, now: float) -> NonceVerdict:
+        """Judges an order by its nonce, and remembers a fresh one durably before it says so.
+
+        Cancelled, the nonce may be used up: the order will be a replay when it comes again.
+
+        Args:
+            nonce: of any length; compared as a whole.
+            expires_at: of the order, by the clock that made it.
+            now: by that same clock.
+
+        Raises:
+            OSError: it could not be made durable. The order must not run.
+        """
+        async with self._lock:
+            verdict = self._ledger.judge(nonce, expires_at=expires_at, now=now, longest_life=self._longest_life)
+            if verdict is NonceVerdict.FRESH:
+                # Remembered even if the disk fails half-way: used up is the safe side.
+                self._ledger.used[nonce] = expires_at
+                await trio.to_thread.run_sync(partial(self._append, nonce, expires_at))
+                if len(self._ledger.used) >= self._prune_at:
+                    self._ledger.prune(now)
+                    await trio.to_thread.run_sync(partial(_rewrite, self._path, self._ledger))
+                    # Nothing much could be forgotten: try again when there is twice as much.
+                    self._prune_at = max(_PRUNE_AT, 2 * len(self._ledger.used))
+            return verdict
+
+    def _append(self, nonce: bytes, expires_at: float) -> None:
+        descriptor = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        try:
+            size = os.fstat(descriptor).st_size
+            try:
+                failpoints.passing("nonces.append.before")
+                write_all(descriptor, _line(nonce, expires_at))
+                failpoints.passing("nonces.append.written")
+                os.fsync(descriptor)
+                failpoints.passing("nonces.append.after")
+            except OSError:
+                # Half a line would swallow the beginning of the next one.
+                os.ftruncate(descriptor, size)
+                raise
+        finally:
+            os.close(descriptor)
+
+
+async def open_nonces(path: Path, *, now: float, longest_life: float = 86_400.0) -> NonceFile:
+    """Opens the file, or makes it.
+
+    A damaged file does not stop the agent. What it may have held is covered by the floor: no order that could have been
+    admitted before the file's last change is admitted now.
+
+    Args:
+        now: unix seconds.
+        longest_life: an order that expires later than this after ``now`` is refused; it bounds what is remembered, and
+            for how long a damaged file makes the node refuse.
+
+    Raises:
+        OSError: it can be neither read nor made.
+    """
+    ledger = await trio.to_thread.run_sync(partial(_load, path, now, longest_life))
+    return NonceFile(path, ledger, longest_life=longest_life)
+
+
+def _load(path: Path, now: float, longest_life: float) -> NonceLedger:
+    try:
+        text = path.read_bytes()
+        modified = path.stat().st_mtime
+    except FileNotFoundError:
+        ledger = NonceLedger()
+    else:
+        ledger, damaged = parse_nonces(text)
+        if damaged:
+            ledger.floor = max(ledger.floor, modified + longest_life)
+            _log.error("nonces.damaged", path=str(path), floor=ledger.floor)
+    ledger.prune(now)
+    try:
+        _rewrite(path, ledger)
+    except OSError as error:
+        # An agent on a full disk must still come up: its runs wait to be adopted, and reporting them frees space.
+        if not path.exists():
+            raise
+        _log.warning("nonces.not_rewritten", path=str(path), error=str(error))
+        _cut_unfinished_line(path)
+    return ledger
+
+
+def parse_nonces(text: bytes) -> tuple[NonceLedger, bool]:
+    """Reads the file's text; returns the ledger and whether something in it could not be read."""
+    ledger = NonceLedger()
+    *lines, _unfinished = text.split(b"\n")
+    damaged = bool(text) and not text.startswith(b"floor ")
+    for line in lines:
+        first, _, second = line.partition(b" ")
+        try:
+            if first == b"floor":
+                ledger.floor = max(ledger.floor, float(second))
+            else:
+                ledger.used[bytes.fromhex(second.decode("ascii"))] = float(first)
+        except ValueError:
+            damaged = True
+    return ledger, damaged
+
+
+def _cut_unfinished_line(path: Path) -> None:
+    """Leaves whole lines alone in the file: half of one would swallow the beginning of the next."""
+    text = path.read_bytes()
+    os.truncate(path, text.rfind(b"\n") + 1)
+
+
+def _line(nonce: bytes, expires_at: float) -> bytes:
+    return f"{expires_at!r} {nonce.hex()}\n".encode("ascii")
+
+
+def _rewrite(path: Path, ledger: NonceLedger) -> None:
+    text = [f"floor {ledger.floor!r}\n".encode("ascii")]
+    text.extend(_line(nonce, expires_at) for nonce, expires_at in ledger.used.items())
+    temporary = path.with_name(path.name + ".new")
+    write_file(str(temporary), b"".join(text), durable=True)
+    temporary.replace(path)
+    sync_directory(str(path.parent))

@@ -1,0 +1,1 @@
+"""The network: the stream to the controller, doorbells, output on its way, enrolment."""

@@ -1,0 +1,1 @@
+"""How the long-lived processes of the agent begin and end."""

@@ -1,0 +1,1 @@
+"""Runs on this node: executor, spool, followers."""

@@ -1,0 +1,191 @@
+"""What the executor is told and what it tells: plain frozen values.
+
+Times are unix seconds (UTC), durations seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from shovey_agent.desk.accounts import Account
+from shovey_trio.core.jobs.command_input import NO_SECRETS, Secrets
+from shovey_trio.core.jobs.model import OutputExtent, ProofKind
+from shovey_trio.core.whitelist.entry import NO_LIMITS, Limits
+
+
+class ExitCause(StrEnum):
+    """Why a run is over."""
+
+    EXITED = "exited"
+    SIGNALLED = "signalled"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    SPAWN_FAILED = "spawn_failed"
+    # Nobody can say how the command ended: its supervisor died, or could not show that the tree is gone.
+    SUPERVISOR_LOST = "supervisor_lost"
+    NODE_REBOOTED = "node_rebooted"
+
+
+class RunPhase(StrEnum):
+    """How far a run has come on this node."""
+
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+class RefusalReason(StrEnum):
+    """Why the executor did not take a run; nothing of it is left behind."""
+
+    BUSY = "busy"
+    SPOOL_FULL = "spool_full"
+    SPOOL_ERROR = "spool_error"
+    INVALID_SPEC = "invalid_spec"
+
+
+class CancelReason(StrEnum):
+    """What becomes the cause of a run that is ended on request."""
+
+    CANCEL = "cancel"
+    TIMEOUT = "timeout"
+
+
+class CancelOutcome(StrEnum):
+    """What a request to end a run met."""
+
+    REQUESTED = "requested"
+    ALREADY_FINISHED = "already_finished"
+    UNKNOWN_RUN = "unknown_run"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunSpec:
+    """A command that has passed every check and may be started, once.
+
+    Attributes:
+        run_id: letters, digits, ``-`` and ``_``, at most 64.
+        argv: never empty; ``argv[0]`` without a slash is looked up in the PATH of ``env``.
+        env: added to the clean environment; cannot replace the ``SHOVEY_…`` variables.
+        timeout: seconds the command may run, above 0.
+        deadline_at: when it must have ended by this node's clock as it is now; whichever is earlier counts.
+        grace: seconds between SIGTERM and SIGKILL.
+        order: the signed order as received, kept with the run.
+        signature: of those bytes.
+        account: to run as; None for the agent's own.
+        stdin: standard input, sensitive or not.
+        secrets: what of ``env`` and ``stdin`` is sensitive; its variables are not in ``env``.
+        lock: of all runs with this word one is taken at a time; empty for none.
+        concurrency: how many runs of this command are taken at a time; 0 for any number.
+    """
+
+    run_id: str
+    job_id: str
+    node: str
+    command: str
+    argv: tuple[str, ...]
+    cwd: str = "/"
+    env: Mapping[str, str] = field(default_factory=dict)
+    umask: int = 0o022
+    timeout: float
+    deadline_at: float | None = None
+    grace: float
+    order: bytes = b""
+    signature: bytes = b""
+    account: Account | None = None
+    nice: int = 0
+    limits: Limits = NO_LIMITS
+    stdin: bytes = field(default=b"", repr=False)
+    secrets: Secrets = NO_SECRETS
+    lock: str = ""
+    concurrency: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExitReport:
+    """How a run ended, as it goes to the controller.
+
+    Attributes:
+        exit_code: 0–255 if the command exited by itself, whatever the cause.
+        signal: the number of the signal that killed it.
+        proof: how it is known that nothing of the tree is left; None where the command ended by itself, and where it
+            cannot be shown.
+        output: where the log ends, holes included.
+        dropped_bytes: bytes of both streams that are not in the log.
+    """
+
+    run_id: str
+    cause: ExitCause
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    started_at: float | None = None
+    finished_at: float
+    proof: ProofKind | None = None
+    output: OutputExtent = field(default_factory=OutputExtent)
+    dropped_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class KnownRun:
+    """A run as this node knows it."""
+
+    run_id: str
+    job_id: str
+    accepted_at: float
+    command: str = ""
+    lock: str = ""
+    phase: RunPhase = RunPhase.ACCEPTED
+    started_at: float | None = None
+    cancelling: bool = False
+    exit: ExitReport | None = None
+    reported: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Accepted:
+    """The run is durable on this node and will be started, even if the agent dies now."""
+
+    run: KnownRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Duplicate:
+    """This run is known already; nothing was done. What is known of it is worth sending again."""
+
+    run: KnownRun
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Refused:
+    """The run was not taken."""
+
+    reason: RefusalReason
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Started:
+    """The command runs."""
+
+    run_id: str
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputGrown:
+    """There is more to read. Several growths may be told as one."""
+
+    run_id: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Finished:
+    """The run is over and its output complete in the spool."""
+
+    report: ExitReport
+
+
+StartOutcome = Accepted | Duplicate | Refused
+RunEvent = Started | OutputGrown | Finished

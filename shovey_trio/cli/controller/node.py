@@ -1,0 +1,202 @@
+"""``shovey-trio node``: enrolment of nodes, through the store of the controller's host."""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import IO
+
+import click
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from shovey_trio.application.removal import Removed, remove_node
+from shovey_trio.cli.controller.chef_keys import PUBLIC_KEY, add_key_commands, chef_principals, key_ids, read_pem
+from shovey_trio.cli.controller.host_audit import host_entry
+from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.cli.controller.options import for_organization
+from shovey_trio.cli.controller.removals import note_change, removed_words, revoke_certificates
+from shovey_trio.config.server import ServerSettings
+from shovey_trio.config.types import format_duration, parse_duration
+from shovey_trio.core.audit.records import AuditAction
+from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
+from shovey_trio.core.errors import InvalidRequest
+from shovey_trio.core.jobs.model import LinkMode, Node
+from shovey_trio.core.trust.enrollment import (
+    DEFAULT_TOKEN_LIFETIME,
+    MAX_TOKEN_LIFETIME,
+    SECRET_BYTES,
+    JoinTicket,
+    encode_join,
+    token_digest,
+)
+from shovey_trio.identity.authority import read_certificates
+from shovey_trio.identity.files import check_secret_directory, read_public
+from shovey_trio.identity.names import node_identity
+from shovey_trio.store.contract import Store
+
+
+@click.group()
+def node() -> None:
+    """Nodes, their enrolment and keys, on the controller's host; the daemon may be running or not."""
+
+
+def lifetime(_ctx: click.Context, _param: click.Parameter, value: str) -> float:
+    """Click's view of ``parse_duration``, within what a token may have."""
+    try:
+        seconds = parse_duration(value)
+    except ValueError as exc:
+        raise click.BadParameter(str(exc)) from exc
+    if not 0 < seconds <= MAX_TOKEN_LIFETIME:
+        raise click.BadParameter(f"expected more than 0 and at most {format_duration(MAX_TOKEN_LIFETIME)}")
+    return seconds
+
+
+@node.command()
+@click.argument("name")
+@click.option(
+    "--valid-for",
+    callback=lifetime,
+    default=format_duration(DEFAULT_TOKEN_LIFETIME),
+    show_default=True,
+    metavar="DURATION",
+    help="How long the token can be used.",
+)
+@click.option("--quiet", "-q", is_flag=True, help="Print the join string alone.")
+@for_organization
+def token(settings: ServerSettings, name: str, valid_for: float, quiet: bool) -> None:
+    """Make a one-time token for the node NAME and print the command that enrols it.
+
+    The join string is a secret until it is used. Only a hash of its token is stored.
+    """
+    from shovey_trio.controller.settings import load_signing_keys  # brings grpc, which no other command here needs
+
+    identity = node_identity(settings.server.organization, name)
+    directory = settings.directory
+    check_secret_directory(directory.root)
+    authority = read_certificates(read_public(directory.ca_certificate))[0]
+    ticket = JoinTicket(
+        organization=identity.organization,
+        node=identity.name,
+        enroll_address=settings.enroll_address,
+        ca_certificate=authority.public_bytes(Encoding.DER),
+        secret=secrets.token_bytes(SECRET_BYTES),
+        root_public_key=load_signing_keys(settings, identity.organization).root_public_key,
+    )
+    expires_at = time.time() + valid_for
+
+    async def write(store: Store) -> None:
+        await store.write_enrollment_token(
+            digest=token_digest(ticket.token),
+            organization=identity.organization,
+            node=identity.name,
+            expires_at=expires_at,
+            audit=host_entry(
+                AuditAction.ENROLLMENT_OPENED, identity.organization, identity.label, expires_at=expires_at
+            ),
+        )
+
+    run_with_store(settings.store_path, write)
+    join = encode_join(ticket)
+    if quiet:
+        click.echo(join)
+        return
+    until = datetime.fromtimestamp(expires_at, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+    click.echo(f"# On {name}, once, until {until}; it will call {settings.enroll_address}:", err=True)
+    click.echo(f"shovey-agent enroll {join}")
+
+
+@node.command()
+@click.argument("name")
+@click.option("--legacy", is_flag=True, required=True, help="A node without an agent of ours: a schob.")
+@click.option("--public-key", type=PUBLIC_KEY, help="PEM of its Chef client's public keys; - for standard input.")
+@for_organization
+def add(settings: ServerSettings, name: str, legacy: bool, public_key: IO[str] | None) -> None:
+    """Register the old node NAME, which takes signed orders over serf and reports over HTTP.
+
+    Nodes with an agent of ours register themselves when they enrol (`node token`).
+    """
+    assert legacy
+    identity = node_identity(settings.server.organization, name)
+    pem = None if public_key is None else read_pem(public_key)
+    now = time.time()
+
+    async def write(store: Store) -> None:
+        for known in await store.load_nodes():
+            if (known.organization, known.name) == (identity.organization, identity.name):
+                raise InvalidRequest(f"there is a node {name} already ({known.link.value})", field="name")
+        if pem is not None:
+            await chef_principals(store).add_key(
+                organization=identity.organization,
+                kind=ChefPrincipalKind.NODE,
+                name=identity.name,
+                role=None,
+                public_key=pem,
+            )
+        await store.write_node(
+            Node(
+                name=identity.name,
+                organization=identity.organization,
+                link=LinkMode.LEGACY,
+                enrolled_at=now,
+                presence_since=now,
+                presence_reason="registered",
+            )
+        )
+
+    entry = host_entry(AuditAction.NODE_ADDED, identity.organization, identity.label, legacy=True, key=pem is not None)
+    run_with_store(settings.store_path, write, audit=entry)
+    note_change(settings)
+    click.echo(f"{name} is registered. A running controller takes it up at once.")
+
+
+@node.command("list")
+@for_organization
+def list_nodes(settings: ServerSettings) -> None:
+    """List the registered nodes: name, link, presence as last stored, ids of Chef keys. More: `shovey node list`."""
+    organization = settings.server.organization
+
+    async def read(store: Store) -> tuple[Sequence[Node], Sequence[ChefPrincipal]]:
+        keys = await chef_principals(store).list(organization, ChefPrincipalKind.NODE)
+        return [known for known in await store.load_nodes() if known.organization == organization], keys
+
+    nodes, keys = run_with_store(settings.store_path, read)
+    by_name = {stored.name: stored for stored in keys}
+    for known in nodes:
+        ids = ",".join(key_ids(by_name.get(known.name))) or "-"
+        click.echo(f"{known.name}\t{known.link}\t{known.presence}\t{ids}")
+
+
+@node.command()
+@click.argument("name")
+@for_organization
+def revoke(settings: ServerSettings, name: str) -> None:
+    """Void every certificate of the node NAME, which stays registered: its agent is cut off until it is enrolled anew.
+
+    For a stolen key. Commands that run there go on; `node token` and `shovey-agent enroll --again` let it back in.
+    """
+    revoke_certificates(settings, node_identity(settings.server.organization, name))
+
+
+@node.command()
+@click.argument("name")
+@click.option("--force", is_flag=True, help="Even if it has runs that are not finished.")
+@for_organization
+def remove(settings: ServerSettings, name: str, force: bool) -> None:
+    """Remove the node NAME for good, with its certificates and Chef keys. Its history stays.
+
+    An agent that is running there is cut off, and may be enrolled anew (`node token`).
+    """
+    organization = settings.server.organization
+
+    async def write(store: Store) -> Removed:
+        return await remove_node(store, organization, name, force=force)
+
+    entry = host_entry(AuditAction.NODE_REMOVED, organization, f"node/{name}", force=force)
+    removed = run_with_store(settings.store_path, write, audit=entry)
+    note_change(settings)
+    click.echo(f"node/{name} is gone: {removed_words(removed)}")
+
+
+add_key_commands(node, ChefPrincipalKind.NODE)

@@ -1,0 +1,17 @@
+"""``shovey-trio serve``: runs the controller until it is told to stop."""
+
+from __future__ import annotations
+
+import click
+
+from shovey_trio.cli.controller.options import with_settings
+from shovey_trio.config.server import ServerSettings
+
+
+@click.command()
+@with_settings
+def serve(settings: ServerSettings) -> None:
+    """Run the controller in the foreground. TERM drains and stops, HUP reloads certificates and keys."""
+    from shovey_trio.controller.daemon import run  # grpc and the store: not for --help or for bad settings
+
+    run(settings)

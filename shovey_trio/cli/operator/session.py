@@ -1,0 +1,141 @@
+"""One command of ``shovey`` from settings to exit code: the only place where it starts trio and opens the client."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import traceback
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+import click
+import trio
+
+from shovey_trio.cli.operator.options import LAST_JOB, OperatorOptions
+from shovey_trio.cli.text.failures import Failed, failure_of, leaves
+from shovey_trio.config.operator import ClientSettings, find_client_file, load_client_settings
+from shovey_trio.core.errors import Exit, NotFound, ShoveyError, Unreachable
+from shovey_trio.rpc.bridge import ClientTls
+from shovey_trio.rpc.client.client import ShoveyClient, open_client
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """An open client and the settings it was opened with."""
+
+    client: ShoveyClient
+    settings: ClientSettings
+
+    @contextmanager
+    def call(self) -> Iterator[None]:
+        """Bound the calls in the block, which follow nothing, by the configured deadline.
+
+        Raises:
+            Unreachable: the deadline has passed.
+        """
+        section = self.settings.client
+        try:
+            with trio.fail_after(section.call_deadline):
+                yield
+        except trio.TooSlowError:
+            raise Unreachable(
+                f"the controller at {section.server} did not answer within {section.call_deadline:g} s"
+            ) from None
+
+    async def job_id(self, given: str) -> str:
+        """The id that ``given`` stands for.
+
+        Raises:
+            NotFound: ``last``, and the caller has started no job.
+        """
+        if given != LAST_JOB:
+            return given
+        with self.call():
+            caller = (await self.client.get_server_info()).caller
+            newest = await self.client.list_jobs(created_by=caller, page_size=1).take(1)
+        if not newest:
+            raise NotFound(f"{caller} has started no job yet")
+        return newest[0].id
+
+
+def load_settings(options: OperatorOptions) -> ClientSettings:
+    """The settings for this invocation.
+
+    Raises:
+        Failed: they are wrong; everything that is wrong is named.
+    """
+    try:
+        file = find_client_file(flag=options.config, environ=os.environ)
+        # A path on the command line is relative to where it was typed, not to the configuration file.
+        overrides = tuple(
+            (key, value.absolute() if isinstance(value, Path) else value) for key, value in options.overrides
+        )
+        return load_client_settings(file, environ=os.environ, overrides=overrides)
+    except ShoveyError as error:
+        raise _shown(error) from None
+
+
+def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Exit]]) -> NoReturn:
+    """Run ``work`` with an open client and leave with its exit code.
+
+    Ctrl-C cancels ``work``, unless it has a signal receiver of its own.
+
+    Raises:
+        Failed: the controller or the settings are at fault; shown as one line.
+        click.exceptions.Exit: always otherwise.
+    """
+    section = settings.client
+
+    async def run() -> Exit:
+        ca, certificate, key = settings.read_credentials()
+        tls = ClientTls(ca=ca, certificate=certificate, private_key=key)
+        code = Exit.INTERRUPTED
+        # Not KeyboardInterrupt: it would be raised wherever trio happens to be, in the middle of grpc's loop too.
+        with trio.open_signal_receiver(signal.SIGINT) as signals:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_leave_at, signals, nursery.cancel_scope)
+                async with open_client(section.server, tls, server_name=section.server_name) as client:
+                    code = await work(Session(client=client, settings=settings))
+                nursery.cancel_scope.cancel(reason="the command is done")
+        return code
+
+    try:
+        code = trio.run(run)
+        sys.stdout.flush()
+    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:  # noqa: BLE001  # sorted in ``_end``
+        raise _end(error) from None
+    raise click.exceptions.Exit(code.value)
+
+
+async def _leave_at(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    await anext(signals)
+    scope.cancel(reason="Ctrl-C")
+
+
+def _end(error: BaseException) -> Exception:
+    """What leaves the command for what left trio."""
+    found = list(leaves(error))
+    for leaf in found:
+        if isinstance(leaf, click.exceptions.Exit | click.ClickException):
+            return leaf
+    if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
+        return click.exceptions.Exit(Exit.INTERRUPTED.value)
+    if any(isinstance(leaf, BrokenPipeError) for leaf in found):
+        # Whoever read our output has gone; the interpreter's own flush at exit must not fail on it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return click.exceptions.Exit(Exit.OUTPUT_CLOSED.value)
+    for leaf in found:
+        if (failed := failure_of(leaf)) is not None:
+            return failed
+    traceback.print_exception(error)
+    return Failed("this is a bug in shovey; please report the lines above", reason="INTERNAL", exit=Exit.INTERNAL)
+
+
+def _shown(error: ShoveyError) -> Failed:
+    failed = failure_of(error)
+    assert failed is not None
+    return failed

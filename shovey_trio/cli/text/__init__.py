@@ -1,0 +1,1 @@
+"""What both programs print with: formats, times, failures, safe text."""

@@ -1,0 +1,1 @@
+"""Settings: types, sources, and the models of the controller and the client."""

@@ -1,0 +1,1 @@
+"""The controller, put together; and what it does by itself while it runs."""

@@ -1,0 +1,1 @@
+"""Chef's keys, principals and request signatures; every wing that talks to Chef clients needs them."""

@@ -1,0 +1,230 @@
+"""What can happen to a run, and what has to be done about it.
+
+Events go into ``core.jobs.run_machine.handle``; effects come out of it and are carried out by ``nursery.run_scope``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from shovey_trio.core.jobs.model import ProofKind, Route
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.trust.orders import OrderKind
+
+
+class ReportOutcome(StrEnum):
+    """How a node says that a run ended."""
+
+    EXITED = "exited"
+    TIMED_OUT = "timed_out"
+    CANCELLED = "cancelled"
+    CRASHED = "crashed"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """The node's last word on a run."""
+
+    run_id: str
+    outcome: ReportOutcome
+    exit_code: int | None = None
+    signal: int | None = None
+    cause: str = ""
+    detail: str = ""
+    proof: ProofKind | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    output_bytes: int = 0
+    dropped_bytes: int = 0
+
+
+# --- events ---------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OrderSent:
+    """The start order, signed by ``key_id``, was handed to the node's stream (or packed into a legacy query)."""
+
+    route: Route
+    agent_instance: str
+    expires_at: float
+    key_id: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeAccepted:
+    """The node has the order in its spool, durably."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeRefused:
+    """The node will not act on an order."""
+
+    kind: OrderKind
+    reason: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStarted:
+    """The command runs."""
+
+    at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeReported:
+    """The node says how the run ended, and all of its output is durable here."""
+
+    report: RunReport
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSilent:
+    """The node has not been heard since ``since`` and is down now."""
+
+    since: float
+    reason: str
+
+
+class NodeKnows(StrEnum):
+    """What a node that attaches says of a run it has not had confirmed."""
+
+    NOTHING = "nothing"
+    ACCEPTED = "accepted"
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeAttached:
+    """The node's agent opened a stream and listed the runs in its spool."""
+
+    agent_instance: str
+    knows: NodeKnows
+
+
+BY_DEADLINE = "timeout"
+"""Who asks for a cancel when the controller's own deadline does; no principal's label is like it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CancelAsked:
+    """Somebody asked for the cancel of this run (``by``: a principal's label, or ``BY_DEADLINE``)."""
+
+    by: str
+
+
+@dataclass(frozen=True, slots=True)
+class AcceptanceOver:
+    """The time in which the start order may be accepted is over."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeUnavailable:
+    """It is certain that the node has no order and will get none."""
+
+    cause: str
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReconnectGraceOver:
+    """The node was silent for longer than the reconnect grace."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InternalFailure:
+    """A bug or failure inside this run's own task."""
+
+    detail: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyEnded:
+    """A node that can prove nothing (schob) says how the run ended; the end of the output may still be on its way."""
+
+    state: RunState
+    cause: str
+    detail: str
+    exit_code: int | None
+    signal: int | None
+    at: float
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyOutputOver:
+    """The output of a run whose end was told is complete, or what is missing of it will not come any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyHeard:
+    """A node without a stream gave a sign of life; it does not say which runs it has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyKeyRefused:
+    """The node holds another key than the start order was signed with; there is one to try that it may hold."""
+
+    detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretsLost:
+    """The node has no order, and none can be made: the secrets that belong to it are lost."""
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyCancelOver:
+    """The cancel of a run was sent and there is nothing more to wait for: the node proves no end."""
+
+
+RunEvent = (
+    OrderSent
+    | NodeAccepted
+    | NodeRefused
+    | NodeStarted
+    | NodeReported
+    | NodeSilent
+    | NodeAttached
+    | CancelAsked
+    | AcceptanceOver
+    | NodeUnavailable
+    | ReconnectGraceOver
+    | InternalFailure
+    | LegacyEnded
+    | LegacyOutputOver
+    | LegacyHeard
+    | LegacyKeyRefused
+    | LegacyCancelOver
+    | SecretsLost
+)
+
+
+# --- effects --------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class SendStart:
+    """Hand the start order to the node, again if need be, with the same nonce."""
+
+
+@dataclass(frozen=True, slots=True)
+class SendCancel:
+    """Hand a cancel order to the node until it has proven the end."""
+
+
+@dataclass(frozen=True, slots=True)
+class ConfirmReport:
+    """Tell the node that its report is durable, so that it clears its spool."""
+
+
+@dataclass(frozen=True, slots=True)
+class ForgetRun:
+    """Tell the node that the run is void here."""
+
+
+Effect = SendStart | SendCancel | ConfirmReport | ForgetRun

@@ -1,0 +1,247 @@
+"""The nouns: plain frozen values that every layer passes around.
+
+Times are unix seconds (UTC) as ``float``; durations are seconds. Collections are tuples or read-only mappings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from shovey_trio.core.jobs.command_input import NO_RECORD, InputRecord
+from shovey_trio.core.jobs.states import TERMINAL_JOB_STATES, TERMINAL_RUN_STATES, JobState, RunState
+
+
+class Route(StrEnum):
+    """How an order reaches a node; the order is the one they are tried in."""
+
+    STREAM = "stream"
+    DOORBELL = "doorbell"
+    LEGACY = "legacy"
+
+
+class ProofKind(StrEnum):
+    """How the node knows that a run's whole process tree is gone."""
+
+    NEVER_STARTED = "never_started"
+    EMPTY_SUBREAPER = "empty_subreaper"
+    EMPTY_CGROUP = "empty_cgroup"
+
+
+class StreamName(StrEnum):
+    """The command's two output streams."""
+
+    STDOUT = "stdout"
+    STDERR = "stderr"
+
+
+class LinkMode(StrEnum):
+    """Whether an agent keeps its stream open while it is idle; a schob has none."""
+
+    ATTACHED = "attached"
+    ON_DEMAND = "on-demand"
+    LEGACY = "legacy"
+
+
+class Presence(StrEnum):
+    """Whether a job may count on a node."""
+
+    NEW = "new"
+    UP = "up"
+    DOWN = "down"
+
+
+class Role(StrEnum):
+    """What a principal may do in its organization; the table is in ``core.trust.authz``."""
+
+    ADMIN = "admin"
+    OPERATOR = "operator"
+    VIEWER = "viewer"
+    NODE = "node"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """One command for a set of nodes."""
+
+    id: str
+    organization: str
+    command: str
+    quorum: str
+    run_timeout: float
+    kill_grace: float
+    created_by: str
+    created_at: float
+    updated_at: float
+    state: JobState = JobState.NEW
+    cause: str = ""
+    detail: str = ""
+    finished_at: float | None = None
+    cancel_requested: bool = False
+    run_total: int = 0
+    # What the command is given, as far as it may be stored and shown; set when the job is made.
+    input: InputRecord = NO_RECORD
+    # As of the last write of the job itself; a live job's counts are with its scope.
+    run_counts: Mapping[RunState, int] = field(default_factory=dict)
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.state in TERMINAL_JOB_STATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LateReport:
+    """What a node said of a run after that run had already ended on the controller."""
+
+    state: RunState
+    cause: str
+    exit_code: int | None
+    signal: int | None
+    reported_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """One node's part of a job."""
+
+    id: str
+    job_id: str
+    organization: str
+    node: str
+    # The agent instance it is pinned to; None until the first order is sent.
+    agent_instance: str | None = None
+    state: RunState = RunState.PENDING
+    cause: str = ""
+    detail: str = ""
+    exit_code: int | None = None
+    signal: int | None = None
+    created_at: float
+    updated_at: float
+    dispatched_at: float | None = None
+    accepted_at: float | None = None
+    started_at: float | None = None
+    finished_at: float | None = None
+    unknown_since: float | None = None
+    cancelling: bool = False
+    cancel_reason: str = ""
+    proof: ProofKind | None = None
+    route: Route | None = None
+    attempts: int = 0
+    # 16 bytes, made with the run, so that every order for its start carries the same, restarts included.
+    nonce: bytes
+    # When the first order expires: an order that was never sent has none.
+    order_expires_at: float | None = None
+    dropped_bytes: int = 0
+    # Of the key that signed the newest start order.
+    key_id: str = ""
+    # Of a run that has not ended: the end a schob has told, held until the last of its output is here.
+    late_report: LateReport | None = None
+
+    @property
+    def is_terminal(self) -> bool:
+        return self.state in TERMINAL_RUN_STATES
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputExtent:
+    """How much of a run's output is durable."""
+
+    stdout_bytes: int = 0
+    stderr_bytes: int = 0
+
+    @property
+    def position(self) -> int:
+        return self.stdout_bytes + self.stderr_bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OutputChunk:
+    """A piece of a run's output.
+
+    Attributes:
+        position: bytes of both streams, in the order the node read them, before this chunk.
+        stream_offset: bytes of this stream before this chunk.
+        read_at: when the node read it, by the node's clock.
+    """
+
+    stream: StreamName
+    position: int
+    stream_offset: int
+    read_at: float
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Node:
+    """A registered machine."""
+
+    name: str
+    organization: str
+    agent_instance: str = ""
+    agent_version: str = ""
+    link: LinkMode = LinkMode.ATTACHED
+    tags: Mapping[str, str] = field(default_factory=dict)
+    enrolled_at: float
+    last_seen_at: float | None = None
+    presence: Presence = Presence.NEW
+    presence_since: float
+    presence_reason: str = "enrolled"
+    # Seconds that its clock is ahead of the controller's; None until it has attached.
+    clock_skew: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunStatus:
+    """How far a run is: what a list of a job's runs shows."""
+
+    node: str
+    state: RunState
+    updated_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeStatus:
+    """One entry of a node's presence history."""
+
+    node: str
+    organization: str
+    presence: Presence
+    since: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class User:
+    """A principal that is a person or a program of theirs."""
+
+    name: str
+    organization: str
+    role: Role
+    created_at: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Grant:
+    """What narrows an operator: commands and nodes by pattern (``*``, ``?``, ``[a-z]``). See ``core.trust.grants``."""
+
+    organization: str
+    user: str
+    command: str
+    nodes: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Principal:
+    """Who is calling, as proven by the certificate.
+
+    ``name`` is the user's or node's name; ``label`` is how it is stored and shown, such as ``user/admin``.
+    """
+
+    organization: str
+    role: Role
+    name: str
+
+    @property
+    def label(self) -> str:
+        return f"{'node' if self.role is Role.NODE else 'user'}/{self.name}"

@@ -1,0 +1,1 @@
+"""What a node is willing to run: entries, argument templates, permitted values."""

@@ -1,0 +1,1 @@
+"""A whole fleet of real processes on loopback: for ``shovey-trio demo``, benchmarks and tests."""

@@ -1,0 +1,1 @@
+"""The wing's benchmarks, with a real goiardi as the peer."""

@@ -1,0 +1,1 @@
+"""The wing's commands of ``shovey-trio``."""

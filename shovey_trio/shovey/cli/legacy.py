@@ -1,0 +1,110 @@
+"""``shovey-trio legacy``: the keys that orders to old nodes (schob) are signed with, on the controller's host."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+
+import click
+
+from shovey_trio.cli.controller.host_audit import host_entry
+from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.cli.controller.options import for_organization
+from shovey_trio.cli.controller.removals import note_change
+from shovey_trio.config.server import ServerSettings
+from shovey_trio.core.audit.records import AuditAction
+from shovey_trio.core.errors import NotFound
+from shovey_trio.core.jobs.model import LinkMode
+from shovey_trio.identity.files import check_secret_directory
+from shovey_trio.shovey.keys import LegacyKeyFile, LegacyKeys, make_legacy_key
+from shovey_trio.store.contract import Store
+
+_TAKEN_UP = "A running controller takes it up at once."
+
+
+@click.group()
+def legacy() -> None:
+    """Old nodes (schob); the daemon may be running or not."""
+
+
+@legacy.group()
+def key() -> None:
+    """The RSA keys that their orders are signed with. Each node holds one public key, put there by hand."""
+
+
+@key.command()
+@click.option("--pem", is_flag=True, help="Print the current public key alone: what nodes are given.")
+@for_organization
+def status(settings: ServerSettings, pem: bool) -> None:
+    """Show the keys, and which node is signed for with which."""
+    keys = _file(settings).ensure(settings.server.organization, now=time.time())
+    if pem:
+        click.echo(keys.current.public_pem, nl=False)
+        return
+    registered = _registered(settings)
+    for known in reversed(keys.keys):
+        held = [node for node, at in registered.items() if keys.key_of(node, registered_at=at) is known]
+        what = "current" if known is keys.current else "old"
+        click.echo(f"{known.key_id}  {what:7}  made {_day(known.created_at)}  {len(held)} nodes")
+        if known is not keys.current:
+            for node in sorted(held):
+                click.echo(f"  {node}")
+
+
+@key.command()
+@for_organization
+def reset(settings: ServerSettings) -> None:
+    """Make a new key. Nodes are signed for with the old one until each of them has shown that it holds the new one."""
+    organization = settings.server.organization
+    file = _file(settings)
+    file.ensure(organization, now=time.time())
+    fresh = make_legacy_key(time.time())
+    file.change(organization, lambda keys: keys.with_key(fresh))
+    entry = host_entry(AuditAction.LEGACY_KEY_RESET, organization, f"key/{fresh.key_id}")
+    run_with_store(settings.store_path, _nothing, audit=entry)
+    note_change(settings)
+    click.echo(fresh.public_pem, nl=False)
+    click.echo(f"# Put it on every node in the place of the old one. {_TAKEN_UP}", err=True)
+
+
+@key.command()
+@click.argument("node")
+@for_organization
+def moved(settings: ServerSettings, node: str) -> None:
+    """Say that NODE holds the current key. Not needed: it shows it by itself, by refusing one order."""
+    organization = settings.server.organization
+    registered = _registered(settings)
+    if node not in registered:
+        raise NotFound(f"there is no old node {node}", node=node)
+
+    def move(keys: LegacyKeys) -> LegacyKeys:
+        return keys.with_held({node: keys.current.key_id}).pruned(registered)
+
+    keys = _file(settings).change(organization, move)
+    note_change(settings)
+    click.echo(f"{node} is signed for with {keys.current.key_id}. {_TAKEN_UP}")
+
+
+async def _nothing(_: Store) -> None:
+    """What is recorded was done to a file."""
+
+
+def _day(at: float) -> str:
+    return time.strftime("%Y-%m-%d", time.localtime(at))
+
+
+def _file(settings: ServerSettings) -> LegacyKeyFile:
+    check_secret_directory(settings.directory.root)
+    return LegacyKeyFile(settings.directory.legacy_keys(settings.server.organization))
+
+
+def _registered(settings: ServerSettings) -> Mapping[str, float]:
+    async def read(store: Store) -> Mapping[str, float]:
+        nodes = await store.load_nodes()
+        return {
+            node.name: node.enrolled_at
+            for node in nodes
+            if node.organization == settings.server.organization and node.link is LinkMode.LEGACY
+        }
+
+    return run_with_store(settings.store_path, read)

@@ -1,0 +1,108 @@
+"""The route to old nodes, put together for the controller: keys, dispatcher, presence, and what they report to.
+
+Only there when ``legacy.enabled`` says so: without it no order leaves in a query and no heartbeat is believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import trio
+
+from shovey_trio.config.server import ServerSettings
+from shovey_trio.controller.settings import legacy_key_place
+from shovey_trio.identity.organizations import organizations
+from shovey_trio.nursery.inbound import AgentInbox
+from shovey_trio.nursery.ports import Clock, Doorbell
+from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.services import Services
+from shovey_trio.nursery.settings import Timing
+from shovey_trio.nursery.supervisor import Supervisor
+from shovey_trio.serf.link import SerfLink
+from shovey_trio.shovey.keys import LegacyKeyFile
+from shovey_trio.shovey.route.bell import LegacyListener, SerfLegacyBell
+from shovey_trio.shovey.route.dispatch import LegacyDispatcher
+from shovey_trio.shovey.route.keyring import LegacyKeyring, LegacyRing
+from shovey_trio.shovey.route.presence import LegacyPresence
+from shovey_trio.shovey.route.reports import LegacyNodes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyRoute:
+    """The parts that exist before any job does; made by ``open_legacy_route``."""
+
+    link: SerfLink
+    registry: NodeRegistry
+    bell: SerfLegacyBell
+    keyring: LegacyKeyring
+    dispatcher: LegacyDispatcher
+
+    def start(
+        self,
+        helpers: trio.Nursery,
+        *,
+        organization: str,
+        services: Services,
+        supervisor: Supervisor,
+        inbox: AgentInbox,
+        doorbell: Doorbell,
+    ) -> LegacyNodes:
+        """Starts what serves the route in ``helpers``, and returns what old nodes report to."""
+        presence = LegacyPresence(
+            organization=organization,
+            registry=self.registry,
+            bell=self.bell,
+            changes=doorbell.changes,
+            clock=services.clock,
+            timing=services.timing,
+            runs_of_node=supervisor.runs_of_node,
+        )
+        helpers.start_soon(self.dispatcher.serve)
+        helpers.start_soon(self.keyring.serve)
+        helpers.start_soon(presence.serve)
+        helpers.start_soon(presence.serve_members)
+        helpers.start_soon(LegacyListener(self.link, said=presence.said).serve)
+        return LegacyNodes(
+            services=services,
+            supervisor=supervisor,
+            inbox=inbox,
+            presence=presence,
+            bell=self.bell,
+            keyring=self.keyring,
+        )
+
+
+async def open_legacy_route(
+    settings: ServerSettings, *, link: SerfLink | None, registry: NodeRegistry, clock: Clock, timing: Timing
+) -> LegacyRoute | None:
+    """The route, or None where it is not enabled. An organization without a key for it gets one.
+
+    Raises:
+        ShoveyError: the key cannot be used.
+        OSError: it cannot be made.
+    """
+    if link is None or not settings.legacy.enabled:
+        return None
+
+    def load() -> Mapping[str, LegacyRing]:
+        names = {settings.server.organization, *organizations(settings.directory)}
+        return {name: _ring(settings, name, clock.now()) for name in sorted(names)}
+
+    rings = await trio.to_thread.run_sync(load)
+    bell = SerfLegacyBell(link, organization=settings.server.organization, limit=settings.serf.query_size_limit)
+    keyring = LegacyKeyring(rings, load=load, registry=registry)
+    return LegacyRoute(
+        link=link,
+        registry=registry,
+        bell=bell,
+        keyring=keyring,
+        dispatcher=LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing),
+    )
+
+
+def _ring(settings: ServerSettings, organization: str, now: float) -> LegacyRing:
+    place = legacy_key_place(settings, organization)
+    if isinstance(place, LegacyKeyFile):
+        return LegacyRing(file=place, keys=place.ensure(organization, now=now))
+    return LegacyRing(file=place, keys=place.load(organization))

@@ -1,0 +1,151 @@
+"""``/shovey/jobs``: starting, reading and cancelling jobs, and what old nodes report of their runs."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any, Final
+
+import structlog
+import trio
+
+from shovey_trio.application.jobs import CancelledJob, Jobs, StartJob
+from shovey_trio.core.chef.signing import ChefSignature
+from shovey_trio.core.errors import Overloaded
+from shovey_trio.core.jobs.model import StreamName
+from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES, JobState
+from shovey_trio.core.jobs.targeting import Names
+from shovey_trio.http.messages import Reply, error_response, json_response
+from shovey_trio.shovey.protocol.requests import read_cancel_request, read_job_request, read_object
+from shovey_trio.shovey.protocol.views import job_view, run_view, started_view
+from shovey_trio.shovey.rest.lookups import find_job, find_run, reporting_node
+from shovey_trio.shovey.rest.output_json import Stretch, send_with_output
+from shovey_trio.shovey.rest.ports import LegacyNodes
+from shovey_trio.shovey.rest.routing import NODES, OPERATORS, Call, Route
+from shovey_trio.store.contract import JobFilter, JobOverview
+
+_log = structlog.get_logger(__name__)
+
+# Jobs read from the store at a time while their ids are listed.
+_PAGE: Final = 1_000
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobPolicy:
+    """What the shim's clients get when they do not say; seconds.
+
+    Attributes:
+        run_timeout: goiardi's default, which its clients count on.
+        cancel_wait: how long a cancel waits for the nodes' proof before it answers.
+    """
+
+    run_timeout: float = 300.0
+    cancel_wait: float = 5.0
+
+
+class JobRoutes:
+    """The handlers."""
+
+    def __init__(self, jobs: Jobs, *, legacy: LegacyNodes | None, policy: JobPolicy) -> None:
+        self._jobs = jobs
+        self._legacy = legacy
+        self._policy = policy
+
+    def routes(self) -> list[Route]:
+        """Their table."""
+        jobs = "/shovey/jobs"
+        run = "/shovey/jobs/{job}/{node}"
+        return [
+            Route(method="GET", template=jobs, roles=OPERATORS, handle=self.list_jobs, summary="Ids of all jobs"),
+            Route(method="POST", template=jobs, roles=OPERATORS, handle=self.start, summary="Start a job"),
+            Route(method="PUT", template=f"{jobs}/cancel", roles=OPERATORS, handle=self.cancel, summary="Cancel a job"),
+            Route(method="GET", template=f"{jobs}/{{job}}", roles=OPERATORS, handle=self.get, summary="A job"),
+            Route(method="GET", template=run, roles=OPERATORS, handle=self.get_run, summary="A node's part of a job"),
+            Route(method="PUT", template=run, roles=NODES, handle=self.put_run, summary="A node's report of its run"),
+        ]
+
+    async def list_jobs(self, call: Call, reply: Reply) -> None:
+        found: list[str] = []
+        where, after = JobFilter(organization=call.principal.organization), ""
+        while True:
+            page, after = await self._jobs.list_jobs(call.principal, where, limit=_PAGE, after=after)
+            found += [job.id for job in page]
+            if not after:
+                break
+        await reply.send(json_response(sorted(found)))
+
+    async def start(self, call: Call, reply: Reply) -> None:
+        """Starts a job once, however often knife repeats the request: the signature is its id.
+
+        Two equal requests of one user in one second have one signature and are one job.
+        """
+        wanted = read_job_request(read_object(call.body))
+        started = await self._jobs.start(
+            call.principal,
+            StartJob(
+                command=wanted.command,
+                selection=Names(names=wanted.nodes),
+                quorum=wanted.quorum,
+                run_timeout=self._policy.run_timeout if wanted.run_timeout is None else wanted.run_timeout,
+                request_id=request_id(call.signature),
+                accept_unknown=True,
+            ),
+        )
+        job = started.job
+        if job.state is JobState.QUORUM_FAILED:
+            text = f"Not enough nodes were up to execute job {job.id} - {job.detail}"
+            await reply.send(error_response(400, text))
+            return
+        await reply.send(json_response(started_view(job, call.url(f"/shovey/jobs/{job.id}"))))
+
+    async def get(self, call: Call, reply: Reply) -> None:
+        await reply.send(json_response(_view(await find_job(self._jobs, call, call.params["job"]))))
+
+    async def get_run(self, call: Call, reply: Reply) -> None:
+        """A run with all of its output so far."""
+        run, extent = await find_run(self._jobs, call)
+        pieces = {
+            "output": Stretch(stream=StreamName.STDOUT, end=extent.stdout_bytes),
+            "stderr": Stretch(stream=StreamName.STDERR, end=extent.stderr_bytes),
+        }
+        await send_with_output(reply, self._jobs, run, run_view(run), pieces)
+
+    async def put_run(self, call: Call, reply: Reply) -> None:
+        job_id, node = call.params["job"], call.params["node"]
+        legacy = reporting_node(self._legacy, call)
+        await legacy.run_put(call.principal, job_id, node, read_object(call.body))
+        await reply.send(json_response({"id": job_id, "node": node, "response": "ok"}))
+
+    async def cancel(self, call: Call, reply: Reply) -> None:
+        """Cancels runs and waits a moment for their nodes to prove it; what is not proven by then is still running."""
+        wanted = read_cancel_request(read_object(call.body))
+        await find_job(self._jobs, call, wanted.job_id)
+        cancelled = await self._jobs.cancel(call.principal, wanted.job_id, wanted.nodes, kill_grace=wanted.kill_timeout)
+        if cancelled.cancelling:
+            with trio.move_on_after(self._policy.cancel_wait):
+                await reply.hold(lambda: self._proven(call, cancelled, whole=not wanted.nodes))
+        view = _view(await find_job(self._jobs, call, wanted.job_id))
+        view["nodes"].setdefault("cancelled", [])
+        await reply.send(json_response(view))
+
+    async def _proven(self, call: Call, cancelled: CancelledJob, *, whole: bool) -> None:
+        async def look() -> bool | None:
+            found = await find_job(self._jobs, call, cancelled.job.id)
+            states = {run.node: run.state for run in found.runs}
+            ended = all(states[node] in TERMINAL_RUN_STATES for node in cancelled.cancelling)
+            return True if ended and (found.job.is_terminal or not whole) else None
+
+        try:
+            await self._jobs.until(cancelled.job.id, look)
+        except Overloaded as error:
+            # The cancel is under way; that nobody can wait for it now is no reason to fail it.
+            _log.warning("cancel.not_awaited", job=cancelled.job.id, error=error.message)
+
+
+def request_id(signature: ChefSignature) -> str:
+    """What makes a repeated request the same one: its user and its signature."""
+    return "chef:" + hashlib.sha256(signature.user.encode() + b"\0" + signature.signature).hexdigest()
+
+
+def _view(found: JobOverview) -> dict[str, Any]:
+    return job_view(found.job, found.runs)

@@ -1,0 +1,36 @@
+"""``/shovey/key``: the public key that old nodes verify their orders with."""
+
+from __future__ import annotations
+
+from shovey_trio.core.errors import NotFound
+from shovey_trio.http.messages import Reply, json_response
+from shovey_trio.shovey.rest.ports import LegacyNodes
+from shovey_trio.shovey.rest.routing import ADMINS, EVERYBODY, Call, Route
+
+
+class KeyRoutes:
+    """The handlers."""
+
+    def __init__(self, legacy: LegacyNodes | None) -> None:
+        self._legacy = legacy
+
+    def routes(self) -> list[Route]:
+        """Their table."""
+        key = "/shovey/key"
+        return [
+            Route(method="GET", template=key, roles=EVERYBODY, handle=self.get, summary="Public key of orders"),
+            Route(method="POST", template=f"{key}/reset", roles=ADMINS, handle=self.reset, summary="Make a new key"),
+        ]
+
+    async def get(self, call: Call, reply: Reply) -> None:
+        pem = self._known().legacy_public_key(call.principal.organization)
+        await reply.send(json_response({"public_key": pem}))
+
+    async def reset(self, call: Call, reply: Reply) -> None:
+        pem = await self._known().reset_key(call.principal.organization)
+        await reply.send(json_response({"public_key": pem}))
+
+    def _known(self) -> LegacyNodes:
+        if self._legacy is None:
+            raise NotFound("this controller has no key for old nodes")
+        return self._legacy

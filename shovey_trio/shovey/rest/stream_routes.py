@@ -1,0 +1,130 @@
+"""``/shovey/stream`` and ``/shovey/output``: a run's output."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import structlog
+import trio
+
+from shovey_trio.application.jobs import Jobs
+from shovey_trio.core.errors import InvalidRequest, Overloaded
+from shovey_trio.core.jobs.model import OutputExtent, Run, StreamName
+from shovey_trio.http.messages import Reply, json_response
+from shovey_trio.shovey.protocol.requests import read_object
+from shovey_trio.shovey.protocol.sequence import LOOK_AHEAD, Pieces, boundary, pieces, read_sequence
+from shovey_trio.shovey.rest.lookups import find_run, reporting_node
+from shovey_trio.shovey.rest.output_json import Stretch, read_stretch, send_with_output
+from shovey_trio.shovey.rest.ports import LegacyNodes
+from shovey_trio.shovey.rest.routing import NODES, OPERATORS, Call, Route
+
+_log = structlog.get_logger(__name__)
+
+_TAKEN: Final = json_response({"response": "ok"})
+_STREAMS: Final = {"stdout": StreamName.STDOUT, "stderr": StreamName.STDERR, "both": None}
+
+
+class StreamRoutes:
+    """The handlers.
+
+    Args:
+        hold: how long, in seconds, a client that asks from the beginning of a stream that is not complete is kept
+            waiting for the end of it. knife's own patience is 300 s.
+    """
+
+    def __init__(self, jobs: Jobs, *, legacy: LegacyNodes | None, hold: float) -> None:
+        self._jobs = jobs
+        self._legacy = legacy
+        self._hold = hold
+
+    def routes(self) -> list[Route]:
+        """Their table."""
+        stream, output = "/shovey/stream/{job}/{node}", "/shovey/output/{job}/{node}"
+        return [
+            Route(method="GET", template=stream, roles=OPERATORS, handle=self.get, summary="A run's output, as text"),
+            Route(method="PUT", template=stream, roles=NODES, handle=self.put, summary="A piece of a node's output"),
+            Route(method="GET", template=output, roles=OPERATORS, handle=self.raw, summary="A run's output, its bytes"),
+        ]
+
+    async def get(self, call: Call, reply: Reply) -> None:
+        """Output from a sequence number on; a client gets each byte once, whether or not it moves its number on."""
+        query = call.request.query
+        kind, stream = _stream(query.get("output_type", "stdout"))
+        sequence = read_sequence(query.get("sequence", "0"))
+        run, extent = await find_run(self._jobs, call)
+        if sequence == 0 and not run.is_terminal and call.request.method == "GET":
+            await self._wait_for_the_end(call, reply)
+            run, extent = await find_run(self._jobs, call)
+        wanted = pieces(sequence, size=_size(extent, stream), complete=run.is_terminal)
+        members = {
+            # Of a run that is over, whatever its end: a client that waits for this would else wait for ever.
+            "is_last": run.is_terminal,
+            "node_name": run.node,
+            "output_type": kind,
+            "run_id": run.job_id,
+        }
+        if wanted.last_seq is not None:
+            members["last_seq"] = wanted.last_seq
+        stretch = await self._cut(run, stream, wanted, complete_at=_size(extent, stream))
+        await send_with_output(reply, self._jobs, run, members, {"output": stretch})
+
+    async def put(self, call: Call, reply: Reply) -> None:
+        legacy = reporting_node(self._legacy, call)
+        await legacy.stream_put(call.principal, call.params["job"], call.params["node"], read_object(call.body))
+        await reply.send(_TAKEN)
+
+    async def raw(self, call: Call, reply: Reply) -> None:
+        """The bytes that are there by now, exactly."""
+        _, stream = _stream(call.request.query.get("output_type", "both"))
+        run, extent = await find_run(self._jobs, call)
+        headers = {
+            "Content-Type": "application/octet-stream",
+            "X-Shovey-Complete": "true" if run.is_terminal else "false",
+        }
+        await reply.begin(200, headers)
+        stretch = Stretch(stream=stream, end=_size(extent, stream))
+        await read_stretch(self._jobs, run, stretch, reply.write)
+
+    async def _wait_for_the_end(self, call: Call, reply: Reply) -> None:
+        async def look() -> bool | None:
+            run, _ = await find_run(self._jobs, call)
+            return True if run.is_terminal else None
+
+        async def end() -> None:
+            await self._jobs.until(call.params["job"], look)
+
+        with trio.move_on_after(self._hold):
+            try:
+                await reply.hold(end)
+            except Overloaded as error:
+                # Nobody can be kept waiting now; the client will ask again.
+                _log.info("stream.not_held", job=call.params["job"], error=error.message)
+
+    async def _cut(self, run: Run, stream: StreamName | None, wanted: Pieces, *, complete_at: int) -> Stretch:
+        """The pieces with their ends at characters."""
+        begin, end = wanted.begin, wanted.end
+        if 0 < begin < end:
+            begin += boundary(await self._window(run, stream, begin))
+        if end < complete_at and begin < end:
+            end += boundary(await self._window(run, stream, end))
+        return Stretch(stream=stream, begin=begin, end=end)
+
+    async def _window(self, run: Run, stream: StreamName | None, at: int) -> bytes:
+        chunks = await self._jobs.read_page(run, stream=stream, offset=at, limit=LOOK_AHEAD)
+        return b"".join(chunk.data for chunk in chunks)[:LOOK_AHEAD]
+
+
+def _stream(kind: str) -> tuple[str, StreamName | None]:
+    if kind not in _STREAMS:
+        raise InvalidRequest("output type must be 'stdout', 'stderr', or 'both'", field="output_type")
+    return kind, _STREAMS[kind]
+
+
+def _size(extent: OutputExtent, stream: StreamName | None) -> int:
+    match stream:
+        case None:
+            return extent.position
+        case StreamName.STDOUT:
+            return extent.stdout_bytes
+        case StreamName.STDERR:
+            return extent.stderr_bytes

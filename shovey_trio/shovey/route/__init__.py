@@ -1,0 +1,1 @@
+"""How a schob is reached, and how what it reports finds its run."""

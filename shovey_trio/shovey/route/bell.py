@@ -1,0 +1,173 @@
+"""Old nodes over a serf agent: ``shovey.route.ports.LegacyBell``, and the ear for what they say.
+
+A node of goiardi 0.11 is in serf under its own name, one of goiardi 1.0 under ``organization:name``. Both are looked
+for; where both exist, the longer is meant, because the plain one may be somebody else's. Plain names are those of the
+controller's own organization: goiardi 0.11 has no others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Final
+
+import structlog
+import trio
+
+from shovey_trio.core.errors import ShoveyError
+from shovey_trio.core.serf.doorbell_plan import PlannedQuery
+from shovey_trio.core.serf.records import Member
+from shovey_trio.core.serf.size import QueryFrame, query_timeout
+from shovey_trio.core.serf.wire import LEGACY_START_EVENT
+from shovey_trio.serf.doorbell import serf_name
+from shovey_trio.serf.link import ReceivedQuery, SerfLink
+from shovey_trio.serf.progress import QueryProgress
+from shovey_trio.shovey.protocol.wire import (
+    ORDER_QUERY,
+    STATUS_OK,
+    STATUS_QUERY,
+    STATUS_UP,
+    PayloadMalformed,
+    parse_status,
+)
+from shovey_trio.shovey.route.ports import LegacyQuery, Packed
+
+_log = structlog.get_logger(__name__)
+#: What the link must subscribe to for ``LegacyListener``.
+LEGACY_EVENTS: Final = (f"query:{STATUS_QUERY}", f"user:{LEGACY_START_EVENT}")
+# An answer that takes longer is of no use: the heartbeat's query is over.
+_ANSWER_DEADLINE: Final = 3.0
+
+
+class SerfLegacyBell:
+    """Sends orders over one serf agent. The link must be running.
+
+    Args:
+        link: to the agent.
+        organization: whose nodes may go by their plain names.
+        limit: the agent's ``query_size_limit``.
+    """
+
+    def __init__(self, link: SerfLink, *, organization: str, limit: int) -> None:
+        self._link = link
+        self._organization = organization
+        self._limit = limit
+        # Queries with targets not heard from; the issuer lets at most ten be so.
+        self._open: list[QueryProgress] = []
+
+    def member_status(self, organization: str, node: str) -> str:
+        member = self._member(organization, node)
+        return "" if member is None else member.status.value
+
+    def pack(self, organization: str, nodes: Sequence[str], payload_size: int) -> Packed:
+        frame, names = self._frame(), list[str]()
+        together, never = list[str](), list[str]()
+        for node in nodes:
+            name = self._name(organization, node)
+            if frame.size(payload_size, [*names, name]) <= self._limit:
+                names.append(name)
+                together.append(node)
+            elif frame.size(payload_size, [name]) > self._limit:
+                never.append(node)
+            else:
+                break
+        return Packed(together=tuple(together), never=tuple(never))
+
+    async def send(self, prepare: Callable[[], Awaitable[LegacyQuery | None]]) -> SerfLegacyDelivery | None:
+        names: dict[str, str] = {}
+
+        async def plan() -> PlannedQuery | None:
+            query = await prepare()
+            if query is None:
+                return None
+            names.update({node: self._name(query.organization, node) for node in query.nodes})
+            return self._plan(query.payload, tuple(names.values()))
+
+        progress = await self._link.ring_at_turn(plan)
+        if progress is None:
+            return None
+        self._open = [known for known in self._open if not known.settled] + [progress]
+        return SerfLegacyDelivery(progress, names)
+
+    def heard(self, organization: str, node: str) -> None:
+        plain = [node] if organization == self._organization else []
+        for progress in self._open:
+            progress.mark_heard(*plain, serf_name(organization, node))
+
+    def _plan(self, payload: bytes, names: tuple[str, ...]) -> PlannedQuery:
+        frame = self._frame()
+        return PlannedQuery(
+            name=ORDER_QUERY,
+            payload=payload,
+            filter_nodes=names,
+            targets=names,
+            request_ack=True,
+            timeout=frame.timeout,
+            size=frame.size(len(payload), names),
+        )
+
+    def _frame(self) -> QueryFrame:
+        source = self._link.snapshot().node_name or ""
+        timeout = query_timeout(len(self._link.membership.members))
+        return QueryFrame(source_node=source, query_name=ORDER_QUERY, timeout=timeout)
+
+    def _name(self, organization: str, node: str) -> str:
+        member = self._member(organization, node)
+        return node if member is None else member.name
+
+    def _member(self, organization: str, node: str) -> Member | None:
+        members = self._link.membership.members
+        plain = members.get(node) if organization == self._organization else None
+        return members.get(serf_name(organization, node)) or plain
+
+
+class SerfLegacyDelivery:
+    """What became of one query; see ``shovey.route.ports.LegacyDelivery``."""
+
+    def __init__(self, progress: QueryProgress, names: dict[str, str]) -> None:
+        self._progress = progress
+        self._names = names
+
+    async def is_lost_on(self, node: str) -> bool:
+        name = self._names[node]
+        while name not in self._progress.acked and not self._progress.settled:
+            await self._progress.wait_changed()
+        # A connection that broke has taken the acknowledgements with it: then nobody knows.
+        return name not in self._progress.acked and self._progress.done
+
+
+class LegacyListener:
+    """Listens to old nodes and answers their heartbeats.
+
+    Args:
+        link: must subscribe to ``LEGACY_EVENTS``, and nobody else may read its events.
+        said: takes a name and a status; returns whether to answer.
+    """
+
+    def __init__(self, link: SerfLink, *, said: Callable[[str, str], Awaitable[bool]]) -> None:
+        self._link = link
+        self._said = said
+
+    async def serve(self) -> None:
+        """Listens until cancelled. What is no heartbeat is logged and left."""
+        async for event in self._link.events:
+            if isinstance(event, ReceivedQuery):
+                if event.name == STATUS_QUERY:
+                    await self._heartbeat(event)
+            elif event.name == LEGACY_START_EVENT:
+                name = event.payload.decode("utf-8", "replace")
+                _log.info("legacy.joined", node=name[:200])
+                await self._said(name, STATUS_UP)
+
+    async def _heartbeat(self, query: ReceivedQuery) -> None:
+        try:
+            said = parse_status(query.payload)
+        except PayloadMalformed as error:
+            _log.warning("legacy.heartbeat_malformed", error=str(error))
+            return
+        if not await self._said(said.node, said.status):
+            return
+        try:
+            with trio.move_on_after(_ANSWER_DEADLINE):
+                await query.respond(STATUS_OK)
+        except ShoveyError as error:
+            _log.debug("legacy.heartbeat_unanswered", node=said.node, error=error.message)

@@ -1,0 +1,174 @@
+"""The legacy signing keys of a running controller: which key signs for which node, and what nodes have shown of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, Protocol
+
+import structlog
+import trio
+
+from shovey_trio.core.errors import NotFound, ShoveyError
+from shovey_trio.core.jobs.model import LinkMode
+from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.shovey.keys import LegacyKeys, make_legacy_key
+from shovey_trio.shovey.protocol.wire import format_time, sign_payload
+
+_log = structlog.get_logger(__name__)
+# What nodes have shown is written this much later, all at once: after a reset a whole fleet shows it within a minute.
+# Lost in a crash, it is shown again: a node that is signed for with a key it does not hold says so.
+_WRITE_AFTER: Final = 1.0
+
+
+class LegacyKeyPlace(Protocol):
+    """Where the keys are kept: ``LegacyKeyFile``, or a document elsewhere; it blocks."""
+
+    def change(self, organization: str, change: Callable[[LegacyKeys], LegacyKeys]) -> LegacyKeys:
+        """See ``LegacyKeyFile.change``."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LegacyRing:
+    """An organization's keys, and the file they are from."""
+
+    file: LegacyKeyPlace
+    keys: LegacyKeys
+
+
+LoadRings = Callable[[], Mapping[str, LegacyRing]]
+"""Reads the keys of every organization; blocks."""
+
+
+class LegacyKeyring:
+    """Implements ``nursery.ports.LegacySigner``. ``serve`` must run for what nodes show to become durable.
+
+    Args:
+        rings: by organization, as ``load`` has read them.
+        load: reads them again.
+    """
+
+    def __init__(self, rings: Mapping[str, LegacyRing], *, load: LoadRings, registry: NodeRegistry) -> None:
+        self._rings = dict(rings)
+        self._load = load
+        self._registry = registry
+        # Key ids by organization and node.
+        self._shown: dict[str, dict[str, str]] = {}
+        self._work = trio.Event()
+
+    # -- signing
+
+    def key_for(self, organization: str, node: str) -> str:
+        """The id of the key that this node holds, as far as is known.
+
+        Raises:
+            NotFound: there are no keys of this organization.
+        """
+        return self._keys(organization).key_of(node, registered_at=self._registered(organization, node)).key_id
+
+    def sign(self, organization: str, key_id: str, fields: Mapping[str, str]) -> bytes:
+        """An order's payload, signed with that key, or with the current one if that key is gone by now; 1 ms of CPU."""
+        keys = self._keys(organization)
+        key = next((key for key in keys.keys if key.key_id == key_id), keys.current)
+        return sign_payload(fields, key.private_key)
+
+    def time(self, now: float) -> str:
+        """A moment as orders write it: in this host's local time."""
+        return format_time(now, utc_offset=time.localtime(now).tm_gmtoff)
+
+    # -- what nodes show
+
+    def fits(self, organization: str, node: str, key_id: str) -> None:
+        """Notes that a node has accepted an order signed with that key."""
+        keys = self._keys(organization)
+        if len(keys.keys) > 1 and keys.held.get(node) != key_id:
+            self._show(organization, node, key_id)
+
+    def does_not_fit(self, organization: str, node: str, key_id: str) -> bool:
+        """Notes that a node refused an order signed with that key; whether there is another one that it may hold."""
+        other = self._keys(organization).other_than(key_id)
+        if other is None:
+            return False
+        self._show(organization, node, other.key_id)
+        _log.info("legacy_key.other_tried", node=node, refused=key_id, tried=other.key_id)
+        return True
+
+    async def serve(self) -> None:
+        """Writes what nodes have shown, and drops keys that nobody holds any more; until cancelled."""
+        while True:
+            await self._work.wait()
+            await trio.sleep(_WRITE_AFTER)
+            self._work = trio.Event()
+            shown, self._shown = self._shown, {}
+            for organization, held in shown.items():
+                try:
+                    await self._change(organization, held)
+                except (ShoveyError, OSError) as error:
+                    _log.warning("legacy_key.not_written", error=str(error), nodes=len(held))
+
+    # -- administration
+
+    def public_key(self, organization: str) -> str:
+        """PEM of the key that nodes are to be given.
+
+        Raises:
+            NotFound: not an organization of this controller.
+        """
+        return self._keys(organization).current.public_pem
+
+    async def reset(self, organization: str) -> str:
+        """Makes a new current key, durably, and returns its PEM; each node is moved to it when it shows it.
+
+        Raises:
+            NotFound: not an organization of this controller.
+            OSError: it cannot be written; nothing has changed.
+        """
+        self._keys(organization)
+        file = self._rings[organization].file
+        key = await trio.to_thread.run_sync(make_legacy_key, time.time())
+        written = await trio.to_thread.run_sync(lambda: file.change(organization, lambda keys: keys.with_key(key)))
+        self._keep(written)
+        _log.info("legacy_key.reset", organization=organization, key_id=key.key_id, keys=len(written.keys))
+        return key.public_pem
+
+    async def reload(self) -> None:
+        """Reads the files again: the command line may have changed them, or made an organization.
+
+        Keys of an organization that was removed are kept until the next start, for the runs that it leaves behind.
+
+        Raises:
+            ShoveyError: one cannot be read; what was read before stays in force.
+        """
+        self._rings |= await trio.to_thread.run_sync(self._load)
+
+    def _keys(self, organization: str) -> LegacyKeys:
+        ring = self._rings.get(organization)
+        if ring is None:
+            raise NotFound(f"there is no organization {organization}", organization=organization)
+        return ring.keys
+
+    def _keep(self, keys: LegacyKeys) -> None:
+        self._rings[keys.organization] = replace(self._rings[keys.organization], keys=keys)
+
+    def _show(self, organization: str, node: str, key_id: str) -> None:
+        self._keep(self._keys(organization).with_held({node: key_id}))
+        self._shown.setdefault(organization, {})[node] = key_id
+        self._work.set()
+
+    async def _change(self, organization: str, shown: Mapping[str, str]) -> None:
+        nodes = self._registry.of(organization).values()
+        registered = {node.name: node.enrolled_at for node in nodes if node.link is LinkMode.LEGACY}
+        file = self._rings[organization].file
+
+        def write() -> LegacyKeys:
+            return file.change(organization, lambda keys: keys.with_held(shown).pruned(registered))
+
+        written = await trio.to_thread.run_sync(write)
+        # What was shown while the file was being written is on its way to it.
+        self._keep(written.with_held(self._shown.get(organization, {})))
+
+    def _registered(self, organization: str, node: str) -> float:
+        known = self._registry.get(organization, node)
+        return 0.0 if known is None else known.enrolled_at

@@ -1,0 +1,140 @@
+"""Which old nodes are up: a heartbeat within ten minutes, while serf says that the node is alive.
+
+Anybody on the gossip ring can send a heartbeat in anybody's name, and serf does not tell who did. What can be closed is
+closed here, the rest cannot be and stands in docs/legacy.md:
+
+* a heartbeat counts only for a registered old node that serf sees alive, so an agent of ours cannot be touched by one;
+* only ``up`` is believed: nobody can talk a node down. Down is what serf says, or ten minutes of silence;
+* what a node reports over HTTP is signed, and counts as a heartbeat that cannot be forged.
+
+A heartbeat writes nothing: what is stored is a change.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable
+from typing import Final
+
+import structlog
+import trio
+
+from shovey_trio.core.jobs.events import LegacyHeard, NodeSilent
+from shovey_trio.core.jobs.model import LinkMode, Node, Presence
+from shovey_trio.core.jobs.states import RunState
+from shovey_trio.nursery.handles import RunHandle
+from shovey_trio.nursery.persist import until_stored
+from shovey_trio.nursery.ports import Clock, MemberChange
+from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.settings import Timing
+from shovey_trio.shovey.protocol.wire import STATUS_UP
+from shovey_trio.shovey.route.ports import LegacyBell
+
+_log = structlog.get_logger(__name__)
+# How exactly it is known when a node was last heard, in seconds; a node that sends output is heard all the time.
+_SEEN_EVERY: Final = 1.0
+
+
+class LegacyPresence:
+    """Keeps the presence of old nodes true. ``serve`` and ``serve_members`` must run."""
+
+    def __init__(
+        self,
+        *,
+        organization: str,
+        registry: NodeRegistry,
+        bell: LegacyBell,
+        changes: Callable[[], AsyncIterator[MemberChange]],
+        clock: Clock,
+        timing: Timing,
+        runs_of_node: Callable[[str, str], list[RunHandle]],
+    ) -> None:
+        self._organization = organization
+        self._registry = registry
+        self._bell = bell
+        self._changes = changes
+        self._clock = clock
+        self._timing = timing
+        self._runs_of_node = runs_of_node
+        # A restart is, to presence, a moment in which every node had just been heard.
+        self._began = clock.now()
+
+    async def said(self, name: str, status: str) -> bool:
+        """Takes a heartbeat from the ring; returns whether it is to be answered.
+
+        Args:
+            name: as the node calls itself: its node name, or ``organization:name``.
+            status: its word; only ``up`` changes anything.
+        """
+        node = self._node(name)
+        if node is None or status != STATUS_UP or self._serf(node) != "alive":
+            _log.info("legacy.heartbeat_ignored", node=name[:200], status=status[:40])
+            return False
+        await self.heard(node.organization, node.name, "heartbeat")
+        return True
+
+    async def heard(self, organization: str, name: str, reason: str) -> None:
+        """Notes a sign of life of an old node, and that it is up; ``reason`` is what it was."""
+        node = self._registry.get(organization, name)
+        if node is None or node.link is not LinkMode.LEGACY:
+            return
+        now = self._clock.now()
+        if not 0 <= now - (node.last_seen_at or 0.0) < _SEEN_EVERY:
+            self._registry.saw(organization, name, now)
+        if node.presence is not Presence.UP and self._serf(node) == "alive":
+            await self._set(node, Presence.UP, reason, now)
+        for run in self._runs_of_node(organization, name):
+            if run.run.state is RunState.UNKNOWN and run.run.accepted_at is not None:
+                await run.post(LegacyHeard())
+
+    async def serve(self) -> None:
+        """Looks every ``legacy_check`` for nodes that have fallen silent; until cancelled."""
+        while True:
+            await trio.sleep(self._timing.legacy_check)
+            now = self._clock.now()
+            for node in self._registry.all():
+                if node.link is not LinkMode.LEGACY or node.presence is not Presence.UP:
+                    continue
+                since = max(node.last_seen_at or 0.0, self._began)
+                if since + self._timing.legacy_fresh <= now:
+                    await self._down(node, "heartbeat_lost", since)
+                elif (status := self._serf(node)) not in ("alive", "unknown"):
+                    await self._down(node, f"serf_{status}", now)
+
+    async def serve_members(self) -> None:
+        """Marks a node down as soon as serf does; until cancelled."""
+        async for change in self._changes():
+            # A plain name has come apart as an organization without a node.
+            node = self._node(f"{change.organization}:{change.node}" if change.node else change.organization)
+            if node is None or node.presence is not Presence.UP:
+                continue
+            status = self._serf(node)
+            if status not in ("alive", "unknown"):
+                await self._down(node, f"serf_{status}", self._clock.now())
+
+    def _node(self, name: str) -> Node | None:
+        found = self._registry.get(self._organization, name)
+        if found is None:
+            organization, _, node = name.partition(":")
+            found = self._registry.get(organization, node)
+        return found if found is not None and found.link is LinkMode.LEGACY else None
+
+    def _serf(self, node: Node) -> str:
+        return self._bell.member_status(node.organization, node.name) or "unknown"
+
+    async def _down(self, node: Node, reason: str, since: float) -> None:
+        await self._set(node, Presence.DOWN, reason, since)
+        for run in self._runs_of_node(node.organization, node.name):
+            await run.post(NodeSilent(since=since, reason=reason))
+
+    async def _set(self, node: Node, presence: Presence, reason: str, since: float) -> None:
+        status = self._registry.note_presence(
+            node.organization, node.name, presence=presence, reason=reason, since=since
+        )
+        if status is None:
+            return
+
+        async def write() -> None:
+            await self._registry.write_presence(status)
+
+        await until_stored(write, longest_pause=self._timing.store_retry)
+        _log.info("node.presence", node=node.name, presence=presence.value, reason=reason)

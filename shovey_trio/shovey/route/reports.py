@@ -1,0 +1,218 @@
+"""Old nodes as they report: run by run over signed HTTP, whichever server took the request.
+
+Who calls has been proven by then. Here is decided whether the run is the caller's, what its words mean, and in which
+order its output goes. Nothing is acknowledged that is not durable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+import structlog
+import trio
+
+from shovey_trio.application.audit import audit_entry, origin
+from shovey_trio.core.audit.records import AuditAction
+from shovey_trio.core.errors import DuplicateChunk, IllegalReport, NotFound, PermissionDenied, StoreUnavailable
+from shovey_trio.core.jobs.events import LegacyEnded, LegacyKeyRefused, LegacyOutputOver, NodeRefused, NodeStarted
+from shovey_trio.core.jobs.model import OutputChunk, Principal, Role, Route, Run
+from shovey_trio.core.jobs.run_machine import handle
+from shovey_trio.nursery.handles import PushedChunk, RunHandle
+from shovey_trio.nursery.inbound import AgentInbox
+from shovey_trio.nursery.persist import until_stored
+from shovey_trio.nursery.services import Services
+from shovey_trio.nursery.supervisor import Supervisor
+from shovey_trio.shovey.protocol.report import RunPut, StreamPut, event_of, parse_run_put, parse_stream_put
+from shovey_trio.shovey.route.keyring import LegacyKeyring
+from shovey_trio.shovey.route.ports import LegacyBell
+from shovey_trio.shovey.route.presence import LegacyPresence
+from shovey_trio.shovey.route.sequences import RunSequences, SequenceBook
+
+_log = structlog.get_logger(__name__)
+# How long a caller that went away holds on to a piece that is being stored, so that a repeat of it is known as one.
+_STORED_DEADLINE: Final = 30.0
+
+_Report = NodeStarted | NodeRefused | LegacyEnded | LegacyKeyRefused
+
+
+class LegacyNodes:
+    """What old nodes may do; implements ``shovey.rest.ports.LegacyNodes``."""
+
+    def __init__(
+        self,
+        *,
+        services: Services,
+        supervisor: Supervisor,
+        inbox: AgentInbox,
+        presence: LegacyPresence,
+        bell: LegacyBell,
+        keyring: LegacyKeyring,
+    ) -> None:
+        self._services = services
+        self._supervisor = supervisor
+        self._inbox = inbox
+        self._presence = presence
+        self._bell = bell
+        self._keyring = keyring
+        self._book = SequenceBook(services.store)
+
+    async def run_put(self, principal: Principal, job_id: str, node: str, body: Mapping[str, object]) -> None:
+        """Takes a node's report of its run; durable when it returns.
+
+        A final status is kept at once and becomes the run's state when the last of its output is here: at the latest
+        ``Timing.legacy_output`` after it.
+
+        Raises:
+            NotFound: no such job, or no run of it on this node.
+            PermissionDenied: the run is not the caller's.
+            InvalidRequest: a member is missing, has another type, or names a state that does not exist.
+            IllegalReport: the run has ended otherwise; nothing was changed.
+        """
+        run, live = await self._find(principal, job_id, node)
+        put = parse_run_put(body)
+        await self._heard(run)
+        event = self._meaning(run, live, put)
+        if event is None:
+            return
+        if live is None or not await live.post_durably(event):
+            await self._after_the_end(run, event)
+            return
+        if isinstance(event, NodeStarted | LegacyEnded) and live.signed_with:
+            self._keyring.fits(run.organization, node, live.signed_with)
+        if isinstance(event, LegacyEnded):
+            await self._conclude(live, await self._book.of(run.id, is_silent=_is_silent(live)))
+
+    async def stream_put(self, principal: Principal, job_id: str, node: str, body: Mapping[str, object]) -> None:
+        """Takes a piece of a run's output; durable when it returns.
+
+        Pieces are stored in the order of their numbers; one whose forerunner does not come within
+        ``Timing.legacy_reorder`` is stored without it.
+
+        Raises:
+            NotFound, PermissionDenied, InvalidRequest: as for ``run_put``.
+            DuplicateChunk: a piece with this number is stored already.
+            StoreUnavailable: it is not known whether it was stored; to be sent again.
+        """
+        run, live = await self._find(principal, job_id, node)
+        put = parse_stream_put(body)
+        await self._heard(run)
+        sequences = await self._book.of(run.id, is_silent=_is_silent(live))
+        sequence = sequences.of(put.stream)
+        if put.seq > sequence.expected:
+            with trio.move_on_after(self._services.timing.legacy_reorder):
+                await sequence.wait_turn(put.seq)
+        async with sequences.lock:
+            if sequence.knows(put.seq):
+                raise DuplicateChunk(f"sequence {put.seq} for {job_id} - {node} already exists", seq=str(put.seq))
+            if put.data:
+                await self._store(run, put)
+            sequence.take(put.seq, is_last=put.is_last)
+        if live is not None:
+            await self._conclude(live, sequences)
+
+    def legacy_public_key(self, organization: str) -> str:
+        """PEM of the key that orders to old nodes are signed with.
+
+        Raises:
+            NotFound: not an organization of this controller.
+        """
+        return self._keyring.public_key(organization)
+
+    async def reset_key(self, organization: str) -> str:
+        """Makes a new key and returns its PEM; see ``LegacyKeyring.reset``."""
+        pem = await self._keyring.reset(organization)
+        reset = audit_entry(
+            self._services.clock.now(),
+            AuditAction.LEGACY_KEY_RESET,
+            organization=organization,
+            principal=origin().principal,
+        )
+        await self._services.store.append_audit([reset])
+        return pem
+
+    # -- reports
+
+    async def _find(self, principal: Principal, job_id: str, node: str) -> tuple[Run, RunHandle | None]:
+        if principal.role is not Role.NODE or principal.name != node:
+            raise PermissionDenied(f"{principal.label} may not report for the node {node}", node=node)
+        job = self._supervisor.job(job_id)
+        live = None if job is None or job.job.organization != principal.organization else job.runs.get(node)
+        run = live.run if live is not None else await self._services.store.get_run(principal.organization, job_id, node)
+        if run is None:
+            raise NotFound(f"run {job_id} for node {node} not found", job_id=job_id, node=node)
+        if run.route is not Route.LEGACY:
+            raise PermissionDenied(f"the run of {node} belongs to an agent that proves its reports", node=node)
+        return run, None if live is None or live.is_closed else live
+
+    async def _heard(self, run: Run) -> None:
+        self._bell.heard(run.organization, run.node)
+        await self._presence.heard(run.organization, run.node, "report")
+
+    def _meaning(self, run: Run, live: RunHandle | None, put: RunPut) -> _Report | None:
+        event = event_of(put, self._services.clock.now())
+        if not put.is_unverified or live is None or live.other_key_tried or run.accepted_at is not None:
+            return event
+        # Once per run: a node that holds none of our keys has no valid order, and that is the run's end.
+        live.other_key_tried = True
+        if live.signed_with and self._keyring.does_not_fit(run.organization, run.node, live.signed_with):
+            return LegacyKeyRefused(detail=put.error)
+        return event
+
+    async def _after_the_end(self, before: Run, event: _Report) -> None:
+        """Later truth is kept beside the end; what is no truth any more is refused."""
+        run = await self._services.store.get_run(before.organization, before.job_id, before.node)
+        if run is None:
+            raise NotFound(f"run {before.job_id} for node {before.node} not found", node=before.node)
+        if not isinstance(event, LegacyEnded):
+            raise IllegalReport(f"the run has ended: it is {run.state.value}", state=run.state.value)
+        after = handle(run, event, self._services.clock.now()).run
+        if after is not run:
+
+            async def write() -> None:
+                await self._services.store.write_run(after)
+
+            await until_stored(write, longest_pause=self._services.timing.store_retry)
+
+    async def _conclude(self, live: RunHandle, sequences: RunSequences) -> None:
+        if sequences.is_complete and live.run.late_report is not None:
+            await live.post(LegacyOutputOver())
+
+    # -- output
+
+    async def _store(self, run: Run, put: StreamPut) -> None:
+        live = self._supervisor.run(run.id)
+        extent = live.extent if live is not None else await self._services.store.output_extent(run.id)
+        chunk = OutputChunk(
+            stream=put.stream,
+            position=extent.position,
+            stream_offset=0,
+            read_at=self._services.clock.now(),
+            data=put.data,
+        )
+        stored = _Stored()
+        pushed = PushedChunk(chunk=chunk, acknowledge=stored.acknowledge)
+        if not await self._inbox.pushed(run.organization, run.node, run.id, pushed):
+            raise NotFound(f"run {run.job_id} for node {run.node} not found", node=run.node)
+        with trio.CancelScope(deadline=trio.current_time() + _STORED_DEADLINE, shield=True):
+            await stored.known.wait()
+        if stored.position < chunk.position + len(chunk.data):
+            # The numbers are read from the store again: they hold this piece, or not.
+            self._book.forget(run.id)
+            raise StoreUnavailable("the output was not stored in time", retry_after_s="1")
+
+
+def _is_silent(live: RunHandle | None) -> bool:
+    return live is not None and live.extent.position == 0
+
+
+class _Stored:
+    """Up to where a run's output is durable, once that is known."""
+
+    def __init__(self) -> None:
+        self.position = -1
+        self.known = trio.Event()
+
+    def acknowledge(self, position: int) -> None:
+        self.position = position
+        self.known.set()

@@ -1,0 +1,1 @@
+"""The store in SQL, written once for every database that SQLAlchemy speaks to."""

@@ -1,0 +1,257 @@
+"""One write transaction: the sequence, the keys it has looked up, and the rows it will insert.
+
+Rows of the frequent writes (a run's state, an event, a chunk of output) are gathered and go to the database in one
+``executemany`` per table when the transaction ends, which is what makes a group of 1,000 writes ten times cheaper than
+1,000 single ones. A run that is written several times in one transaction has several events and one update, the last.
+Whoever reads those tables inside the transaction calls ``flush`` first.
+
+The sequence is not kept in memory: the first number of a transaction is looked up in it (the ends of two primary keys
+and a counter). So a rolled-back transaction leaves no gap and no duplicate, and a second process that writes to the
+same file (offline administration) cannot disturb it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from sqlalchemy import Connection, bindparam, func, insert, select, update
+
+from shovey_trio.core.audit.records import GENESIS, AuditEntry, AuditHead, chain_record
+from shovey_trio.core.errors import NotFound
+from shovey_trio.core.jobs.model import Job, OutputChunk, Run
+from shovey_trio.store.contract import Committed
+from shovey_trio.store.sql.prepared import Prepared
+from shovey_trio.store.sql.rows import (
+    JOB_DEFAULTS,
+    RUN_DEFAULTS,
+    Values,
+    chunk_values,
+    event_body,
+    job_changes,
+    run_changes,
+)
+from shovey_trio.store.sql.tables import audit, audit_checkpoints, counters, events, jobs, output, runs
+
+SEQUENCE: Final = "sequence"
+
+_LAST_SEQ: Final = Prepared(
+    select(
+        select(func.max(events.c.seq)).scalar_subquery(),
+        select(func.max(output.c.seq)).scalar_subquery(),
+        select(counters.c.value).where(counters.c.name == bindparam("name")).scalar_subquery(),
+    )
+)
+_JOB_KEY: Final = Prepared(select(jobs.c.job_pk).where(jobs.c.job_id == bindparam("job_id")))
+# Through the job's row: the runs of a deleted job are gone although their rows may still wait to be swept.
+_RUN_KEYS: Final = Prepared(
+    select(runs.c.run_pk, runs.c.job_pk)
+    .join(jobs, jobs.c.job_pk == runs.c.job_pk)
+    .where(runs.c.run_id == bindparam("run_id"))
+)
+_UPDATE_RUN: Final = Prepared(
+    update(runs).where(runs.c.run_pk == bindparam("key")).values({name: bindparam(name) for name in RUN_DEFAULTS})
+)
+_UPDATE_JOB: Final = Prepared(
+    update(jobs).where(jobs.c.job_pk == bindparam("key")).values({name: bindparam(name) for name in JOB_DEFAULTS})
+)
+_AUDIT_HEAD: Final = Prepared(
+    select(audit.c.seq, audit.c.hash).where(audit.c.seq == select(func.max(audit.c.seq)).scalar_subquery())
+)
+_AUDIT_CHECKPOINT: Final = Prepared(
+    select(audit_checkpoints.c.seq, audit_checkpoints.c.hash).where(
+        audit_checkpoints.c.seq == select(func.max(audit_checkpoints.c.seq)).scalar_subquery()
+    )
+)
+_INSERT_AUDIT: Final = Prepared(insert(audit))
+_INSERT_EVENT: Final = Prepared(insert(events))
+_INSERT_OUTPUT: Final = Prepared(insert(output))
+
+
+class RunKeys(NamedTuple):
+    """A run's internal keys."""
+
+    run_pk: int
+    job_pk: int
+
+
+LiveKeys = dict[str, RunKeys]
+"""The keys of runs that have not ended, by run id, kept from one transaction to the next: each run is written several
+times while it lives, and looking its keys up costs more than the write. At most as many as there are live runs."""
+
+
+class WriteTransaction:
+    """What a write works on; lives inside one ``BEGIN IMMEDIATE`` … ``COMMIT``, in the writer's thread.
+
+    Args:
+        connection: inside its transaction.
+        live: keys that earlier transactions have found; only ``remember`` changes it.
+    """
+
+    __slots__ = (
+        "_audit",
+        "_audit_head",
+        "_encoded",
+        "_events",
+        "_found",
+        "_jobs",
+        "_live",
+        "_output",
+        "_run_updates",
+        "_runs",
+        "_seq",
+        "connection",
+    )
+
+    def __init__(self, connection: Connection, live: LiveKeys | None = None) -> None:
+        self.connection = connection
+        self._seq: int | None = None
+        self._live: LiveKeys = {} if live is None else live
+        self._found: dict[str, RunKeys | None] = {}  # None: of a run that has ended
+        self._run_updates: dict[int, Values] = {}
+        self._encoded: tuple[Values, str] | None = None
+        self._events: list[Values] = []
+        self._output: list[Values] = []
+        self._jobs: dict[str, int] = {}
+        self._runs: set[tuple[str, str]] = set()
+        self._audit: list[Values] = []
+        self._audit_head: AuditHead | None = None
+
+    @property
+    def committed(self) -> Committed:
+        """What a commit of this transaction touches."""
+        return Committed(jobs=self._jobs, runs=self._runs)
+
+    def last_seq(self) -> int:
+        """The highest sequence number ever used, this transaction's included."""
+        if self._seq is None:
+            numbers = _LAST_SEQ.find(self.connection, name=SEQUENCE)
+            assert numbers is not None
+            self._seq = max(number or 0 for number in numbers)
+        return self._seq
+
+    def next_seq(self) -> int:
+        """The next sequence number of events and output."""
+        self._seq = self.last_seq() + 1
+        return self._seq
+
+    def job_key(self, job_id: str) -> int:
+        """The job's internal key.
+
+        Raises:
+            NotFound: it is not stored, or not any more.
+        """
+        row = _JOB_KEY.find(self.connection, job_id=job_id)
+        if row is None:
+            raise NotFound(f"job {job_id} is not stored", job=job_id)
+        return int(row[0])
+
+    def run_keys(self, run: Run) -> RunKeys:
+        """The run's internal keys.
+
+        Raises:
+            NotFound: it is not stored, or not any more.
+        """
+        keys = self._found.get(run.id) or self._live.get(run.id)
+        if keys is None:
+            row = _RUN_KEYS.find(self.connection, run_id=run.id)
+            if row is None:
+                raise NotFound(f"run {run.id} of node {run.node} is not stored", run=run.id, job=run.job_id)
+            keys = RunKeys(*row)
+            self.note_run(run, keys)
+        return keys
+
+    def note_run(self, run: Run, keys: RunKeys) -> None:
+        """Takes note of a run's keys, for as long as it has not ended."""
+        self._found[run.id] = None if run.is_terminal else keys
+
+    def remember(self) -> None:
+        """To be called once this transaction is durable: hands its keys on to those that follow."""
+        for run_id, keys in self._found.items():
+            if keys is None:
+                self._live.pop(run_id, None)
+            else:
+                self._live[run_id] = keys
+
+    def update_job(self, job: Job) -> None:
+        """Writes a stored job's changing columns, and the event."""
+        key = self.job_key(job.id)
+        changes = job_changes(job)
+        _UPDATE_JOB.execute(self.connection, [{"key": key, **changes}])
+        self.add_job_event(key, job.id, changes)
+
+    def update_run(self, run: Run, passed: Sequence[Run] = ()) -> None:
+        """Writes a stored run's changing columns, an event for each state it has passed through, and its own."""
+        keys = self.run_keys(run)
+        for each in passed:
+            self.add_run_event(keys, run.job_id, run_changes(each))
+        changes = run_changes(run)
+        self._run_updates[keys.run_pk] = changes
+        self._runs.add((run.job_id, run.node))
+        self.add_run_event(keys, run.job_id, changes)
+        if run.is_terminal:
+            self._found[run.id] = None
+
+    def add_job_event(self, job_pk: int, job_id: str, changes: Values) -> None:
+        """Adds the event of a job's row that was written."""
+        self._add_event(job_id, job_pk, None, event_body(changes, JOB_DEFAULTS))
+
+    def add_run_event(self, keys: RunKeys, job_id: str, changes: Values) -> None:
+        """Adds the event of a run's row that was written."""
+        # The runs of a new job are all alike.
+        if self._encoded is None or self._encoded[0] != changes:
+            self._encoded = (changes, event_body(changes, RUN_DEFAULTS))
+        self._add_event(job_id, keys.job_pk, keys.run_pk, self._encoded[1])
+
+    def add_output(self, run: Run, chunks: Sequence[OutputChunk]) -> None:
+        """Adds chunks to a run's output; empty ones hold nothing to store."""
+        keys = self.run_keys(run)
+        for chunk in chunks:
+            if chunk.data:
+                seq = self.next_seq()
+                row = {"seq": seq, "job_pk": keys.job_pk, "run_pk": keys.run_pk, **chunk_values(chunk)}
+                self._output.append(row)
+                self._jobs[run.job_id] = seq
+                self._runs.add((run.job_id, run.node))
+
+    def audit_head(self) -> AuditHead:
+        """The place of the audit log's last record, this transaction's included."""
+        if self._audit_head is None:
+            last = _AUDIT_HEAD.find(self.connection) or _AUDIT_CHECKPOINT.find(self.connection)
+            self._audit_head = GENESIS if last is None else AuditHead(seq=last[0], hash=last[1])
+        return self._audit_head
+
+    def add_audit(self, entry: AuditEntry) -> None:
+        """Gives an entry its place in the audit log."""
+        record = chain_record(self.audit_head(), entry)
+        self._audit_head = record.head
+        self._audit.append(
+            {
+                "seq": record.seq,
+                "at": record.at,
+                "organization": record.organization,
+                "body": record.body,
+                "hash": record.hash,
+            }
+        )
+
+    def flush(self) -> None:
+        """Sends the gathered rows to the database."""
+        if self._run_updates:
+            _UPDATE_RUN.execute(
+                self.connection, [{"key": key, **changes} for key, changes in self._run_updates.items()]
+            )
+            self._run_updates.clear()
+        for statement, rows in (
+            (_INSERT_EVENT, self._events),
+            (_INSERT_OUTPUT, self._output),
+            (_INSERT_AUDIT, self._audit),
+        ):
+            if rows:
+                statement.execute(self.connection, rows)
+                rows.clear()
+
+    def _add_event(self, job_id: str, job_pk: int, run_pk: int | None, body: str) -> None:
+        seq = self.next_seq()
+        self._events.append({"seq": seq, "job_pk": job_pk, "run_pk": run_pk, "body": body})
+        self._jobs[job_id] = seq

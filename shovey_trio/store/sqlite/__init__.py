@@ -1,0 +1,1 @@
+"""What is particular to SQLite: files, locks, pragmas."""

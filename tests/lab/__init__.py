@@ -1,0 +1,1 @@
+"""The laboratory: fakes, rigs, faults and chaos. Beside the tests, not in the wheel."""

@@ -1,0 +1,245 @@
+"""The faults that chaos chooses from: what each does to a bench, and which ends of runs it may truthfully lead to."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+import trio
+
+from lab.faults import FaultBench
+from lab.history import JobRecord
+from lab.relay import Weather
+from lab.workload import COMMANDS
+
+# Seconds of load before something happens, at most.
+_LOAD_BEFORE = 0.6
+
+# Where the daemon can die or fail: between any two steps of any write.
+DAEMON_POINTS: Sequence[str] = (
+    "store.commit.before",
+    "store.commit.after",
+    "store.listener",
+    "store.create_job.before",
+    "store.create_job.after",
+    "store.write_run.before",
+    "store.write_run.after",
+    "store.write_job.before",
+    "store.write_job.after",
+    "store.append_output.before",
+    "store.append_output.after",
+    "store.write_node.after",
+)
+# Where an agent can die: each step by which a run becomes durable, is ended and is cleared.
+AGENT_POINTS: Sequence[str] = (
+    "nonces.append.before",
+    "nonces.append.written",
+    "nonces.append.after",
+    "spool.create.before",
+    "spool.exit.reserve.before",
+    "spool.exit.reserve.after",
+    "spool.order.before",
+    "spool.order.empty",
+    "spool.order.after",
+    "spool.output.after",
+    "spool.spec.before",
+    "spool.spec.empty",
+    "spool.spec.after",
+    "spool.create.after",
+    "spool.cancel.before",
+    "spool.cancel.named",
+    "spool.reported.before",
+    "spool.reported.after",
+    "spool.remove.named",
+)
+# Where a supervisor can die: the outcome of its run is lost, and must be called so.
+SUPERVISOR_POINTS: Sequence[str] = (
+    "spool.supervisor.before",
+    "spool.supervisor.named",
+    "supervisor.spawn.before",
+    "supervisor.spawn.after",
+    "spool.started.before",
+    "spool.started.named",
+    "spool.append.before",
+    "spool.exit.before",
+    "spool.exit.written",
+    "spool.exit.named",
+    "spool.exit.after",
+)
+# The agent died after it had used the nonce up and before it had made the run durable: the run never started.
+_NONCE_USED = frozenset({"replayed", "supervisor_lost/never_started"})
+_NODE_DOWN = frozenset({"node_down"})
+_SUPERVISOR_LOST = frozenset({"supervisor_lost"})
+
+
+class Round:
+    """One round: the bench, its own randomness, and what it has started."""
+
+    def __init__(self, bench: FaultBench, choice: random.Random) -> None:
+        self.bench = bench
+        self.choice = choice
+        self.jobs = 0
+
+    async def moment(self, longest: float = _LOAD_BEFORE) -> None:
+        """Waits for a random moment of the load."""
+        await trio.sleep(self.choice.uniform(0, longest))
+
+    def node(self) -> str:
+        return self.choice.choice(sorted(self.bench.fleet.nodes))
+
+    async def load(self, excused: frozenset[str], *, task_status: trio.TaskStatus[None]) -> None:
+        """Starts jobs one after the other and cancels those that would never end."""
+        task_status.started()
+        async with self.bench.open_client() as client, trio.open_nursery() as nursery:
+            for command in self.choice.sample(sorted(COMMANDS), k=len(COMMANDS)):
+                # A job that is started while a node is down has no run there, and says so.
+                record = await self.bench.start_job(client, command, excused=excused | _NODE_DOWN)
+                self.jobs += 1
+                if COMMANDS[command].exit_code is None:
+                    delay = self.choice.uniform(0, 2 * _LOAD_BEFORE)
+                    nursery.start_soon(self._cancel_later, record, delay)
+                await self.moment(0.2)
+
+    async def _cancel_later(self, record: JobRecord, delay: float) -> None:
+        await trio.sleep(delay)
+        async with self.bench.open_client() as client:
+            await self.bench.cancel_job(client, record)
+
+
+Harm = Callable[[Round], Awaitable[None]]
+
+
+async def _no_harm(_: Round) -> None:
+    await trio.lowlevel.checkpoint()
+
+
+async def _kill_daemon(round_: Round) -> None:
+    await round_.moment()
+    await round_.bench.kill_daemon()
+    await round_.bench.start_daemon()
+
+
+async def _kill_daemon_twice(round_: Round) -> None:
+    await _kill_daemon(round_)
+    await round_.moment(2.0)  # in the middle of its start, or of taking up its jobs
+    await _kill_daemon(round_)
+
+
+async def _drain_daemon(round_: Round) -> None:
+    await round_.moment()
+    await round_.bench.fleet.controller.stop()
+    await round_.bench.start_daemon()
+
+
+async def _daemon_failpoint(round_: Round) -> None:
+    point = round_.choice.choice(DAEMON_POINTS)
+    round_.bench.set_failpoints(f"{point} crash skip={round_.choice.randrange(12)}")
+    with trio.move_on_after(3.0):
+        await round_.bench.fleet.controller.wait()
+    round_.bench.set_failpoints()
+
+
+async def _store_fails(round_: Round) -> None:
+    await round_.moment()
+    error = round_.choice.choice(["EIO", "ENOSPC"])
+    round_.bench.set_failpoints(f"store.commit.before error {error}")
+    await trio.sleep(round_.choice.uniform(0.1, 1.5))
+    round_.bench.set_failpoints()
+
+
+async def _store_slow(round_: Round) -> None:
+    round_.bench.set_failpoints(f"store.commit.before delay {round_.choice.uniform(0.05, 0.3):.3f}")
+    await round_.moment(2.0)
+    round_.bench.set_failpoints()
+
+
+async def _kill_agent(round_: Round) -> None:
+    await round_.moment(2 * _LOAD_BEFORE)
+    node = round_.node()
+    await round_.bench.kill_agent(node)
+    await round_.bench.start_agent(node)
+
+
+async def _kill_everything(round_: Round) -> None:
+    await round_.moment()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(round_.bench.kill_daemon)
+        for node in round_.bench.fleet.nodes:
+            nursery.start_soon(round_.bench.kill_agent, node)
+
+
+async def _agent_failpoint(round_: Round) -> None:
+    point = round_.choice.choice(AGENT_POINTS)
+    round_.bench.set_failpoints(f"{point} crash skip={round_.choice.randrange(8)}")
+    await trio.sleep(3.0)
+    round_.bench.set_failpoints()
+
+
+async def _supervisor_failpoint(round_: Round) -> None:
+    point = round_.choice.choice(SUPERVISOR_POINTS)
+    round_.bench.set_failpoints(f"{point} crash skip={round_.choice.randrange(8)} times=2")
+    await trio.sleep(2.0)
+    round_.bench.set_failpoints()
+
+
+async def _kill_supervisors(round_: Round) -> None:
+    await round_.moment(2 * _LOAD_BEFORE)
+    round_.bench.kill_supervisors(round_.node())
+
+
+async def _cut(round_: Round) -> None:
+    for _ in range(round_.choice.randint(1, 3)):
+        await round_.moment()
+        round_.bench.relay.set_weather(Weather.CUT)
+        await round_.moment(1.5)
+        round_.bench.relay.set_weather(Weather.FAIR)
+
+
+async def _half_open(round_: Round) -> None:
+    await round_.moment()
+    round_.bench.relay.set_weather(round_.choice.choice([Weather.SILENT, Weather.DEAF, Weather.MUTE]))
+    await round_.moment(3.0)
+    if round_.choice.random() < 0.5:
+        # What was on its way is lost with the connections, acknowledgements too.
+        round_.bench.relay.set_weather(Weather.CUT)
+        await trio.lowlevel.checkpoint()
+
+
+async def _kill_serf(round_: Round) -> None:
+    agents = [node.serf for node in round_.bench.fleet.nodes.values()] + [round_.bench.fleet.serf]
+    agent = round_.choice.choice([agent for agent in agents if agent is not None])
+    others = [other.gossip_port for other in agents if other is not None and other is not agent]
+    await round_.moment()
+    await agent.kill()
+    await round_.moment(1.0)
+    await agent.start(join=others)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """A kind of harm, and the causes it may truthfully end a run with."""
+
+    name: str
+    harm: Harm
+    excused: frozenset[str] = frozenset()
+    needs_serf: bool = False
+
+
+FAULTS: Sequence[Fault] = (
+    Fault(name="none", harm=_no_harm),
+    Fault(name="daemon: kill -9", harm=_kill_daemon),
+    Fault(name="daemon: kill -9 twice", harm=_kill_daemon_twice),
+    Fault(name="daemon: TERM", harm=_drain_daemon),
+    Fault(name="daemon: dies at a write", harm=_daemon_failpoint),
+    Fault(name="store: I/O error, disk full", harm=_store_fails),
+    Fault(name="store: slow", harm=_store_slow),
+    Fault(name="agent: kill -9", harm=_kill_agent, excused=_NONCE_USED),
+    Fault(name="agent: dies at a spool step", harm=_agent_failpoint, excused=_NONCE_USED | _SUPERVISOR_LOST),
+    Fault(name="supervisor: kill -9", harm=_kill_supervisors, excused=_SUPERVISOR_LOST),
+    Fault(name="supervisor: dies at a step", harm=_supervisor_failpoint, excused=_SUPERVISOR_LOST),
+    Fault(name="daemon and agents: kill -9", harm=_kill_everything, excused=_NONCE_USED),
+    Fault(name="network: cut", harm=_cut),
+    Fault(name="network: silent, half-open", harm=_half_open),
+    Fault(name="serf: kill -9", harm=_kill_serf, needs_serf=True),
+)
