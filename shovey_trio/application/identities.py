@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
+import trio
 
 from shovey_trio.application.audit import audit_entry
 from shovey_trio.application.organization_keys import OrganizationKeys
@@ -68,7 +69,9 @@ class Identities:
         self._keys = keys
         self._users: dict[tuple[str, str], User] = {}
         self._revoked: set[str] = set()
-        self._on_revoked: list[Callable[[Collection[str]], None]] = []
+        # Void since ``serve_revocations`` last told, and its wake-up.
+        self._news: set[str] = set()
+        self._fresh = trio.Event()
         self.replace_authority(authority, ca_certificates)
 
     def replace_authority(self, authority: CertificateAuthority, ca_certificates: bytes) -> None:
@@ -81,9 +84,16 @@ class Identities:
         self._authority = authority
         self._ca_certificates = ca_certificates
 
-    def on_revoked(self, listener: Callable[[Collection[str]], None]) -> None:
-        """Registers a function that is told the serials of certificates as they become void; it must not block."""
-        self._on_revoked.append(listener)
+    async def serve_revocations(self, end_calls: Callable[[Collection[str]], None]) -> None:
+        """Tells ``end_calls`` the serials of certificates as they become void, until cancelled.
+
+        New calls with them are refused from the same moment on, whether or not this runs.
+        """
+        while True:
+            await self._fresh.wait()
+            self._fresh = trio.Event()
+            serials, self._news = self._news, set()
+            end_calls(serials)
 
     async def load(self) -> None:
         """Reads users and revocations; at start, and when an offline command may have changed them."""
@@ -303,8 +313,8 @@ class Identities:
         fresh = set(serials) - self._revoked
         self._revoked |= fresh
         if fresh:
-            for listener in self._on_revoked:
-                listener(fresh)
+            self._news |= fresh
+            self._fresh.set()
 
     def _entry(
         self,

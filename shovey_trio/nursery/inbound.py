@@ -15,7 +15,6 @@ from shovey_trio.core.jobs.events import NodeAttached, NodeKnows, NodeReported, 
 from shovey_trio.core.jobs.model import OutputExtent, Run
 from shovey_trio.core.jobs.run_machine import handle
 from shovey_trio.nursery.handles import PushedChunk
-from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.output_pump import continue_output
 from shovey_trio.nursery.persist import until_stored
 from shovey_trio.nursery.ports import AgentLink, SendForget, SendReportDurable
@@ -25,20 +24,30 @@ from shovey_trio.nursery.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
 
+Foreign = Callable[[str, str, str], None]
+"""Called with organization, node and run id when a node speaks of a run that is another node's."""
+
+
+def nobody_minds(organization: str, node: str, run_id: str) -> None:
+    """For where nobody keeps a record of it."""
+
 
 class AgentInbox:
     """Routes agents' messages. Every method may wait for room in the run's task: that is the agent's backpressure."""
 
-    def __init__(self, *, services: Services, supervisor: Supervisor, presence: NodePresence, links: Links) -> None:
+    def __init__(
+        self,
+        *,
+        services: Services,
+        supervisor: Supervisor,
+        presence: NodePresence,
+        foreign: Foreign = nobody_minds,
+    ) -> None:
         self._services = services
         self._supervisor = supervisor
         self._presence = presence
-        self._links = links
-        self._on_foreign: Callable[[str, str, str], None] = lambda _organization, _node, _run_id: None
-
-    def on_foreign(self, listener: Callable[[str, str, str], None]) -> None:
-        """Calls ``listener(organization, node, run_id)`` when a node speaks of a run that is another node's."""
-        self._on_foreign = listener
+        self._links = services.links
+        self._foreign = foreign
 
     async def positions(self, link: AgentLink, run_ids: list[str]) -> Mapping[str, OutputExtent]:
         """Where the durable output of a node's runs ends; runs that are not the node's are left out."""
@@ -155,7 +164,7 @@ class AgentInbox:
 
     def _refuse_foreign(self, organization: str, node: str, run_id: str) -> None:
         _log.warning("agent.foreign_run", node=node, run_id=run_id)
-        self._on_foreign(organization, node, run_id)
+        self._foreign(organization, node, run_id)
 
 
 def _is_of(organization: str, node: str, run: Run) -> bool:

@@ -20,14 +20,14 @@ class NodeRegistry:
     the heartbeat load this design avoids.
     """
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, presence_changed: Callable[[NodeStatus], None] | None = None) -> None:
+        """Args:
+        store: where nodes are kept.
+        presence_changed: is called with every change of a node's presence; it must not block.
+        """
         self._store = store
         self._nodes: dict[str, dict[str, Node]] = {}
-        self._listeners: list[Callable[[NodeStatus], None]] = []
-
-    def on_presence(self, listener: Callable[[NodeStatus], None]) -> None:
-        """Registers a function that is called with every change of a node's presence; it must not block."""
-        self._listeners.append(listener)
+        self._presence_changed = presence_changed
 
     async def load(self) -> None:
         """Reads all nodes from the store; once, at start."""
@@ -90,8 +90,8 @@ class NodeRegistry:
             return None
         self._nodes[organization][name] = replace(node, presence=presence, presence_since=since, presence_reason=reason)
         status = NodeStatus(node=name, organization=organization, presence=presence, since=since, reason=reason)
-        for listener in self._listeners:
-            listener(status)
+        if self._presence_changed is not None:
+            self._presence_changed(status)
         return status
 
     async def write_presence(self, status: NodeStatus) -> None:

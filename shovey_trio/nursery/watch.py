@@ -32,7 +32,11 @@ _Topic = tuple[str, str | None]  # a job, and of one that only one run matters o
 class CommitHub:
     """Wakes whoever waits for a job's next commit, and knows which output somebody follows."""
 
-    def __init__(self, *, max_watchers: int) -> None:
+    def __init__(self, *, max_watchers: int, follow_changed: FollowChanged = lambda *_: None) -> None:
+        """Args:
+        max_watchers: how many may watch or follow at a time.
+        follow_changed: tells agents to flush more or less often.
+        """
         self._max_watchers = max_watchers
         self._watchers = 0
         self._waiting: dict[_Topic, trio.Event] = {}
@@ -40,11 +44,7 @@ class CommitHub:
         self._interest: Counter[_Topic] = Counter()
         self._runs_watched = 0
         self._followed: Counter[tuple[str, str | None]] = Counter()
-        self._follow_changed: FollowChanged = lambda *_: None
-
-    def on_follow_changed(self, listener: FollowChanged) -> None:
-        """Registers who tells agents to flush more or less often."""
-        self._follow_changed = listener
+        self._follow_changed = follow_changed
 
     def committed(self, commit: Committed) -> None:
         """Takes note of a commit; the store's listener."""

@@ -13,12 +13,10 @@ import trio
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.controller.settings import legacy_key_place
 from shovey_trio.identity.organizations import organizations
-from shovey_trio.nursery.inbound import AgentInbox
-from shovey_trio.nursery.ports import Clock, Doorbell
+from shovey_trio.nursery.engine import Engine
+from shovey_trio.nursery.ports import Clock
 from shovey_trio.nursery.registry import NodeRegistry
-from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Timing
-from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.serf.link import SerfLink
 from shovey_trio.shovey.keys import LegacyKeyFile
 from shovey_trio.shovey.route.bell import LegacyListener, SerfLegacyBell
@@ -40,20 +38,17 @@ class LegacyRoute:
 
     def start(
         self,
-        helpers: trio.Nursery,
+        engine: Engine,
         *,
         organization: str,
-        services: Services,
-        supervisor: Supervisor,
-        inbox: AgentInbox,
-        doorbell: Doorbell,
     ) -> LegacyNodes:
-        """Starts what serves the route in ``helpers``, and returns what old nodes report to."""
+        """Starts what serves the route beside the engine's own helpers, and returns what old nodes report to."""
+        services, supervisor, helpers = engine.services, engine.supervisor, engine.helpers
         presence = LegacyPresence(
             organization=organization,
             registry=self.registry,
             bell=self.bell,
-            changes=doorbell.changes,
+            changes=engine.doorbell.changes,
             clock=services.clock,
             timing=services.timing,
             runs_of_node=supervisor.runs_of_node,
@@ -66,7 +61,7 @@ class LegacyRoute:
         return LegacyNodes(
             services=services,
             supervisor=supervisor,
-            inbox=inbox,
+            inbox=engine.inbox,
             presence=presence,
             bell=self.bell,
             keyring=self.keyring,

@@ -18,17 +18,15 @@ from shovey_trio.application.jobs import JobDefaults, Jobs, StartJob
 from shovey_trio.core.jobs.model import Job, LinkMode, Node, Presence, Principal, Role, Run
 from shovey_trio.core.jobs.targeting import Names
 from shovey_trio.core.trust.order_signing import SigningKey
-from shovey_trio.nursery.dispatch import Dispatcher
+from shovey_trio.nursery.engine import Engine, open_engine
 from shovey_trio.nursery.inbound import AgentInbox
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.ports import Clock, Doorbell, OrderSigner
 from shovey_trio.nursery.presence import NodePresence
-from shovey_trio.nursery.recovery import take_up_jobs
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Bounds, Timing
-from shovey_trio.nursery.supervisor import Supervisor, open_supervisor
-from shovey_trio.nursery.watch import CommitHub
+from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.rpc.signer import Signer
 from shovey_trio.store.contract import Store
 
@@ -46,17 +44,33 @@ def make_signer(organization: str = ORGANIZATION) -> Signer:
 class NurseryRig:
     """A controller's insides, to be driven by tests. Made by ``open_rig``."""
 
-    services: Services
-    supervisor: Supervisor
-    presence: NodePresence
-    registry: NodeRegistry
-    inbox: AgentInbox
+    engine: Engine
     jobs: Jobs
     nursery: trio.Nursery
 
     @property
+    def services(self) -> Services:
+        return self.engine.services
+
+    @property
+    def supervisor(self) -> Supervisor:
+        return self.engine.supervisor
+
+    @property
+    def presence(self) -> NodePresence:
+        return self.engine.presence
+
+    @property
+    def registry(self) -> NodeRegistry:
+        return self.engine.registry
+
+    @property
+    def inbox(self) -> AgentInbox:
+        return self.engine.inbox
+
+    @property
     def links(self) -> Links:
-        return self.services.links
+        return self.engine.links
 
     async def register(self, names: Iterable[str], *, mode: LinkMode = LinkMode.ATTACHED, up: bool = True) -> None:
         """Registers nodes, as enrolment does; ``up``: as if each had been attached before."""
@@ -133,52 +147,30 @@ async def open_rig(
     Raises:
         StoreCorrupt: as the controller would.
     """
-    bounds, timing = bounds or Bounds(), timing or Timing()
-    links = Links()
-    bell: Doorbell = doorbell or FakeDoorbell()
-    hub = CommitHub(max_watchers=bounds.watchers)
-    store.on_commit(hub.committed)
     registry = NodeRegistry(store)
     await registry.load()
-    services = Services(
-        store=store,
-        links=links,
-        dispatcher=Dispatcher(links=links, doorbell=bell, timing=timing),
+    opened = open_engine(
+        store,
+        registry=registry,
+        doorbell=doorbell or FakeDoorbell(),
         signer=signer or make_signer(),
-        hub=hub,
         clock=clock,
         epoch=await store.next_epoch(clock.now()),
-        timing=timing,
-        bounds=bounds,
+        timing=timing or Timing(),
+        bounds=bounds or Bounds(),
     )
-    async with trio.open_nursery() as nursery, open_supervisor(services) as supervisor:
-        presence = NodePresence(
-            registry=registry,
-            links=links,
-            doorbell=bell,
-            clock=clock,
-            timing=timing,
-            runs_of_node=supervisor.runs_of_node,
-        )
-        presence.begin()
-        # They need not have begun: what is noted for them before waits for them.
-        nursery.start_soon(services.dispatcher.serve)  # noqa: ASYNC113
-        nursery.start_soon(presence.serve)  # noqa: ASYNC113
-        nursery.start_soon(presence.serve_members)  # noqa: ASYNC113
-        await take_up_jobs(store, supervisor)
-        yield NurseryRig(
-            services=services,
-            supervisor=supervisor,
-            presence=presence,
-            registry=registry,
-            inbox=AgentInbox(services=services, supervisor=supervisor, presence=presence, links=links),
-            jobs=Jobs(
-                services=services,
-                supervisor=supervisor,
-                registry=registry,
-                doorbell=bell,
-                defaults=JobDefaults(),
-            ),
-            nursery=nursery,
-        )
+    async with trio.open_nursery() as nursery, opened as engine:
+        await engine.take_up_jobs()
+        yield NurseryRig(engine=engine, jobs=make_jobs(engine), nursery=nursery)
         nursery.cancel_scope.cancel(reason="the rig is done")
+
+
+def make_jobs(engine: Engine) -> Jobs:
+    """The use cases of jobs on an engine, with the usual defaults."""
+    return Jobs(
+        services=engine.services,
+        supervisor=engine.supervisor,
+        registry=engine.registry,
+        doorbell=engine.doorbell,
+        defaults=JobDefaults(),
+    )

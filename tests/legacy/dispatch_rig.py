@@ -11,23 +11,18 @@ from pathlib import Path
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lab.nursery_rig import ORGANIZATION, make_signer
-from shovey_trio.application.jobs import JobDefaults, Jobs, StartJob
+from lab.nursery_rig import ORGANIZATION, make_jobs, make_signer
+from shovey_trio.application.jobs import Jobs, StartJob
 from shovey_trio.bench.fake_serf import FakeSerfAgent, FakeSerfCluster, SeenQuery
 from shovey_trio.core.jobs.model import LinkMode, Node, Presence, Principal, Role, Run
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.jobs.targeting import Names
 from shovey_trio.nursery.clock import TrioClock
-from shovey_trio.nursery.dispatch import Dispatcher
-from shovey_trio.nursery.inbound import AgentInbox
-from shovey_trio.nursery.links import Links
-from shovey_trio.nursery.presence import NodePresence
-from shovey_trio.nursery.recovery import take_up_jobs
+from shovey_trio.nursery.engine import Engine, open_engine
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
-from shovey_trio.nursery.settings import Timing
-from shovey_trio.nursery.supervisor import Supervisor, open_supervisor
-from shovey_trio.nursery.watch import CommitHub
+from shovey_trio.nursery.settings import Bounds, Timing
+from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.serf.doorbell import SerfDoorbell
 from shovey_trio.serf.link import SerfLink, SerfSettings
 from shovey_trio.shovey.keys import LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
@@ -54,11 +49,21 @@ class LegacyRig:
 
     cluster: FakeSerfCluster
     agent: FakeSerfAgent
-    services: Services
-    supervisor: Supervisor
-    registry: NodeRegistry
+    engine: Engine
     nodes: LegacyNodes
     jobs: Jobs
+
+    @property
+    def services(self) -> Services:
+        return self.engine.services
+
+    @property
+    def supervisor(self) -> Supervisor:
+        return self.engine.supervisor
+
+    @property
+    def registry(self) -> NodeRegistry:
+        return self.engine.registry
 
     async def start(self, *names: str, command: str = "work", kill_grace: float = 10.0) -> str:
         """Starts a job and returns its id."""
@@ -149,7 +154,7 @@ async def open_legacy_rig(
     clock, timing = TrioClock(), timing or Timing()
     cluster = cluster or FakeSerfCluster(CONTROLLER, *nodes.values())
     agent = cluster.agent(CONTROLLER)
-    registry, links = NodeRegistry(store), Links()
+    registry = NodeRegistry(store)
     await registry.load()
     for name in nodes:
         if registry.get(ORGANIZATION, name) is None:
@@ -167,63 +172,39 @@ async def open_legacy_rig(
         clock=trio.current_time,
         jitter=lambda: 1.0,
     )
-    signer = make_signer()
     bell = SerfLegacyBell(link, organization=ORGANIZATION, limit=1024)
     keys = LegacyKeys(organization=ORGANIZATION, keys=(one_key(),))
     rings = {ORGANIZATION: LegacyRing(file=LegacyKeyFile(directory / "keys.json"), keys=keys)}
     keyring = LegacyKeyring(rings, load=lambda: rings, registry=registry)
     dispatcher = LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
     key = Ed25519PrivateKey.generate()
-    doorbell = SerfDoorbell(link=link, signing_key=lambda *_: key, epoch=1, clock=clock, limit=1024)
-    services = Services(
-        store=store,
-        links=links,
-        dispatcher=Dispatcher(links=links, doorbell=doorbell, timing=timing),
-        signer=signer,
-        hub=CommitHub(max_watchers=10),
+    route = LegacyRoute(link=link, registry=registry, bell=bell, keyring=keyring, dispatcher=dispatcher)
+    opened = open_engine(
+        store,
+        registry=registry,
+        doorbell=SerfDoorbell(link=link, signing_key=lambda *_: key, epoch=1, clock=clock, limit=1024),
+        signer=make_signer(),
         clock=clock,
         epoch=1,
         timing=timing,
+        bounds=Bounds(),
         legacy=dispatcher,
     )
-    store.on_commit(services.hub.committed)
-    route = LegacyRoute(link=link, registry=registry, bell=bell, keyring=keyring, dispatcher=dispatcher)
-    async with trio.open_nursery() as helpers, open_supervisor(services) as supervisor:
+    async with opened as engine, trio.open_nursery() as helpers:
         helpers.start_soon(agent.run)
         await helpers.start(link.run)
         await link.wait_connected()
-        attached = NodePresence(
-            registry=registry,
-            links=links,
-            doorbell=doorbell,
-            clock=clock,
-            timing=timing,
-            runs_of_node=supervisor.runs_of_node,
-        )
-        inbox = AgentInbox(services=services, supervisor=supervisor, presence=attached, links=links)
-        legacy_nodes = route.start(
-            helpers,
-            organization=ORGANIZATION,
-            services=services,
-            supervisor=supervisor,
-            inbox=inbox,
-            doorbell=doorbell,
-        )
-        jobs = Jobs(
-            services=services, supervisor=supervisor, registry=registry, doorbell=doorbell, defaults=JobDefaults()
-        )
+        legacy_nodes = route.start(engine, organization=ORGANIZATION)
         rig = LegacyRig(
             cluster=cluster,
             agent=agent,
-            services=services,
-            supervisor=supervisor,
-            registry=registry,
+            engine=engine,
             nodes=legacy_nodes,
-            jobs=jobs,
+            jobs=make_jobs(engine),
         )
         if before_jobs is not None:
             await before_jobs(rig)
-        await take_up_jobs(store, supervisor)
+        await engine.take_up_jobs()
         with trio.fail_after(20_000):  # noqa: ASYNC100 - the test is in the yield
             yield rig
         helpers.cancel_scope.cancel(reason="the test is over")

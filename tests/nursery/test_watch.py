@@ -18,7 +18,7 @@ from lab.nursery_rig import OPERATOR
 from shovey_trio.core.errors import NotFound, OffsetOutOfRange, Overloaded
 from shovey_trio.core.jobs.model import Job, OutputChunk, Run, StreamName
 from shovey_trio.core.jobs.states import JobState, RunState
-from shovey_trio.nursery.ports import SendFollow
+from shovey_trio.nursery.ports import SendFollow, ToAgent
 from shovey_trio.nursery.settings import Bounds
 from shovey_trio.nursery.watch import CommitHub, WatchPosition, follow_output, watch_job
 from shovey_trio.store.contract import JobEvent, JobSnapshot, OutputEvent, OutputPage, RunEvent, StoredEvent
@@ -210,8 +210,8 @@ async def test_a_slow_watcher_holds_nobody_up_and_misses_nothing(autojump_clock:
 
 async def test_a_follower_has_the_agent_flush_often_while_it_reads(autojump_clock: object) -> None:
     async with open_fleet("n", script=Script(run_for=100)) as fleet:
-        changes: list[tuple[str, str | None, bool]] = []
-        fleet.rig.services.hub.on_follow_changed(lambda *change: changes.append(change))
+        heard: list[bool] = []
+        fleet.agents["n"].heard = lambda message: heard.extend(_followed(message))
         job = await fleet.rig.start("n")
 
         async def ignore(*_: object) -> None: ...
@@ -223,7 +223,12 @@ async def test_a_follower_has_the_agent_flush_often_while_it_reads(autojump_cloc
             assert fleet.rig.services.hub.is_followed(job.id, "n")
             assert not fleet.rig.services.hub.is_followed(job.id, "other")
             nursery.cancel_scope.cancel(reason="read enough")
-        assert changes == [(job.id, "n", True), (job.id, "n", False)]
+        await trio.sleep(1)
+        assert heard == [True, False]
+
+
+def _followed(message: ToAgent) -> list[bool]:
+    return [message.followed] if isinstance(message, SendFollow) else []
 
 
 async def test_an_order_for_a_run_that_is_followed_says_so(autojump_clock: object) -> None:
