@@ -14,7 +14,7 @@ from shovey_trio.core.jobs.model import LinkMode, Node, OutputChunk, Run
 from shovey_trio.http.messages import json_bytes
 from shovey_trio.rpc.convert import chunk_message, node_message, run_message
 from shovey_trio.shovey.protocol.views import node_view, run_view
-from shovey_trio.store.sql import rows
+from shovey_trio.store.sql.rows import CHUNK, NODE, RUN
 
 # What a run may keep of a peer's words. A run is held in memory while it lives, and in the store after that.
 _MAX_WORDS = 16 * 1024
@@ -22,11 +22,10 @@ _MAX_WORDS = 16 * 1024
 
 def shown_run(run: Run) -> Run:
     """The run as it comes back from the store, once it was shown."""
-    changes = rows.run_changes(run)
+    changes = RUN.changes(run)
     _check_columns(changes)
-    body = rows.event_body(changes, rows.RUN_DEFAULTS)
     fixed = [run.id, run.job_id, run.organization, run.node, run.created_at, run.nonce]
-    back = rows.decode_run([*fixed, *rows.event_changes(body, rows.RUN_DEFAULTS)])
+    back = RUN.from_event(fixed, RUN.event_body(changes))
     assert back == run
     message = run_message(back)
     message.SerializeToString()
@@ -40,19 +39,16 @@ def shown_run(run: Run) -> Run:
 def shown_node(node: Node, *, link: LinkMode, tags: dict[str, str], version: str, clock_skew: float | None) -> None:
     """Stores and shows a node with what its agent says of itself."""
     known = replace(node, link=link, tags=tags, agent_version=version, clock_skew=clock_skew)
-    values = rows.node_values(known)
-    _check_columns(values)
+    _check_columns(NODE.changes(known))
     node_message(known, attached=True, serf_status="alive").SerializeToString()
     json_bytes(node_view(known))
 
 
 def stored_chunk(chunk: OutputChunk) -> None:
     """Stores and shows a chunk."""
-    values = rows.chunk_values(chunk)
+    values = CHUNK.fixed(chunk)
     _check_columns(values)
-    message = chunk_message(
-        rows.decode_chunk([values[name] for name in ("position", "stream", "stream_offset", "read_at", "data")])
-    )
+    message = chunk_message(CHUNK.decode([values[column.name] for column in CHUNK.columns]))
     message.SerializeToString()
     message.read_at.ToDatetime()
 

@@ -15,39 +15,21 @@ from shovey_trio.core.jobs.states import RunState
 from shovey_trio.store.contract import JobEvent, JobFilter, JobOverview, JobSnapshot, OutputEvent, RunEvent, StoredEvent
 from shovey_trio.store.sql.pages import Listing, decode_key, decode_page, encode_page
 from shovey_trio.store.sql.prepared import Prepared
-from shovey_trio.store.sql.rows import (
-    JOB_DEFAULTS,
-    JOB_FIXED,
-    RUN_DEFAULTS,
-    Row,
-    decode_chunk,
-    decode_job,
-    decode_run,
-    decode_run_status,
-    event_changes,
-)
+from shovey_trio.store.sql.rows import CHUNK, JOB, RUN, RUN_STATUS, Row
 from shovey_trio.store.sql.tables import UNFINISHED, events, jobs, output, runs
 
 # Bytes of output in one answer of ``read_events``; the first chunk is given whatever its size.
 EVENT_OUTPUT_BYTES: Final = 256 * 1024
 
-_JOB_FIXED: Final = tuple(jobs.c[name] for name in JOB_FIXED)
-_JOB_COLUMNS: Final = (*_JOB_FIXED, *(jobs.c[name] for name in JOB_DEFAULTS))
-_RUN_FIXED: Final = (runs.c.run_id, jobs.c.job_id, jobs.c.organization, runs.c.node, runs.c.created_at, runs.c.nonce)
-_RUN_COLUMNS: Final = (*_RUN_FIXED, *(runs.c[name] for name in RUN_DEFAULTS))
-_SELECT_RUNS: Final[Select[Any]] = select(*_RUN_COLUMNS).join(jobs, jobs.c.job_pk == runs.c.job_pk)
-
-
+_SELECT_RUNS: Final[Select[Any]] = select(*RUN.columns).join(jobs, jobs.c.job_pk == runs.c.job_pk)
 _OF_JOB: Final = (jobs.c.job_id == bindparam("job_id"), jobs.c.organization == bindparam("organization"))
-_JOB: Final = Prepared(select(*_JOB_COLUMNS, jobs.c.job_pk).where(*_OF_JOB))
+_JOB: Final = Prepared(select(*JOB.columns, jobs.c.job_pk).where(*_OF_JOB))
 _RUN_ON: Final = Prepared(_SELECT_RUNS.where(*_OF_JOB, runs.c.node == bindparam("node")))
 _RUN: Final = Prepared(
     _SELECT_RUNS.where(runs.c.run_id == bindparam("run_id"), jobs.c.organization == bindparam("organization"))
 )
 _RUN_STATUSES: Final = Prepared(
-    select(runs.c.node, runs.c.state, runs.c.updated_at)
-    .where(runs.c.job_pk == bindparam("job_pk"))
-    .order_by(runs.c.node)
+    select(*RUN_STATUS.columns).where(runs.c.job_pk == bindparam("job_pk")).order_by(runs.c.node)
 )
 _RUNS: Final = Prepared(_SELECT_RUNS.where(runs.c.job_pk == bindparam("job_pk")).order_by(runs.c.node))
 _LAST_SEQS: Final = Prepared(
@@ -56,7 +38,7 @@ _LAST_SEQS: Final = Prepared(
         select(func.max(output.c.seq)).where(output.c.job_pk == bindparam("job_pk")).scalar_subquery(),
     )
 )
-_EVENT_BASE: Final = Prepared(select(*_JOB_FIXED, jobs.c.job_pk).where(jobs.c.job_id == bindparam("job_id")))
+_EVENT_BASE: Final = Prepared(select(*JOB.fixed_columns, jobs.c.job_pk).where(jobs.c.job_id == bindparam("job_id")))
 _EVENTS: Final = Prepared(
     select(events.c.seq, events.c.body, runs.c.run_id, runs.c.node, runs.c.created_at, runs.c.nonce)
     .join(runs, runs.c.run_pk == events.c.run_pk, isouter=True)
@@ -65,15 +47,7 @@ _EVENTS: Final = Prepared(
     .limit(bindparam("limit"))
 )
 _OUTPUT_EVENTS: Final = Prepared(
-    select(
-        output.c.seq,
-        runs.c.node,
-        output.c.position,
-        output.c.stream,
-        output.c.stream_offset,
-        output.c.read_at,
-        output.c.data,
-    )
+    select(output.c.seq, runs.c.node, *CHUNK.columns)
     .join(runs, runs.c.run_pk == output.c.run_pk)
     .where(output.c.job_pk == bindparam("job_pk"), output.c.seq > bindparam("after_seq"))
     .order_by(output.c.seq)
@@ -83,13 +57,13 @@ _OUTPUT_EVENTS: Final = Prepared(
 
 def get_job(connection: Connection, organization: str, job_id: str) -> Job | None:
     row = _JOB.find(connection, job_id=job_id, organization=organization)
-    return None if row is None else decode_job(row)
+    return None if row is None else JOB.decode(row)
 
 
 def list_jobs(connection: Connection, where: JobFilter, *, limit: int, after: str) -> tuple[Sequence[Job], str]:
     """See ``Store.list_jobs``."""
     listing = jobs_listing(where)
-    query = select(*_JOB_COLUMNS, jobs.c.job_pk).where(jobs.c.organization == where.organization)
+    query = select(*JOB.columns, jobs.c.job_pk).where(jobs.c.organization == where.organization)
     if after:
         query = query.where(jobs.c.job_pk < decode_key(listing, after))
     if where.command:
@@ -104,7 +78,7 @@ def list_jobs(connection: Connection, where: JobFilter, *, limit: int, after: st
     rows = list(heapq.merge(*pages, key=lambda row: -int(row.job_pk)))
     shown = rows[:limit]
     return (
-        tuple(decode_job(row) for row in shown),
+        tuple(JOB.decode(row) for row in shown),
         encode_page(listing, str(shown[-1].job_pk)) if len(rows) > limit else "",
     )
 
@@ -116,12 +90,12 @@ def jobs_listing(where: JobFilter) -> Listing:
 
 def get_run(connection: Connection, organization: str, job_id: str, node: str) -> Run | None:
     row = _RUN_ON.find(connection, job_id=job_id, organization=organization, node=node)
-    return None if row is None else decode_run(row)
+    return None if row is None else RUN.decode(row)
 
 
 def find_run(connection: Connection, organization: str, run_id: str) -> Run | None:
     row = _RUN.find(connection, run_id=run_id, organization=organization)
-    return None if row is None else decode_run(row)
+    return None if row is None else RUN.decode(row)
 
 
 def list_runs(
@@ -134,7 +108,7 @@ def list_runs(
         query = query.where(runs.c.node > decode_page(listing, after))
     if states:
         query = query.where(runs.c.state.in_(sorted(state.value for state in states)))
-    found = [decode_run(row) for row in connection.execute(query.order_by(runs.c.node).limit(limit + 1))]
+    found = [RUN.decode(row) for row in connection.execute(query.order_by(runs.c.node).limit(limit + 1))]
     shown = found[:limit]
     return tuple(shown), encode_page(listing, shown[-1].node) if len(found) > limit else ""
 
@@ -155,16 +129,16 @@ def count_runs(connection: Connection, organization: str, job_id: str) -> Mappin
 
 
 def unfinished_jobs(connection: Connection) -> Sequence[JobSnapshot]:
-    query = select(*_JOB_COLUMNS, jobs.c.job_pk, jobs.c.stdin).where(UNFINISHED).order_by(jobs.c.job_pk)
+    query = select(*JOB.columns, jobs.c.job_pk, jobs.c.stdin).where(UNFINISHED).order_by(jobs.c.job_pk)
     return tuple(
-        replace(_snapshot(connection, row.job_pk, decode_job(row)), stdin=row.stdin or b"")
+        replace(_snapshot(connection, row.job_pk, JOB.decode(row)), stdin=row.stdin or b"")
         for row in connection.execute(query).all()
     )
 
 
 def snapshot_job(connection: Connection, organization: str, job_id: str) -> JobSnapshot | None:
     row = _JOB.find(connection, job_id=job_id, organization=organization)
-    return None if row is None else _snapshot(connection, row[-1], decode_job(row))
+    return None if row is None else _snapshot(connection, row[-1], JOB.decode(row))
 
 
 def job_overview(connection: Connection, organization: str, job_id: str) -> JobOverview | None:
@@ -173,7 +147,7 @@ def job_overview(connection: Connection, organization: str, job_id: str) -> JobO
     if row is None:
         return None
     statuses = _RUN_STATUSES.find_all(connection, job_pk=row[-1])
-    return JobOverview(job=decode_job(row), runs=[decode_run_status(each) for each in statuses])
+    return JobOverview(job=JOB.decode(row), runs=[RUN_STATUS.decode(each) for each in statuses])
 
 
 def read_events(
@@ -197,20 +171,20 @@ def _snapshot(connection: Connection, job_pk: int, job: Job) -> JobSnapshot:
     last = _LAST_SEQS.find(connection, job_pk=job_pk)
     assert last is not None
     with _RUNS.rows(connection, job_pk=job_pk) as found:
-        return JobSnapshot(seq=max(seq or 0 for seq in last), job=job, runs=tuple(decode_run(row) for row in found))
+        return JobSnapshot(seq=max(seq or 0 for seq in last), job=job, runs=tuple(RUN.decode(row) for row in found))
 
 
 def _row_events(connection: Connection, base: Row, after_seq: int, limit: int) -> list[StoredEvent]:
     rows = _EVENTS.find_all(connection, job_pk=base[-1], after_seq=after_seq, limit=limit)
-    job_fixed = tuple(base[: len(JOB_FIXED)])
+    job_fixed = tuple(base[:-1])
     job_id, organization = job_fixed[:2]
     found: list[StoredEvent] = []
     for seq, body, run_id, node, created_at, nonce in rows:
         if run_id is None:
-            found.append(JobEvent(seq=seq, job=decode_job((*job_fixed, *event_changes(body, JOB_DEFAULTS)))))
+            found.append(JobEvent(seq=seq, job=JOB.from_event(job_fixed, body)))
         else:
             run_fixed = (run_id, job_id, organization, node, created_at, nonce)
-            found.append(RunEvent(seq=seq, run=decode_run((*run_fixed, *event_changes(body, RUN_DEFAULTS)))))
+            found.append(RunEvent(seq=seq, run=RUN.from_event(run_fixed, body)))
     return found
 
 
@@ -225,5 +199,5 @@ def _output_events(
             size += len(row[-1])
             if found and size > EVENT_OUTPUT_BYTES:
                 return found, False
-            found.append(OutputEvent(seq=seq, job_id=job_id, node=node, chunk=decode_chunk(row)))
+            found.append(OutputEvent(seq=seq, job_id=job_id, node=node, chunk=CHUNK.decode(row)))
     return found, True

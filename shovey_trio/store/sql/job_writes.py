@@ -11,16 +11,7 @@ from shovey_trio.core.errors import RequestIdReused
 from shovey_trio.core.jobs.model import Job, OutputChunk, Run
 from shovey_trio.store.contract import CreatedJob, RequestKey
 from shovey_trio.store.sql.prepared import Prepared
-from shovey_trio.store.sql.rows import (
-    JOB_DEFAULTS,
-    JOB_FIXED,
-    Values,
-    decode_job,
-    job_changes,
-    job_fixed,
-    run_changes,
-    run_fixed,
-)
+from shovey_trio.store.sql.rows import JOB, RUN, Values
 from shovey_trio.store.sql.tables import jobs, runs
 from shovey_trio.store.sql.transaction import RunKeys, WriteTransaction
 
@@ -35,7 +26,7 @@ _INSERT_JOB: Final = Prepared(
 )
 _RUN_KEYS: Final = Prepared(select(runs.c.node, runs.c.run_pk).where(runs.c.job_pk == bindparam("job_pk")))
 _FIND_REQUEST: Final = Prepared(
-    select(*(jobs.c[name] for name in (*JOB_FIXED, *JOB_DEFAULTS)), jobs.c.request_digest).where(
+    select(*JOB.columns, jobs.c.request_digest).where(
         *(jobs.c[name] == bindparam(name) for name in ("organization", "request_principal", "request_id"))
     )
 )
@@ -56,15 +47,15 @@ def create_job(
             "request_id": request.request_id,
             "request_digest": request.digest,
         }
-    changes = job_changes(job)
-    inserted = _INSERT_JOB.find(connection, **job_fixed(job), **changes, **identity, stdin=stdin or None)
+    changes = JOB.changes(job)
+    inserted = _INSERT_JOB.find(connection, **JOB.fixed(job), **changes, **identity, stdin=stdin or None)
     assert inserted is not None
     job_pk = int(inserted[0])
     transaction.add_job_event(job_pk, job.id, changes)
     if job_runs:
-        rows = [run_changes(run) for run in job_runs]
+        rows = [RUN.changes(run) for run in job_runs]
         _INSERT_RUN.execute(
-            connection, [{**run_fixed(run, job_pk), **row} for run, row in zip(job_runs, rows, strict=True)]
+            connection, [{**RUN.fixed(run), "job_pk": job_pk, **row} for run, row in zip(job_runs, rows, strict=True)]
         )
         # One query for all keys; asking for them row by row (RETURNING) is slower than inserting.
         keys = dict(_RUN_KEYS.find_all(connection, job_pk=job_pk))
@@ -97,7 +88,7 @@ def find_request(connection: Connection, request: RequestKey) -> Job | None:
     )
     if row is None:
         return None
-    job = decode_job(row)
+    job = JOB.decode(row)
     if row[-1] != request.digest:
         raise RequestIdReused(f"request {request.request_id} was made before with another body", job_id=job.id)
     return job

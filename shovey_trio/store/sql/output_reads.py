@@ -16,7 +16,7 @@ from shovey_trio.core.jobs.model import OutputChunk, OutputExtent, StreamName
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES, RunState
 from shovey_trio.store.contract import OutputPage
 from shovey_trio.store.sql.prepared import Prepared
-from shovey_trio.store.sql.rows import decode_chunk
+from shovey_trio.store.sql.rows import CHUNK
 from shovey_trio.store.sql.tables import jobs, output, runs
 
 # Run ids per query: SQLite allows 32,766 parameters, and few different lengths keep the statement cache useful.
@@ -27,7 +27,6 @@ _RUN: Final = Prepared(
     .join(jobs, jobs.c.job_pk == runs.c.job_pk)
     .where(runs.c.run_id == bindparam("run_id"))
 )
-_CHUNK: Final = (output.c.position, output.c.stream, output.c.stream_offset, output.c.read_at, output.c.data)
 
 
 def _from(start: Column[int], *also: ColumnElement[bool]) -> Prepared:
@@ -35,7 +34,7 @@ def _from(start: Column[int], *also: ColumnElement[bool]) -> Prepared:
     chosen = (output.c.run_pk == bindparam("run_pk"), *also)
     held = select(func.max(start)).where(*chosen, start <= bindparam("offset"))
     first = func.coalesce(held.correlate(None).scalar_subquery(), 0)
-    return Prepared(select(*_CHUNK).where(*chosen, start >= first).order_by(start))
+    return Prepared(select(*CHUNK.columns).where(*chosen, start >= first).order_by(start))
 
 
 _BOTH: Final = _from(output.c.position)
@@ -83,7 +82,7 @@ def read_output_page(
     size = 0
     with reading as rows:
         for row in rows:
-            chunk = decode_chunk(row)
+            chunk = CHUNK.decode(row)
             skip = max(offset - (chunk.position if stream is None else chunk.stream_offset), 0)
             if skip >= len(chunk.data):
                 continue

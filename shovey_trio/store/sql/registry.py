@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
-from typing import Any, Final
+from typing import Final
 
-from sqlalchemy import Connection, Table, bindparam, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from shovey_trio.core.jobs.model import Grant, Node, NodeStatus, User
 from shovey_trio.store.sql.pages import Listing, decode_key, encode_page
 from shovey_trio.store.sql.prepared import Prepared
-from shovey_trio.store.sql.rows import Values, decode_node, decode_status, decode_user, node_values, status_values
+from shovey_trio.store.sql.rows import GRANT, NODE, NODE_STATUS, USER
+from shovey_trio.store.sql.tabled import load_values, put_row, remove_row, remove_value, store_value
 from shovey_trio.store.sql.tables import (
     REVOKED,
     certificates,
@@ -27,46 +27,38 @@ from shovey_trio.store.sql.transaction import WriteTransaction
 EPOCH: Final = "epoch"
 PROBE: Final = "probe"
 
-_STATUS: Final = (
-    node_statuses.c.organization,
-    node_statuses.c.node,
-    node_statuses.c.presence,
-    node_statuses.c.since,
-    node_statuses.c.reason,
-)
 # A fleet that attaches at once writes two of these for each agent.
 _UPDATE_NODE: Final = Prepared(
     update(nodes)
     .where(nodes.c.organization == bindparam("node_organization"), nodes.c.name == bindparam("node_name"))
-    .values({column.name: bindparam(column.name) for column in nodes.c if not column.primary_key})
+    .values({name: bindparam(name) for name in NODE.changing})
     .returning(nodes.c.name)
 )
 _INSERT_NODE: Final = Prepared(insert(nodes))
 _INSERT_STATUS: Final = Prepared(
-    insert(node_statuses).values({column.name: bindparam(column.name) for column in _STATUS})
+    insert(node_statuses).values({column.name: bindparam(column.name) for column in NODE_STATUS.columns})
 )
 
 
 def write_node(transaction: WriteTransaction, node: Node, status: NodeStatus | None, only_known: bool) -> None:
     """See ``Store.write_node``."""
-    connection, values = transaction.connection, node_values(node)
+    connection, values = transaction.connection, NODE.changes(node)
     known = _UPDATE_NODE.find(connection, node_organization=node.organization, node_name=node.name, **values)
     if known is None:
         if only_known:
             return
-        _INSERT_NODE.execute(connection, [{"organization": node.organization, "name": node.name, **values}])
+        _INSERT_NODE.execute(connection, [{**NODE.fixed(node), **values}])
     if status is not None:
-        _INSERT_STATUS.execute(connection, [status_values(status)])
+        _INSERT_STATUS.execute(connection, [NODE_STATUS.fixed(status)])
 
 
 def remove_node(transaction: WriteTransaction, organization: str, name: str) -> bool:
     """Removes a node. Its presence history stays until retention takes it: it is the record of what was."""
-    return _remove(transaction, nodes, {"organization": organization, "name": name})
+    return remove_row(transaction, nodes, {"organization": organization, "name": name})
 
 
 def load_nodes(connection: Connection) -> Sequence[Node]:
-    rows = connection.execute(select(nodes).order_by(nodes.c.organization, nodes.c.name))
-    return tuple(decode_node(row) for row in rows)
+    return load_values(connection, NODE)
 
 
 def list_node_statuses(
@@ -74,7 +66,7 @@ def list_node_statuses(
 ) -> tuple[Sequence[NodeStatus], str]:
     """See ``Store.list_node_statuses``."""
     listing = statuses_listing(organization, name)
-    query = select(*_STATUS, node_statuses.c.status_pk).where(
+    query = select(*NODE_STATUS.columns, node_statuses.c.status_pk).where(
         node_statuses.c.organization == organization, node_statuses.c.node == name
     )
     if after:
@@ -82,7 +74,7 @@ def list_node_statuses(
     rows = connection.execute(query.order_by(node_statuses.c.status_pk.desc()).limit(limit + 1)).all()
     shown = rows[:limit]
     return (
-        tuple(decode_status(row) for row in shown),
+        tuple(NODE_STATUS.decode(row) for row in shown),
         encode_page(listing, str(shown[-1].status_pk)) if len(rows) > limit else "",
     )
 
@@ -93,31 +85,27 @@ def statuses_listing(organization: str, name: str) -> Listing:
 
 
 def write_user(transaction: WriteTransaction, user: User) -> None:
-    key = {"organization": user.organization, "name": user.name}
-    _put(transaction, users, key, {"role": user.role.value, "created_at": user.created_at})
+    store_value(transaction, USER, user)
 
 
 def remove_user(transaction: WriteTransaction, organization: str, name: str) -> bool:
-    return _remove(transaction, users, {"organization": organization, "name": name})
+    return remove_row(transaction, users, {"organization": organization, "name": name})
 
 
 def load_users(connection: Connection) -> Sequence[User]:
-    return tuple(decode_user(row) for row in connection.execute(select(users).order_by(*users.primary_key)))
+    return load_values(connection, USER)
 
 
 def write_grant(transaction: WriteTransaction, grant: Grant) -> None:
-    _remove(transaction, grants, asdict(grant))
-    transaction.connection.execute(insert(grants), asdict(grant))
+    store_value(transaction, GRANT, grant)
 
 
 def remove_grant(transaction: WriteTransaction, grant: Grant) -> bool:
-    return _remove(transaction, grants, asdict(grant))
+    return remove_value(transaction, GRANT, grant)
 
 
 def load_grants(connection: Connection, organization: str, user: str) -> Sequence[Grant]:
-    where = (grants.c.organization == organization, grants.c.user == user)
-    rows = connection.execute(select(grants).where(*where).order_by(*grants.primary_key))
-    return tuple(Grant(**row) for row in rows.mappings())
+    return load_values(connection, GRANT, grants.c.organization == organization, grants.c.user == user)
 
 
 def write_certificate(
@@ -200,16 +188,4 @@ def probe(transaction: WriteTransaction, now: float) -> None:
 
 def set_counter(transaction: WriteTransaction, name: str, value: int) -> None:
     """Stores one of the store's own numbers."""
-    _put(transaction, counters, {"name": name}, {"value": value})
-
-
-def _put(transaction: WriteTransaction, table: Table, key: Values, values: Values) -> None:
-    """Updates a row or inserts it. There is one writer at a time, so nothing can come in between."""
-    where = [table.c[name] == value for name, value in key.items()]
-    if not transaction.connection.execute(update(table).where(*where).values(values)).rowcount:
-        transaction.connection.execute(insert(table), {**key, **values})
-
-
-def _remove(transaction: WriteTransaction, table: Table, key: dict[str, Any]) -> bool:
-    where = [table.c[name] == value for name, value in key.items()]
-    return transaction.connection.execute(delete(table).where(*where)).rowcount == 1
+    put_row(transaction, counters, {"name": name}, {"value": value})

@@ -23,13 +23,10 @@ from shovey_trio.core.jobs.model import Job, OutputChunk, Run
 from shovey_trio.store.contract import Committed
 from shovey_trio.store.sql.prepared import Prepared
 from shovey_trio.store.sql.rows import (
-    JOB_DEFAULTS,
-    RUN_DEFAULTS,
+    CHUNK,
+    JOB,
+    RUN,
     Values,
-    chunk_values,
-    event_body,
-    job_changes,
-    run_changes,
 )
 from shovey_trio.store.sql.tables import audit, audit_checkpoints, counters, events, jobs, output, runs
 
@@ -50,10 +47,10 @@ _RUN_KEYS: Final = Prepared(
     .where(runs.c.run_id == bindparam("run_id"))
 )
 _UPDATE_RUN: Final = Prepared(
-    update(runs).where(runs.c.run_pk == bindparam("key")).values({name: bindparam(name) for name in RUN_DEFAULTS})
+    update(runs).where(runs.c.run_pk == bindparam("key")).values({name: bindparam(name) for name in RUN.changing})
 )
 _UPDATE_JOB: Final = Prepared(
-    update(jobs).where(jobs.c.job_pk == bindparam("key")).values({name: bindparam(name) for name in JOB_DEFAULTS})
+    update(jobs).where(jobs.c.job_pk == bindparam("key")).values({name: bindparam(name) for name in JOB.changing})
 )
 _AUDIT_HEAD: Final = Prepared(
     select(audit.c.seq, audit.c.hash).where(audit.c.seq == select(func.max(audit.c.seq)).scalar_subquery())
@@ -176,7 +173,7 @@ class WriteTransaction:
     def update_job(self, job: Job) -> None:
         """Writes a stored job's changing columns, and the event."""
         key = self.job_key(job.id)
-        changes = job_changes(job)
+        changes = JOB.changes(job)
         _UPDATE_JOB.execute(self.connection, [{"key": key, **changes}])
         self.add_job_event(key, job.id, changes)
 
@@ -184,8 +181,8 @@ class WriteTransaction:
         """Writes a stored run's changing columns, an event for each state it has passed through, and its own."""
         keys = self.run_keys(run)
         for each in passed:
-            self.add_run_event(keys, run.job_id, run_changes(each))
-        changes = run_changes(run)
+            self.add_run_event(keys, run.job_id, RUN.changes(each))
+        changes = RUN.changes(run)
         self._run_updates[keys.run_pk] = changes
         self._runs.add((run.job_id, run.node))
         self.add_run_event(keys, run.job_id, changes)
@@ -194,13 +191,13 @@ class WriteTransaction:
 
     def add_job_event(self, job_pk: int, job_id: str, changes: Values) -> None:
         """Adds the event of a job's row that was written."""
-        self._add_event(job_id, job_pk, None, event_body(changes, JOB_DEFAULTS))
+        self._add_event(job_id, job_pk, None, JOB.event_body(changes))
 
     def add_run_event(self, keys: RunKeys, job_id: str, changes: Values) -> None:
         """Adds the event of a run's row that was written."""
         # The runs of a new job are all alike.
         if self._encoded is None or self._encoded[0] != changes:
-            self._encoded = (changes, event_body(changes, RUN_DEFAULTS))
+            self._encoded = (changes, RUN.event_body(changes))
         self._add_event(job_id, keys.job_pk, keys.run_pk, self._encoded[1])
 
     def add_output(self, run: Run, chunks: Sequence[OutputChunk]) -> None:
@@ -209,7 +206,7 @@ class WriteTransaction:
         for chunk in chunks:
             if chunk.data:
                 seq = self.next_seq()
-                row = {"seq": seq, "job_pk": keys.job_pk, "run_pk": keys.run_pk, **chunk_values(chunk)}
+                row = {"seq": seq, "job_pk": keys.job_pk, "run_pk": keys.run_pk, **CHUNK.fixed(chunk)}
                 self._output.append(row)
                 self._jobs[run.job_id] = seq
                 self._runs.add((run.job_id, run.node))
