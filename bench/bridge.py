@@ -2,8 +2,8 @@
 
 ``python bench/bridge.py [--rounds N] [--seconds S] [--streams N …] [--json FILE]``. A server and a load process each;
 the CPU of the whole process under test (C core threads included) over the operations it did, rounds interleaved,
-medians. Absolute figures carry the machine's noise; the ratios are what counts. Compared are the servers (each of the
-bridge's back-ends, under a grpc.aio client) and the client (against a grpc.aio server). ``--streams`` opens that many
+medians. Absolute figures carry the machine's noise; the ratios are what counts. Compared are the servers (the
+bridge's, under a grpc.aio client) and the client (against a grpc.aio server). ``--streams`` opens that many
 streams on a server, a hundred to a connection, and leaves them idle: CPU to open one, and memory of one.
 """
 
@@ -20,8 +20,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the laboratory is not in the wheel
+
 SCENARIOS = ("unary", "watch", "upload", "echo")
-SERVERS = ("aio", "trio-asyncio", "native")
+SERVERS = ("aio", "bridge")
 CLIENTS = ("aio", "bridge")
 TICK = os.sysconf("SC_CLK_TCK")
 UNARY_IN_FLIGHT = 64
@@ -128,16 +130,16 @@ def compare_idle_streams(counts: list[int]) -> list[dict[str, object]]:
     return report
 
 
-def serve_bridge(engine: str) -> None:
-    """Serve the probe service through a back-end of the bridge."""
+def serve_bridge() -> None:
+    """Serve the probe service through the bridge."""
     import trio
 
     from lab.rpc_probe import Probe
-    from shovey_trio.rpc.bridge import Backend, Listener, open_server
+    from shovey_trio.rpc.bridge import Listener, open_server
 
     async def run() -> None:
         listener = Listener(name="a", address="127.0.0.1:0", routes=Probe().routes())
-        async with open_server([listener], backend=Backend(engine)) as running:
+        async with open_server([listener]) as running:
             print(running.port("a"), flush=True)
             await trio.sleep_forever()
 
@@ -334,8 +336,8 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["serve", "aio"]:
             serve_aio()
-        case ["serve", engine]:
-            serve_bridge(engine)
+        case ["serve", _]:
+            serve_bridge()
         case ["hold", address, count]:
             hold(address, int(count))
         case ["load", engine, address, scenario, seconds]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
@@ -20,6 +21,8 @@ from pathlib import Path
 
 import structlog
 import trio
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the laboratory is not in the wheel
 
 from lab.fake_agents import FakeAgent, Script
 from lab.memory_store import MemoryStore

@@ -206,9 +206,7 @@ class GrpcSection(Section):
     """How gRPC is served."""
 
     backend: Literal["trio-asyncio", "native"] = Field(
-        default="native",
-        description="`native`: grpcio's completion queue straight into trio, replaced by the other where it does not "
-        "work with the grpcio that is installed; `trio-asyncio`: grpcio's public asyncio server, dearer per call",
+        default="native", description="without effect since 0.2: there is one engine; old files may go on setting it"
     )
 
 

@@ -12,7 +12,7 @@ import trio
 from shovey_trio import __version__
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.controller.records import Records
-from shovey_trio.controller.settings import CONTROL, ENROLL, backend_of, server_tls
+from shovey_trio.controller.settings import CONTROL, ENROLL, server_tls
 from shovey_trio.controller.use_cases import UseCases
 from shovey_trio.core.errors import Unauthenticated
 from shovey_trio.core.trust.authz import POLICY
@@ -69,7 +69,6 @@ async def open_grpc(
             max_concurrent_streams=settings.limits.max_streams,
             max_connections=settings.limits.max_connections,
         ),
-        backend=backend_of(settings),
     )
     async with opened as grpc, trio.open_nursery() as nursery:
         nursery.start_soon(use_cases.identities.serve_revocations, partial(_end_calls, grpc))

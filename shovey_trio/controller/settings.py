@@ -17,7 +17,7 @@ from shovey_trio.identity.signing_keys import SigningKeys
 from shovey_trio.identity.tls import ControllerTls, ListenerTls, load_controller_tls, renew_listeners_if_due
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.nursery.settings import Bounds, Timing
-from shovey_trio.rpc.bridge import Backend, ServerTls
+from shovey_trio.rpc.bridge import ServerTls
 from shovey_trio.serf.link import SerfLink, SerfSettings
 from shovey_trio.shovey.keys import LegacyKeyFile
 from shovey_trio.shovey.route.bell import LEGACY_EVENTS
@@ -98,10 +98,6 @@ def vault_document(settings: ServerSettings, organization: str, kind: str) -> Va
 
 def server_tls(tls: ListenerTls) -> ServerTls:
     return ServerTls(certificate=tls.certificate, private_key=tls.private_key, client_ca=tls.client_ca)
-
-
-def backend_of(settings: ServerSettings) -> Backend:
-    return Backend(settings.grpc.backend)
 
 
 def timing_of(settings: ServerSettings) -> Timing:

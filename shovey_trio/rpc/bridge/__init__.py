@@ -21,14 +21,13 @@ from shovey_trio.rpc.bridge.calls import (
 from shovey_trio.rpc.bridge.client import Channel, ChannelOptions, ClientStream, open_channel
 from shovey_trio.rpc.bridge.listener import Listener, ServerOptions
 from shovey_trio.rpc.bridge.methods import Method, service_methods
-from shovey_trio.rpc.bridge.server import Backend, MapError, Server, open_server
+from shovey_trio.rpc.bridge.server import MapError, Server, open_server
 from shovey_trio.rpc.bridge.status import AbortRpc, ListenError, RpcError, RpcStatus
 from shovey_trio.rpc.bridge.tls import ClientTls, ServerTls
 
 __all__ = [
     "AbortRpc",
     "Authorize",
-    "Backend",
     "Channel",
     "ChannelOptions",
     "ClientStream",

@@ -1,40 +1,54 @@
-"""The part of grpcio below its public API that the native engine stands on, and whether this grpcio has it.
+"""The part of grpcio below its public API that the server stands on, and whether this grpcio has it.
 
-``grpc._cython.cygrpc`` is what grpcio's own synchronous server is made of. It is private: it may change in any release,
-so nothing but the native engine uses it, and only after ``why_not_native`` has found everything where it is expected.
-The conformance suite (``tests/rpc/bridge``) is what really tells whether a new grpcio can be used.
+``grpc._cython.cygrpc`` is what grpcio's own synchronous server is made of. It is private and may change in any release,
+so pyproject.toml pins the releases that the conformance suite (``tests/rpc/bridge``) has passed with, CI runs it with
+both ends of that range (``tools/grpc_range.sh``), and no server starts before ``check_grpcio`` has found everything in
+its place.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+import re
 from typing import Final
 
 import grpc
 from grpc._cython import cygrpc
 
-# Later releases of the same major version are tried, and refused if they do not answer as these do.
-OLDEST: Final = (1, 85)
-CEILING: Final = (2, 0)
+from shovey_trio.core.errors import ConfigurationInvalid
+
+# As in pyproject.toml; a test compares.
+OLDEST: Final = (1, 85, 1)
+CEILING: Final = (1, 86)
 
 NO_FLAGS: Final = 0
 _PAST: Final = 0.0
 
 
-@lru_cache(maxsize=1)
-def why_not_native() -> str | None:
-    """Return why the native engine cannot be used with the grpcio that is installed; ``None`` if it can."""
-    version = tuple(int(part) for part in grpc.__version__.split(".")[:2])
+def check_grpcio() -> None:
+    """Check that the server works with the grpcio that is installed; some milliseconds.
+
+    Raises:
+        ConfigurationInvalid: it does not; the message says why and which releases do.
+    """
+    installed = f"grpcio {grpc.__version__}"
+    version = tuple(int(part) for part in re.findall(r"\d+", grpc.__version__)[:3])
     if not OLDEST <= version < CEILING:
-        return f"grpcio {grpc.__version__} is outside of the range it was made for"
+        raise ConfigurationInvalid(f"{installed} is installed; {_wanted()}")
     try:
-        return _try_out()
+        problem = _try_out()
     except Exception as error:  # noqa: BLE001  # whatever a private API has come to raise
-        return f"grpcio {grpc.__version__} is made in another way: {error!r}"
+        problem = repr(error)
+    if problem is not None:
+        raise ConfigurationInvalid(f"{installed} does not work as its release should ({problem}); {_wanted()}")
+
+
+def _wanted() -> str:
+    oldest, ceiling = (".".join(map(str, version)) for version in (OLDEST, CEILING))
+    return f"the controller needs one from {oldest} up to, but not including, {ceiling}"
 
 
 def _try_out() -> str | None:
-    """Use everything that needs no connection, as the engine does."""
+    """Use everything that needs no connection, as the engine does; return what is wrong."""
     kinds = cygrpc.CompletionType
     operations = (
         cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),

@@ -1,4 +1,4 @@
-"""What all engines' server calls have in common: the trio task of the handler, its cancel scope, and how it ends."""
+"""A server call as its handler sees it: the handler's trio task, its cancel scope, and how it ends."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class CallHost(Protocol):
 
 
 class HandledCall:
-    """Implements ``ServerCall``, but for what is done with the stream; an engine's class does that."""
+    """Implements ``ServerCall``, but for what is done with the stream: that is ``_call.CoreServerCall``'s."""
 
     __slots__ = (
         "_broken",
@@ -186,7 +186,7 @@ class HandledCall:
             self._host.end(self)
             self._conclude()
 
-    # -- what engines provide
+    # -- what is done with the stream
 
     @abstractmethod
     async def _receive(self) -> bytes:

@@ -5,17 +5,14 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
-from enum import StrEnum
 from typing import Final
 
 import structlog
 import trio
 
 from shovey_trio.core.errors import Code
-from shovey_trio.rpc.bridge._aio_engine import open_aio_engine
-from shovey_trio.rpc.bridge._cygrpc import why_not_native
-from shovey_trio.rpc.bridge._engine import Engine
-from shovey_trio.rpc.bridge._native_engine import open_native_engine
+from shovey_trio.rpc.bridge._cygrpc import check_grpcio
+from shovey_trio.rpc.bridge._engine import Engine, open_engine
 from shovey_trio.rpc.bridge._server_call import HandledCall
 from shovey_trio.rpc.bridge.calls import Authorize
 from shovey_trio.rpc.bridge.listener import Listener, ServerOptions
@@ -32,18 +29,10 @@ _CLOSE_DEADLINE: Final = 2.0
 _START_DEADLINE: Final = 10.0
 
 
-class Backend(StrEnum):
-    """Which engine serves; all pass the same conformance suite."""
-
-    NATIVE = "native"  # the C core's completion queue, straight into trio
-    AIO = "trio-asyncio"  # grpc.aio on trio-asyncio's loop
-
-
 class Server:
     """A running server; made by ``open_server``."""
 
-    def __init__(self, backend: Backend, authorize: Authorize | None, map_error: MapError | None) -> None:
-        self.backend = backend
+    def __init__(self, authorize: Authorize | None, map_error: MapError | None) -> None:
         self._authorize = authorize
         self._map_error = map_error
         self._engine: Engine | None = None
@@ -156,21 +145,7 @@ class Server:
         self._nursery = nursery
         await self._engine.start(nursery)
         for name, port in self._ports.items():
-            _log.info("rpc.listening", listener=name, port=port, backend=self.backend.value)
-
-
-def choose_backend(wanted: Backend) -> Backend:
-    """Return the engine to serve with: ``wanted``, if it works with the grpcio that is installed.
-
-    One that does not is replaced by the one that always does; the log says why.
-    """
-    if wanted is Backend.AIO:
-        return wanted
-    reason = why_not_native()
-    if reason is None:
-        return Backend.NATIVE
-    _log.warning("rpc.backend_replaced", wanted=Backend.NATIVE.value, used=Backend.AIO.value, reason=reason)
-    return Backend.AIO
+            _log.info("rpc.listening", listener=name, port=port)
 
 
 @asynccontextmanager
@@ -180,7 +155,6 @@ async def open_server(
     authorize: Authorize | None = None,
     map_error: MapError | None = None,
     options: ServerOptions | None = None,
-    backend: Backend = Backend.AIO,
 ) -> AsyncIterator[Server]:
     """Serve ``listeners`` for the block; ports are bound when it is entered.
 
@@ -190,12 +164,12 @@ async def open_server(
     (exception groups are searched for one), anything else is INTERNAL with an incident id that the log explains.
 
     Raises:
+        ConfigurationInvalid: the grpcio that is installed is not one that this was made for.
         ListenError: an address cannot be listened on.
     """
-    chosen = choose_backend(backend)
-    server = Server(chosen, authorize, map_error)
-    opened = open_native_engine(server) if chosen is Backend.NATIVE else open_aio_engine(server)
-    async with opened as engine:
+    check_grpcio()
+    server = Server(authorize, map_error)
+    async with open_engine(server) as engine:
         server.bind(engine, listeners, options or ServerOptions())
         async with trio.open_nursery() as nursery:
             try:

@@ -1,4 +1,4 @@
-"""The conformance suite of the gRPC bridge: every test that takes ``backend`` runs against each back-end."""
+"""The conformance suite of the gRPC bridge: what must hold with every grpcio that is claimed (tools/grpc_range.sh)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 
 from lab.rpc_certificates import CertificateAuthority
 from lab.rpc_probe import Probe, map_probe_error
-from shovey_trio.rpc.bridge import Backend, Channel, Listener, Server, open_channel, open_server
+from shovey_trio.rpc.bridge import Channel, Listener, Server, open_channel, open_server
 
 PLAIN = "plain"
 
@@ -26,20 +26,14 @@ class Rig(NamedTuple):
 OpenRig = Callable[..., AbstractAsyncContextManager[Rig]]
 
 
-@pytest.fixture(params=list(Backend), ids=str)
-def backend(request: pytest.FixtureRequest) -> Backend:
-    chosen: Backend = request.param
-    return chosen
-
-
 @pytest.fixture
-def open_rig(backend: Backend) -> OpenRig:
+def open_rig() -> OpenRig:
     @asynccontextmanager
     async def open_rig(**options: Any) -> AsyncIterator[Rig]:
         probe = Probe()
         listener = Listener(name=PLAIN, address="127.0.0.1:0", routes=probe.routes())
         async with (
-            open_server([listener], backend=backend, map_error=map_probe_error, **options) as server,
+            open_server([listener], map_error=map_probe_error, **options) as server,
             open_channel(f"127.0.0.1:{server.port(PLAIN)}", None) as channel,
         ):
             yield Rig(probe, server, channel)

@@ -5,21 +5,20 @@ Prints its port on one line; what else it writes, on either stream, is a defect.
 
 import logging
 import signal
-import sys
 from functools import partial
 
 import structlog
 import trio
 
 from lab.rpc_probe import Probe
-from shovey_trio.rpc.bridge import Backend, Listener, open_server
+from shovey_trio.rpc.bridge import Listener, open_server
 
 
-async def _main(backend: Backend) -> None:
+async def _main() -> None:
     probe = Probe()
     listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes())
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
-        async with open_server([listener], backend=backend) as server:
+        async with open_server([listener]) as server:
             print(server.port("a"), flush=True)
             await anext(signals)
             # Nobody outside can see it begin, and one that has not is refused.
@@ -33,4 +32,4 @@ async def _main(backend: Backend) -> None:
 
 
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING))
-trio.run(_main, Backend(sys.argv[1]))
+trio.run(_main)

@@ -94,14 +94,14 @@ async def test_a_thousand_streams_are_served_at_once(open_rig):
             assert rig.probe.ended == {"ok": count}
 
 
-async def test_a_storm_of_connections_drops_no_call(backend, authority):
+async def test_a_storm_of_connections_drops_no_call(authority):
     """Each agent has a connection of its own; 200 make it at once, with a TLS handshake each."""
     count = 200
     probe = Probe()
     listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes(), tls=authority.server_tls(mutual=True))
     tls = authority.client_tls("shovey://acme/node/web-1")
     with trio.fail_after(80):
-        async with open_server([listener], backend=backend) as server, trio.open_nursery() as nursery:
+        async with open_server([listener]) as server, trio.open_nursery() as nursery:
 
             async def agent() -> None:
                 async with (

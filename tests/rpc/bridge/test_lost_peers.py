@@ -42,12 +42,12 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
     return b"".join([chunk async for chunk in stream])
 
 
-async def test_all_handlers_of_a_killed_client_end(backend):
+async def test_all_handlers_of_a_killed_client_end():
     count = 60
     probe = Probe()
     listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes())
     with trio.fail_after(40):
-        async with open_server([listener], backend=backend) as server:
+        async with open_server([listener]) as server:
             async with running("process_client.py", f"127.0.0.1:{server.port('a')}", str(count)) as client:
                 await probe.until(lambda probe: probe.started["unary"] == count)
                 assert probe.running == 4 * count
@@ -57,7 +57,7 @@ async def test_all_handlers_of_a_killed_client_end(backend):
             assert server.active == 0
 
 
-async def test_stopping_server_lets_short_calls_finish_and_cuts_streams(backend):
+async def test_stopping_server_lets_short_calls_finish_and_cuts_streams():
     """The unary call in flight completes, streams that stay open end UNAVAILABLE, exit 0, silent stderr."""
     outcomes: list[str] = []
     open_streams = 0
@@ -83,7 +83,7 @@ async def test_stopping_server_lets_short_calls_finish_and_cuts_streams(backend)
             outcomes.append(error.code.name)
 
     with trio.fail_after(40):
-        async with running("process_server.py", backend.value) as process:
+        async with running("process_server.py") as process:
             port = int((await process.stdout.receive_some(100)).decode())
             async with open_channel(f"127.0.0.1:{port}", None) as channel, trio.open_nursery() as nursery:
                 nursery.start_soon(unary, channel)
@@ -151,13 +151,13 @@ async def test_leaving_the_block_cuts_running_handlers(open_rig):
         assert rig.probe.ended == {"cancelled": 1}
 
 
-async def test_cancelling_the_servers_scope_ends_handlers_with_unavailable(backend):
+async def test_cancelling_the_servers_scope_ends_handlers_with_unavailable():
     probe = Probe()
     listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes())
 
     async def serve(task_status=trio.TASK_STATUS_IGNORED):
         with trio.CancelScope() as scope:
-            async with open_server([listener], backend=backend) as server:
+            async with open_server([listener]) as server:
                 task_status.started((scope, server.port("a")))
                 await trio.sleep_forever()
 
@@ -174,9 +174,9 @@ async def test_cancelling_the_servers_scope_ends_handlers_with_unavailable(backe
         assert probe.ended == {"cancelled": 1}
 
 
-async def test_unreachable_server_fails_the_call_unless_told_to_wait(backend):
+async def test_unreachable_server_fails_the_call_unless_told_to_wait():
     with trio.fail_after(30):
-        async with open_server([Listener(name="a", address="127.0.0.1:0", routes=())], backend=backend) as server:
+        async with open_server([Listener(name="a", address="127.0.0.1:0", routes=())]) as server:
             port = server.port("a")
         async with open_channel(f"127.0.0.1:{port}", None) as channel:
             with pytest.raises(RpcError) as caught:
@@ -187,28 +187,28 @@ async def test_unreachable_server_fails_the_call_unless_told_to_wait(backend):
             assert patience.cancelled_caught
 
 
-async def test_channel_reconnects_to_a_restarted_server(backend):
+async def test_channel_reconnects_to_a_restarted_server():
     probe = Probe()
     with trio.fail_after(40):
-        async with open_server([Listener(name="a", address="127.0.0.1:0", routes=())], backend=backend) as server:
+        async with open_server([Listener(name="a", address="127.0.0.1:0", routes=())]) as server:
             address = f"127.0.0.1:{server.port('a')}"
             async with open_channel(address, None) as channel:
                 with pytest.raises(RpcError, match="UNIMPLEMENTED"):
                     await channel.unary(UNARY, text("x"))
                 await server.stop(grace=0)
                 again = Listener(name="a", address=address, routes=probe.routes())
-                async with open_server([again], backend=backend):
+                async with open_server([again]):
                     answer = await channel.unary(UNARY, text("back"), wait_for_ready=True)
                     assert answer.value == "back"
 
 
-async def test_an_address_in_use_is_a_typed_error(open_rig, backend):
+async def test_an_address_in_use_is_a_typed_error(open_rig):
     with trio.fail_after(20):
         async with open_rig() as rig:
             taken = Listener(name="b", address=f"127.0.0.1:{rig.server.port('plain')}", routes=())
             free = Listener(name="a", address="127.0.0.1:0", routes=())
             with pytest.raises(ListenError):
-                async with open_server([free, taken], backend=backend):
+                async with open_server([free, taken]):
                     raise AssertionError("opened on a taken port")
 
 

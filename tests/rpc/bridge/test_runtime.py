@@ -12,7 +12,7 @@ from shovey_trio.rpc.bridge import Listener, bidi_route, open_channel, open_serv
 from shovey_trio.rpc.bridge._runtime import Runtime, open_runtime
 
 
-async def test_the_first_to_open_may_be_the_first_to_leave(backend):
+async def test_the_first_to_open_may_be_the_first_to_leave():
     probe = Probe()
     with trio.fail_after(20):
         async with trio.open_nursery() as nursery:
@@ -28,7 +28,7 @@ async def test_the_first_to_open_may_be_the_first_to_leave(backend):
             await nursery.start(first)
             listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes())
             async with (
-                open_server([listener], backend=backend) as server,
+                open_server([listener]) as server,
                 open_channel(f"127.0.0.1:{server.port('a')}", None) as channel,
             ):
                 leave.set()
@@ -70,11 +70,11 @@ async def test_opening_again_and_again_leaves_no_thread_or_task(open_rig):
         assert threading.active_count() <= threads + 1
 
 
-def test_one_run_after_the_other_works(backend):
+def test_one_run_after_the_other_works():
     async def session() -> str:
         listener = Listener(name="a", address="127.0.0.1:0", routes=Probe().routes())
         async with (
-            open_server([listener], backend=backend) as server,
+            open_server([listener]) as server,
             open_channel(f"127.0.0.1:{server.port('a')}", None) as channel,
         ):
             with trio.fail_after(20):
@@ -128,9 +128,9 @@ def test_a_route_must_have_the_shape_of_its_method():
         bidi_route(UNARY, handler)
 
 
-async def test_two_routes_for_one_method_are_refused(backend):
+async def test_two_routes_for_one_method_are_refused():
     probe = Probe()
     listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes() * 2)
     with pytest.raises(ValueError, match="two routes"):
-        async with open_server([listener], backend=backend):
+        async with open_server([listener]):
             raise AssertionError("opened")

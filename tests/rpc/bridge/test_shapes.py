@@ -114,7 +114,7 @@ async def test_metadata_and_peer_are_visible_to_the_handler(open_rig):
             assert rig.probe.facts["certificate"] is None
 
 
-async def test_authorize_runs_in_the_handlers_task_and_can_refuse(backend):
+async def test_authorize_runs_in_the_handlers_task_and_can_refuse():
     seen: list[str] = []
 
     async def handler(request: StringValue, call: object) -> StringValue:
@@ -132,7 +132,7 @@ async def test_authorize_runs_in_the_handlers_task_and_can_refuse(backend):
     listener = Listener(name="a", address="127.0.0.1:0", routes=[unary_route(UNARY, handler)])
     with trio.fail_after(20):
         async with (
-            open_server([listener], authorize=authorize, map_error=deny, backend=backend) as server,
+            open_server([listener], authorize=authorize, map_error=deny) as server,
             open_channel(f"127.0.0.1:{server.port('a')}", None) as channel,
         ):
             with pytest.raises(RpcError) as refused:
@@ -143,7 +143,7 @@ async def test_authorize_runs_in_the_handlers_task_and_can_refuse(backend):
             assert seen == ["authorize", "authorize", "handler"]
 
 
-async def test_calls_of_one_owner_are_ended_with_the_servers_reason_and_others_go_on(backend):
+async def test_calls_of_one_owner_are_ended_with_the_servers_reason_and_others_go_on():
     async def echo(call: object) -> None:
         async for message in call:
             await call.send(message)
@@ -155,7 +155,7 @@ async def test_calls_of_one_owner_are_ended_with_the_servers_reason_and_others_g
     listener = Listener(name="a", address="127.0.0.1:0", routes=[bidi_route(ECHO, echo)])
     with trio.fail_after(20):
         async with (
-            open_server([listener], authorize=authorize, backend=backend) as server,
+            open_server([listener], authorize=authorize) as server,
             open_channel(f"127.0.0.1:{server.port('a')}", None) as channel,
             channel.stream(ECHO, metadata=[("who", "thief")]) as thief,
             channel.stream(ECHO, metadata=[("who", "friend")]) as friend,
@@ -181,7 +181,7 @@ async def test_unknown_method_is_unimplemented(open_rig):
             assert caught.value.code is Code.UNIMPLEMENTED
 
 
-async def test_listeners_serve_only_their_own_methods(backend):
+async def test_listeners_serve_only_their_own_methods():
     async def answer(request: StringValue, call: object) -> StringValue:
         return request
 
@@ -192,7 +192,7 @@ async def test_listeners_serve_only_their_own_methods(backend):
     ]
     with trio.fail_after(20):
         async with (
-            open_server(listeners, backend=backend) as server,
+            open_server(listeners) as server,
             open_channel(f"127.0.0.1:{server.port('a')}", None) as to_a,
             open_channel(f"127.0.0.1:{server.port('b')}", None) as to_b,
         ):

@@ -25,20 +25,20 @@ def ask(service: str) -> health_pb2.HealthCheckRequest:
 
 
 @asynccontextmanager
-async def health_channel(backend, health: Health) -> AsyncIterator[tuple[Channel, str]]:
+async def health_channel(health: Health) -> AsyncIterator[tuple[Channel, str]]:
     routes = (*health.routes(), *reflection_routes(["grpc.health.v1.Health"]))
-    async with open_server([Listener(name="a", address="127.0.0.1:0", routes=routes)], backend=backend) as server:
+    async with open_server([Listener(name="a", address="127.0.0.1:0", routes=routes)]) as server:
         address = f"127.0.0.1:{server.port('a')}"
         async with open_channel(address, None) as channel:
             yield channel, address
 
 
-async def test_check_tells_the_state_and_not_found_for_strangers(backend):
+async def test_check_tells_the_state_and_not_found_for_strangers():
     health = Health()
     health.set_serving("shovey.A", True)
     health.set_serving("shovey.B", False)
     with trio.fail_after(20):
-        async with health_channel(backend, health) as (channel, _):
+        async with health_channel(health) as (channel, _):
             for service, status in [
                 ("", STATUS.SERVING),
                 ("shovey.A", STATUS.SERVING),
@@ -50,11 +50,11 @@ async def test_check_tells_the_state_and_not_found_for_strangers(backend):
             assert caught.value.code is Code.NOT_FOUND
 
 
-async def test_watch_tells_every_change_that_lasts(backend):
+async def test_watch_tells_every_change_that_lasts():
     health = Health()
     with trio.fail_after(20):
         async with (
-            health_channel(backend, health) as (channel, _),
+            health_channel(health) as (channel, _),
             channel.stream(HEALTH["Watch"], ask("shovey.A")) as stream,
         ):
             assert (await stream.receive()).status == STATUS.SERVICE_UNKNOWN
@@ -65,18 +65,18 @@ async def test_watch_tells_every_change_that_lasts(backend):
             assert (await stream.receive()).status == STATUS.NOT_SERVING
 
 
-async def test_a_stock_grpc_client_gets_its_health_check(backend):
+async def test_a_stock_grpc_client_gets_its_health_check():
     def check(address: str) -> int:
         with grpc.insecure_channel(address) as channel:
             return health_pb2_grpc.HealthStub(channel).Check(ask(""), timeout=10).status
 
     with trio.fail_after(20):
-        async with health_channel(backend, Health()) as (_, address):
+        async with health_channel(Health()) as (_, address):
             assert await trio.to_thread.run_sync(check, address) == STATUS.SERVING
 
 
 @pytest.mark.parametrize("version", ["v1", "v1alpha"])
-async def test_reflection_lists_services_and_describes_them(backend, version):
+async def test_reflection_lists_services_and_describes_them(version):
     request, response = reflection_pb2.ServerReflectionRequest, reflection_pb2.ServerReflectionResponse
     info = Method(
         path=f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
@@ -86,7 +86,7 @@ async def test_reflection_lists_services_and_describes_them(backend, version):
         server_streaming=True,
     )
     with trio.fail_after(20):
-        async with health_channel(backend, Health()) as (channel, _), channel.stream(info) as stream:
+        async with health_channel(Health()) as (channel, _), channel.stream(info) as stream:
             await stream.send(request(list_services=""))
             listed = (await stream.receive()).list_services_response.service
             assert "grpc.health.v1.Health" in {service.name for service in listed}

@@ -33,7 +33,7 @@ def test_each_identity_is_given_to_grpc_once_and_not_at_every_handshake(authorit
     assert fetch() is None
 
 
-async def test_a_slow_handshake_is_waited_for_and_not_begun_anew(backend, authority):
+async def test_a_slow_handshake_is_waited_for_and_not_begun_anew(authority):
     connections = 0
 
     async def pass_on(source: trio.SocketStream, target: trio.SocketStream) -> None:
@@ -51,7 +51,7 @@ async def test_a_slow_handshake_is_waited_for_and_not_begun_anew(backend, author
 
     listener = Listener(name="a", address="127.0.0.1:0", routes=Probe().routes(), tls=authority.server_tls(mutual=True))
     with trio.fail_after(20):
-        async with open_server([listener], backend=backend) as server, trio.open_nursery() as nursery:
+        async with open_server([listener]) as server, trio.open_nursery() as nursery:
             [entrance] = await trio.open_tcp_listeners(0, host="127.0.0.1")
             nursery.start_soon(trio.serve_listeners, proxy, [entrance])
             port = entrance.socket.getsockname()[1]

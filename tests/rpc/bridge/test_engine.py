@@ -1,8 +1,11 @@
-"""Which engine serves, and what the native one does that has no counterpart in the other."""
+"""Which grpcio is served with, and how the engine on its completion queue behaves at the edges."""
 
 from __future__ import annotations
 
+import re
+import tomllib
 from functools import partial
+from pathlib import Path
 
 import grpc
 import pytest
@@ -11,8 +14,8 @@ import trio
 from google.protobuf.wrappers_pb2 import StringValue
 
 from lab.rpc_probe import ECHO, UNARY, Probe, text
+from shovey_trio.core.errors import ConfigurationInvalid
 from shovey_trio.rpc.bridge import (
-    Backend,
     Listener,
     RpcError,
     ServerCall,
@@ -32,37 +35,36 @@ def _listener(*routes) -> Listener:
     return Listener(name="a", address="127.0.0.1:0", routes=routes)
 
 
-@pytest.fixture
-def undecided():
-    """The answer about the grpcio that is installed is kept for the life of the process."""
-    capability.why_not_native.cache_clear()
-    yield
-    capability.why_not_native.cache_clear()
+def test_the_server_works_with_the_grpcio_of_this_environment():
+    capability.check_grpcio()
 
 
-def test_the_native_engine_works_with_the_grpcio_of_this_environment():
-    assert capability.why_not_native() is None
-    assert server.choose_backend(Backend.NATIVE) is Backend.NATIVE
-    assert server.choose_backend(Backend.AIO) is Backend.AIO
-
-
-@pytest.mark.parametrize("version", ["1.84.9", "2.0.0"])
-def test_a_grpcio_outside_of_the_range_is_served_by_the_other_engine_and_the_log_says_why(
-    monkeypatch, undecided, version
-):
+@pytest.mark.parametrize("version", ["1.84.9", "1.85.0", "1.86.0", "2.0.0"])
+def test_a_grpcio_outside_of_the_tested_range_is_refused_with_the_range(monkeypatch, version):
     monkeypatch.setattr(grpc, "__version__", version)
-    with structlog.testing.capture_logs() as logs:
-        assert server.choose_backend(Backend.NATIVE) is Backend.AIO
-    (record,) = logs
-    assert record["event"] == "rpc.backend_replaced"
-    assert version in record["reason"]
+    with pytest.raises(ConfigurationInvalid, match=re.escape(version) + ".*from 1.85.1 up to, but not including, 1.86"):
+        capability.check_grpcio()
 
 
 @pytest.mark.parametrize("missing", ["SendStatusFromServerOperation", "auth_context", "CompletionQueue"])
-def test_a_grpcio_that_is_made_in_another_way_is_served_by_the_other_engine(monkeypatch, undecided, missing):
+def test_a_grpcio_that_is_made_in_another_way_is_refused_by_name(monkeypatch, missing):
     monkeypatch.delattr(capability.cygrpc, missing)
-    assert missing in (capability.why_not_native() or "")
-    assert server.choose_backend(Backend.NATIVE) is Backend.AIO
+    with pytest.raises(ConfigurationInvalid, match=missing):
+        capability.check_grpcio()
+
+
+async def test_no_server_starts_with_a_grpcio_that_it_was_not_made_for(monkeypatch):
+    monkeypatch.setattr(grpc, "__version__", "2.0.0")
+    with pytest.raises(ConfigurationInvalid):
+        async with open_server([_listener()]):
+            pass
+
+
+def test_the_range_is_the_one_that_is_installed_by():
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())["project"]
+    pinned = {line.partition(">")[0]: line.partition(">")[2] for line in project["dependencies"]}
+    oldest, ceiling = (".".join(map(str, version)) for version in (capability.OLDEST, capability.CEILING))
+    assert pinned["grpcio"] == f"={oldest},<{ceiling}"
 
 
 async def test_calls_of_a_method_beyond_its_bound_wait_and_hold_up_no_other_method():
@@ -84,7 +86,7 @@ async def test_calls_of_a_method_beyond_its_bound_wait_and_hold_up_no_other_meth
 
     routes = [bidi_route(ECHO, attach, opening=3), unary_route(UNARY, answer)]
     welcomed = 0
-    async with open_server([_listener(*routes)], backend=Backend.NATIVE) as serving:
+    async with open_server([_listener(*routes)]) as serving:
         with trio.fail_after(30):
             async with open_channel(f"127.0.0.1:{serving.port('a')}", None) as channel, trio.open_nursery() as nursery:
 
@@ -119,7 +121,7 @@ async def test_a_beginning_that_fails_or_is_cancelled_makes_room_for_the_next():
 
     with trio.fail_after(30):
         async with (
-            open_server([_listener(bidi_route(ECHO, attach, opening=1))], backend=Backend.NATIVE) as serving,
+            open_server([_listener(bidi_route(ECHO, attach, opening=1))]) as serving,
             open_channel(f"127.0.0.1:{serving.port('a')}", None) as channel,
         ):
             for _ in range(3):
@@ -139,7 +141,7 @@ async def test_stopping_answers_calls_whose_request_has_not_come(monkeypatch):
     monkeypatch.setattr(server, "_CLOSE_DEADLINE", 60.0)  # after which the C core would answer it
     probe = Probe()
     with trio.fail_after(30):
-        async with open_server([_listener(*probe.routes())], backend=Backend.NATIVE) as serving:
+        async with open_server([_listener(*probe.routes())]) as serving:
             async with await trio.open_tcp_stream("127.0.0.1", serving.port("a")) as stream:
                 await stream.send_all(_half_a_call(UNARY.path) + _PING)
                 await _until(stream, _PING_ANSWERED)  # frames are handled in order: the C core knows the call
@@ -168,7 +170,7 @@ async def test_a_handler_that_outlives_its_server_finds_its_call_broken():
 
     async def serve(task_status=trio.TASK_STATUS_IGNORED):
         with trio.CancelScope() as scope:
-            async with open_server([_listener(bidi_route(ECHO, stubborn))], backend=Backend.NATIVE) as serving:
+            async with open_server([_listener(bidi_route(ECHO, stubborn))]) as serving:
                 task_status.started((scope, serving))
                 await trio.sleep_forever()
 

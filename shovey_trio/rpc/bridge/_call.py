@@ -36,18 +36,18 @@ class CallKeeper(Protocol):
 
     completions: Completions
 
-    def wait_for_request(self, call: NativeServerCall) -> None:
+    def wait_for_request(self, call: CoreServerCall) -> None:
         """Keep a call whose one request has not come yet."""
 
-    def request_came(self, call: NativeServerCall) -> None:
+    def request_came(self, call: CoreServerCall) -> None:
         """Forget a call that was kept."""
 
     def opened(self, route: Route) -> None:
         """Count a call of ``route`` as no longer at its beginning."""
 
 
-class NativeServerCall(HandledCall):
-    """One RPC of ``NativeEngine``.
+class CoreServerCall(HandledCall):
+    """One RPC of ``Engine``.
 
     ``open`` must be called once. A call that takes one request is handed to its host when that has come, the others
     at once.
