@@ -141,8 +141,6 @@ class AgentSettings(Section):
 
     @model_validator(mode="after")
     def _shovey_needs(self) -> Self:
-        if self.agent.link is LinkMode.LEGACY:
-            raise ValueError('agent.link has no "legacy": to work as a schob, set agent.protocol = "shovey"')
         if self.agent.protocol == "shovey":
             if not self.serf.enabled:
                 raise ValueError('agent.protocol = "shovey" needs serf.enabled = true: orders come over serf')

@@ -11,11 +11,12 @@ from shovey_trio.application.identities import Identities
 from shovey_trio.application.jobs import Jobs
 from shovey_trio.core.errors import InvalidRequest, NotFound, PermissionDenied
 from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput, input_problems
-from shovey_trio.core.jobs.model import LinkMode, Node, Presence, Principal, Role
+from shovey_trio.core.jobs.model import Node, Presence, Principal, Role
 from shovey_trio.core.trust.authz import may_call
 from shovey_trio.core.trust.explain import ExplainRule, ExplainStep, Verdict
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.route import Routes
 from shovey_trio.nursery.whitelist_asks import WhitelistAsks
 
 # A node answers from memory; one that takes longer is as good as away.
@@ -37,12 +38,20 @@ class Explain:
     """Asks every rule in turn, the node's whitelist last."""
 
     def __init__(
-        self, *, jobs: Jobs, identities: Identities, registry: NodeRegistry, links: Links, asks: WhitelistAsks
+        self,
+        *,
+        jobs: Jobs,
+        identities: Identities,
+        registry: NodeRegistry,
+        links: Links,
+        routes: Routes,
+        asks: WhitelistAsks,
     ) -> None:
         self._jobs = jobs
         self._identities = identities
         self._registry = registry
         self._links = links
+        self._routes = routes
         self._asks = asks
 
     async def explain(self, principal: Principal, question: ExplainRun) -> Sequence[ExplainStep]:
@@ -65,7 +74,7 @@ class Explain:
         steps.append(ExplainStep(rule=ExplainRule.GRANT, verdict=verdict, detail=grants.rule))
         steps.append(_presence(node))
         resolved = self._jobs.resolved(node)
-        way = f"by {resolved.route.value}" if resolved.route else "no way leads to the node now"
+        way = f"by {resolved.route}" if resolved.route else "no way leads to the node now"
         routed = Verdict.ALLOWED if resolved.route else Verdict.REFUSED
         steps.append(ExplainStep(rule=ExplainRule.ROUTE, verdict=routed, detail=way))
         steps.append(await self._whitelist(node, question))
@@ -84,10 +93,7 @@ class Explain:
     async def _whitelist(self, node: Node, question: ExplainRun) -> ExplainStep:
         link = self._links.get(node.organization, node.name)
         if link is None:
-            why = "a schob cannot be asked" if node.link is LinkMode.LEGACY else "the node is not attached"
-            if node.link is LinkMode.ON_DEMAND:
-                why += ": it is on demand, and a question does not wake it"
-            return _unasked(why)
+            return _unasked(self._routes.of_node(node).not_asked(node))
         with trio.move_on_after(_ANSWER):
             answer = await self._asks.ask(link, question.command, question.input)
             verdict = Verdict.ALLOWED if answer.permitted else Verdict.REFUSED

@@ -245,7 +245,7 @@ class Identities:
         await self._revoke(identity, self._entry(AuditAction.NODE_REMOVED, identity, principal.label))
 
     async def note_agent(
-        self, node: Node, *, link: LinkMode, tags: dict[str, str], version: str, clock_skew: float | None
+        self, node: Node, *, link: str, tags: dict[str, str], version: str, clock_skew: float | None
     ) -> None:
         """Keeps what an agent says of itself when it attaches, and what was measured of its clock, if that was."""
         noted = replace(

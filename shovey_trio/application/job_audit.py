@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
 
 from shovey_trio.application.audit import audit_entry
 from shovey_trio.core.audit.records import AuditAction, AuditEntry
-from shovey_trio.core.jobs.model import Job, Principal, Route, Run
+from shovey_trio.core.jobs.model import Job, Principal, Run
 from shovey_trio.core.jobs.states import JobState
 
 # Names that are written out; of more, the digest of all.
@@ -32,8 +33,8 @@ def started_entry(job: Job, runs: Sequence[Run], principal: Principal, rule: str
         detail["input"] = given if len(text) <= _MAX_INPUT else {"sha256": hashlib.sha256(text.encode()).hexdigest()}
     if job.state is JobState.QUORUM_FAILED:
         detail["state"] = job.state.value
-    if legacy := sum(run.route is Route.LEGACY for run in runs):
-        detail["legacy_orders"] = legacy
+    kinds = Counter(run.route for run in runs if run.route is not None)
+    detail |= {f"{kind}_orders": number for kind, number in kinds.items()}
     return audit_entry(
         job.created_at,
         AuditAction.JOB_STARTED,

@@ -30,14 +30,12 @@ from shovey_trio.core.jobs.job_machine import admit
 from shovey_trio.core.jobs.model import (
     Grant,
     Job,
-    LinkMode,
     Node,
     OutputChunk,
     OutputExtent,
     Presence,
     Principal,
     Role,
-    Route,
     Run,
     StreamName,
 )
@@ -46,7 +44,6 @@ from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.core.jobs.targeting import Selection, resolve
 from shovey_trio.core.trust.grants import GrantDecision, decide_grants
 from shovey_trio.core.trust.orders import NONCE_BYTES
-from shovey_trio.nursery.ports import Doorbell
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
@@ -89,7 +86,7 @@ class ResolvedTarget:
 
     node: str
     up: bool
-    route: Route | None
+    route: str | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -128,13 +125,11 @@ class Jobs:
         services: Services,
         supervisor: Supervisor,
         registry: NodeRegistry,
-        doorbell: Doorbell,
         defaults: JobDefaults,
     ) -> None:
         self._services = services
         self._supervisor = supervisor
         self._registry = registry
-        self._doorbell = doorbell
         self._defaults = defaults
 
     # -- start
@@ -253,15 +248,15 @@ class Jobs:
             nonce=self._services.random_bytes(NONCE_BYTES),
             # Whoever is enrolled under this name from now on is somebody else, and gets nothing that waits for it.
             agent_instance=None if node is None else node.agent_instance or None,
-            # Decided here, for the life of the run: an order for an old node must never go out by two ways.
-            route=Route.LEGACY if node is not None and node.link is LinkMode.LEGACY else None,
+            # Decided here, for the life of the run: an order must never go out by two routes.
+            route=None if node is None else node.kind,
         )
         if job.state is JobState.QUORUM_FAILED:
             cause, detail = "quorum_failed", "nothing was sent: too few nodes were up"
         elif node is None:
             cause, detail = "node_unknown", "no node of this name is registered"
-        elif node.link is LinkMode.LEGACY and job.input:
-            cause, detail = "input_unsupported", "a schob can be given nothing but the name of a command"
+        elif unsupported := self._services.routes.of_node(node).unsupported(job):
+            cause, detail = "input_unsupported", unsupported
         elif node.presence is not Presence.UP:
             cause, detail = "node_down", f"the node was {node.presence.value} ({node.presence_reason})"
         else:
@@ -270,14 +265,8 @@ class Jobs:
 
     def resolved(self, node: Node) -> ResolvedTarget:
         """How an order would reach a node now."""
-        route: Route | None = None
-        if self._services.links.get(node.organization, node.name) is not None:
-            route = Route.STREAM
-        elif node.link is LinkMode.ON_DEMAND and self._doorbell.member_status(node.organization, node.name) == "alive":
-            route = Route.DOORBELL
-        elif node.link is LinkMode.LEGACY and self._services.legacy is not None:
-            route = Route.LEGACY
-        return ResolvedTarget(node=node.name, up=node.presence is Presence.UP, route=route)
+        way = self._services.routes.of_node(node).way(node)
+        return ResolvedTarget(node=node.name, up=node.presence is Presence.UP, route=way)
 
     # -- read
 

@@ -38,10 +38,13 @@ from shovey_trio.nursery.clock import WallClock
 from shovey_trio.nursery.engine import open_engine
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.route import Routes
 from shovey_trio.nursery.supervisor import Supervisor
+from shovey_trio.routes.stream import StreamRoute
 from shovey_trio.rpc.bridge import Server
 from shovey_trio.rpc.bridge.health import Health
 from shovey_trio.rpc.signer import Signer
+from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.opening import open_legacy_route
 from shovey_trio.shovey.rest.listener import open_rest
 from shovey_trio.shovey.route.reports import LegacyNodes
@@ -142,18 +145,19 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         await registry.load()
         timing = timing_of(settings)
         legacy = await open_legacy_route(settings, link=ring.link, registry=registry, clock=clock, timing=timing)
-        signer = Signer(keys.active())
+        signer, links = Signer(keys.active()), Links()
+        stream = StreamRoute(links=links, doorbell=ring.doorbell, signer=signer, timing=timing)
         engine = await enter(
             open_engine(
                 store,
                 registry=registry,
+                links=links,
+                routes=Routes(agents=stream, others={} if legacy is None else {KIND: legacy.route}),
                 doorbell=ring.doorbell,
-                signer=signer,
                 clock=clock,
                 epoch=epoch,
                 timing=timing,
                 bounds=bounds_of(settings),
-                legacy=None if legacy is None else legacy.dispatcher,
                 foreign=records.audit.note_foreign_run,
             )
         )

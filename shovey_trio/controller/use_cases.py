@@ -40,18 +40,19 @@ async def make_use_cases(
         services=services, registry=registry, authority=tls.authority, ca_certificates=tls.ca_pem, keys=keys
     )
     await identities.load()
-    jobs = Jobs(
-        services=services,
-        supervisor=supervisor,
-        registry=registry,
-        doorbell=engine.doorbell,
-        defaults=job_defaults_of(settings),
-    )
+    jobs = Jobs(services=services, supervisor=supervisor, registry=registry, defaults=job_defaults_of(settings))
     asks = WhitelistAsks()
     return UseCases(
         jobs=jobs,
         nodes=Nodes(services=services, supervisor=supervisor, registry=registry, doorbell=engine.doorbell),
         identities=identities,
-        explain=Explain(jobs=jobs, identities=identities, registry=registry, links=engine.links, asks=asks),
+        explain=Explain(
+            jobs=jobs,
+            identities=identities,
+            registry=registry,
+            links=engine.links,
+            routes=services.routes,
+            asks=asks,
+        ),
         asks=asks,
     )

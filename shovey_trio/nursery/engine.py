@@ -8,18 +8,17 @@ from dataclasses import dataclass
 
 import trio
 
-from shovey_trio.nursery.dispatch import Dispatcher
 from shovey_trio.nursery.inbound import AgentInbox, Foreign, nobody_minds
 from shovey_trio.nursery.links import Links
-from shovey_trio.nursery.ports import Clock, Doorbell, OrderSigner, SendFollow
+from shovey_trio.nursery.ports import Clock, Doorbell, SendFollow
 from shovey_trio.nursery.presence import NodePresence
 from shovey_trio.nursery.recovery import take_up_jobs
 from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.route import Routes
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Bounds, Timing
 from shovey_trio.nursery.supervisor import Supervisor, open_supervisor
 from shovey_trio.nursery.watch import CommitHub
-from shovey_trio.shovey.route.dispatch import LegacyDispatcher
 from shovey_trio.store.contract import Store
 
 
@@ -28,7 +27,7 @@ class Engine:
     """Running jobs and what they need. Made by ``open_engine``.
 
     Attributes:
-        helpers: the nursery of what serves all jobs; whoever brings another way to nodes serves it there.
+        helpers: the nursery of what serves all jobs; whoever listens to nodes of another kind does it there.
     """
 
     services: Services
@@ -57,13 +56,13 @@ async def open_engine(
     store: Store,
     *,
     registry: NodeRegistry,
+    links: Links,
+    routes: Routes,
     doorbell: Doorbell,
-    signer: OrderSigner,
     clock: Clock,
     epoch: int,
     timing: Timing,
     bounds: Bounds,
-    legacy: LegacyDispatcher | None = None,
     foreign: Foreign = nobody_minds,
 ) -> AsyncIterator[Engine]:
     """Opens the scope of all jobs, with what serves them; none is taken up yet (``Engine.take_up_jobs``).
@@ -73,13 +72,13 @@ async def open_engine(
     Args:
         store: open; its commits wake watchers from now on.
         registry: with the nodes loaded.
-        doorbell: how nodes without a stream are woken.
-        signer: of orders.
+        links: agents' streams; none is open yet.
+        routes: to every kind of node.
+        doorbell: over serf.
         clock: wall-clock time.
         epoch: of this start.
         timing: the nursery's times.
         bounds: how much may live at a time.
-        legacy: the dispatcher for nodes without a stream of their own, if there are any.
         foreign: is told when a node speaks of another node's run.
 
     Raises:
@@ -89,20 +88,17 @@ async def open_engine(
     def follow_changed(job_id: str, node: str | None, followed: bool) -> None:
         tell_followed(supervisor, links, job_id, node, followed)
 
-    links = Links()
     hub = CommitHub(max_watchers=bounds.watchers, follow_changed=follow_changed)
     store.on_commit(hub.committed)
     services = Services(
         store=store,
         links=links,
-        dispatcher=Dispatcher(links=links, doorbell=doorbell, timing=timing),
-        signer=signer,
+        routes=routes,
         hub=hub,
         clock=clock,
         epoch=epoch,
         timing=timing,
         bounds=bounds,
-        legacy=legacy,
     )
     async with trio.open_nursery() as helpers, open_supervisor(services) as supervisor:
         presence = NodePresence(
@@ -115,7 +111,8 @@ async def open_engine(
         )
         presence.begin()
         # They need not have begun: what is noted for them before waits for them.
-        helpers.start_soon(services.dispatcher.serve)  # noqa: ASYNC113
+        for route in (routes.agents, *routes.others.values()):
+            helpers.start_soon(route.serve)  # noqa: ASYNC113
         helpers.start_soon(presence.serve)  # noqa: ASYNC113
         helpers.start_soon(presence.serve_members)  # noqa: ASYNC113
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -18,6 +19,9 @@ from shovey_trio.core.jobs.events import NodeAccepted, NodeStarted, RunEvent
 from shovey_trio.core.jobs.model import Job, OutputChunk, OutputExtent, Run
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.mailbox import Mailbox
+
+if TYPE_CHECKING:
+    from shovey_trio.nursery.route import NodeRoute
 
 # Events waiting for one run. A node has a handful to say about a run; more means that the store is slow, and then the
 # node's stream waits. 16 × ~200 bytes × 50,000 runs = 160 MB if every run of a full controller were stuck at once.
@@ -72,34 +76,34 @@ class RunHandle:
         extent: how much of its output is durable.
         inbox: what its task is to be told.
         start_output: called once, with the first chunk, while the run's task is there to store it.
-        stream_lost: called, by whoever notices, when the node's stream is gone.
-        signed_with: of a run on an old node, the id of the key its last start order was signed with.
-        other_key_tried: whether such a node has refused one already.
+        contact_lost: called, by whoever notices, when the node's stream is gone.
+        route: how the node is reached, for as long as the run lives.
+        memo: what the route keeps with the run, for itself alone.
     """
 
     __slots__ = (
         "_counts",
         "_output",
         "_run",
+        "contact_lost",
         "extent",
         "inbox",
-        "other_key_tried",
-        "signed_with",
+        "memo",
+        "route",
         "start_output",
-        "stream_lost",
     )
 
-    def __init__(self, run: Run, *, counts: Counter[RunState], extent: OutputExtent) -> None:
+    def __init__(self, run: Run, *, route: NodeRoute, counts: Counter[RunState], extent: OutputExtent) -> None:
         self._run = run
+        self.route = route
+        self.memo: object = None
         self._counts = counts
         counts[run.state] += 1
         self.extent = extent
         self.inbox = Mailbox[Posted](_INBOX)
         self._output: tuple[trio.MemorySendChannel[PushedChunk], trio.MemoryReceiveChannel[PushedChunk]] | None = None
         self.start_output: Callable[[], None] | None = None
-        self.stream_lost: Callable[[], None] | None = None
-        self.signed_with = ""
-        self.other_key_tried = False
+        self.contact_lost: Callable[[], None] | None = None
 
     @property
     def run(self) -> Run:
@@ -112,6 +116,10 @@ class RunHandle:
         if before.state is not run.state:
             self._counts[before.state] -= 1
             self._counts[run.state] += 1
+
+    def get_run(self) -> Run:
+        """The run as it is when this is called; for what writes it later."""
+        return self._run
 
     @property
     def is_closed(self) -> bool:
@@ -204,9 +212,9 @@ class JobHandle:
     def __post_init__(self) -> None:
         self.stored = self.job
 
-    def add(self, run: Run, extent: OutputExtent) -> None:
+    def add(self, run: Run, extent: OutputExtent, route: NodeRoute) -> None:
         """Adds a run of the job, before it is supervised; one that has ended is only counted."""
-        live = RunHandle(run, counts=self.counts, extent=extent)
+        live = RunHandle(run, route=route, counts=self.counts, extent=extent)
         if run.is_terminal:
             live.close()
         self.runs[run.node] = live

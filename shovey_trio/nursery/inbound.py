@@ -14,9 +14,9 @@ import structlog
 from shovey_trio.core.jobs.events import NodeAttached, NodeKnows, NodeReported, RunEvent
 from shovey_trio.core.jobs.model import OutputExtent, Run
 from shovey_trio.core.jobs.run_machine import handle
-from shovey_trio.nursery.handles import PushedChunk
+from shovey_trio.nursery.handles import PushedChunk, RunHandle
 from shovey_trio.nursery.output_pump import continue_output
-from shovey_trio.nursery.persist import until_stored
+from shovey_trio.nursery.persist import until_stored, write_latest
 from shovey_trio.nursery.ports import AgentLink, SendForget, SendReportDurable
 from shovey_trio.nursery.presence import NodePresence
 from shovey_trio.nursery.services import Services
@@ -75,7 +75,7 @@ class AgentInbox:
         ``knows`` holds every run in the node's spool that was not confirmed yet; a run not in it is unknown there.
         """
         # A run that begins after this finds the link by itself.
-        waiting = self._supervisor.runs_of_node(link.organization, link.node)
+        waiting = self._runs_of(link)
         self._links.add(link)
         await self._presence.attached(link)
         for live in waiting:
@@ -86,13 +86,13 @@ class AgentInbox:
         """Notes that a stream is gone."""
         if self._links.remove(link):
             self._presence.detached(link, asked=asked)
-            for live in self._supervisor.runs_of_node(link.organization, link.node):
-                if live.stream_lost is not None:
-                    live.stream_lost()
+            for live in self._runs_of(link):
+                if live.contact_lost is not None:
+                    live.contact_lost()
 
     def waiting_orders(self, link: AgentLink) -> int:
         """How many live runs of the node still need its agent's stream."""
-        return len(self._supervisor.runs_of_node(link.organization, link.node))
+        return len(self._runs_of(link))
 
     def take_leave(self, link: AgentLink) -> bool:
         """Lets an on-demand agent go, unless there is work for it.
@@ -127,6 +127,11 @@ class AgentInbox:
                 return True
         return await self._pushed_after_the_end(organization, node, run_id, pushed)
 
+    def _runs_of(self, link: AgentLink) -> list[RunHandle]:
+        """The node's live runs, but for those that were given to what was there before this agent."""
+        runs = self._supervisor.runs_of_node(link.organization, link.node)
+        return [live for live in runs if live.route is self._services.routes.agents]
+
     async def _said_after_the_end(self, link: AgentLink, run_id: str, event: RunEvent) -> None:
         run = await self._services.store.find_run(link.organization, run_id)
         if run is None or run.node != link.node:
@@ -138,11 +143,7 @@ class AgentInbox:
             return
         outcome = handle(run, event, self._services.clock.now())
         if outcome.run is not run:
-
-            async def write() -> None:
-                await self._services.store.write_run(outcome.run)
-
-            await until_stored(write, longest_pause=self._services.timing.store_retry)
+            await write_latest(lambda: outcome.run, self._services)
         link.send_nowait(SendReportDurable(run_id=run_id))
 
     async def _pushed_after_the_end(self, organization: str, node: str, run_id: str, pushed: PushedChunk) -> bool:

@@ -2,15 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING
 
 import structlog
 import trio
 
 from shovey_trio.core.errors import StoreUnavailable
 
+if TYPE_CHECKING:
+    from shovey_trio.core.jobs.model import Run
+    from shovey_trio.nursery.services import Services
+
 _log = structlog.get_logger(__name__)
 _FIRST_PAUSE = 0.1
+
+
+async def write_latest(run: Callable[[], Run], services: Services, *, passed: Sequence[Run] = ()) -> None:
+    """Makes a run durable, with the states it ``passed`` on its way; ``run`` gives it as it is when it is written.
+
+    Raises:
+        StoreCorrupt: final; the daemon has to stop.
+    """
+
+    async def write() -> None:
+        await services.store.write_run(run(), passed=passed)
+
+    await until_stored(write, longest_pause=services.timing.store_retry)
 
 
 async def until_stored(write: Callable[[], Awaitable[None]], *, longest_pause: float) -> None:

@@ -57,7 +57,7 @@ class NodePresence:
         """Gives every node the usual time to come back, whatever it was at the last stop: runs may depend on it."""
         self._began = self._clock.now()
         for node in self._registry.all():
-            if node.link is LinkMode.LEGACY:
+            if node.kind is not None:
                 continue  # it has no stream to come back on
             self._look_at(_key(node), self._began + self._timing.stream_lost_after, since=self._began)
 
@@ -95,7 +95,7 @@ class NodePresence:
         """Follows serf's membership for on-demand nodes; until cancelled."""
         async for change in self._doorbell.changes():
             node = self._registry.get(change.organization, change.node)
-            if node is None or node.link is not LinkMode.ON_DEMAND or self._links.get(*_key(node)) is not None:
+            if node is None or node.link != LinkMode.ON_DEMAND or self._links.get(*_key(node)) is not None:
                 continue
             now = self._clock.now()
             if change.status != "alive":
@@ -122,7 +122,7 @@ class NodePresence:
         node = self._registry.get(*key)
         if node is None:
             return
-        if node.link is LinkMode.ATTACHED:
+        if node.link == LinkMode.ATTACHED:
             reason = "stream_lost"
         elif not self._is_fresh(node):
             reason = "stale"

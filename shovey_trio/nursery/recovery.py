@@ -13,8 +13,9 @@ import structlog
 
 from shovey_trio.core.jobs.command_input import restore_input
 from shovey_trio.core.jobs.events import CancelAsked
-from shovey_trio.core.jobs.model import Route, Run
+from shovey_trio.core.jobs.model import Job, Run
 from shovey_trio.core.jobs.states import RunState
+from shovey_trio.nursery.route import NodeRoute
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.store.contract import Store
 
@@ -25,10 +26,10 @@ _BY_JOB = "job"
 
 async def take_up_jobs(store: Store, supervisor: Supervisor) -> int:
     """Opens a nursery per unfinished job and returns how many there were."""
+    routes = supervisor.services.routes
     pictures = await store.unfinished_jobs()
     for picture in pictures:
-        expires_at = supervisor.services.timing.acceptance_until(picture.job)
-        runs = [_maybe_sent(run, expires_at) for run in picture.runs]
+        runs = [_maybe_sent(run, picture.job, routes.of_run(run)) for run in picture.runs]
         extents = await store.output_extents([run.id for run in runs if not run.is_terminal])
         handle = supervisor.admit(picture.job, runs, extents, given=restore_input(picture.job.input, picture.stdin))
         if picture.job.cancel_requested:
@@ -40,8 +41,8 @@ async def take_up_jobs(store: Store, supervisor: Supervisor) -> int:
     return len(pictures)
 
 
-def _maybe_sent(run: Run, expires_at: float) -> Run:
-    # An order in a query is noted durably before it goes out, and must never go out twice.
-    if run.state is RunState.PENDING and run.attempts == 0 and run.route is not Route.LEGACY:
-        return replace(run, attempts=1, order_expires_at=expires_at)
+def _maybe_sent(run: Run, job: Job, route: NodeRoute) -> Run:
+    # An order that must not go out twice is noted durably before it does: then what is pending was not sent.
+    if run.state is RunState.PENDING and run.attempts == 0 and route.may_repeat:
+        return replace(run, attempts=1, order_expires_at=route.acceptance_until(job, run))
     return run

@@ -7,9 +7,11 @@ run passed through is an event of its own in the store, its row and its commit a
 
 What takes time runs beside it in the run's nursery, and only while it is needed:
 
-* dispatch – brings a node without a stream here (doorbell, or waiting) until it has answered the start order;
-* output   – stores what the node pushes, from the first chunk on (``output_pump``);
-* cancel   – hands the node the cancel order, again and again, until the node has proven the end.
+* start  – what takes time for the start order to come to the node, until the node has answered it;
+* output – stores what the node pushes, from the first chunk on (``output_pump``);
+* cancel – hands the node the cancel order, until the run has ended.
+
+How the node is reached, and what that can promise, is the run's route (``route``); this file knows no kind of node.
 
 The timeout needs no task: ``next_deadline`` derives it from the run, so that it survives a restart. Only what judges a
 node's silence counts from when the controller can hear it again.
@@ -23,7 +25,6 @@ import structlog
 import trio
 
 from shovey_trio.core.errors import StoreCorrupt, first_leaf
-from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput
 from shovey_trio.core.jobs.events import (
     BY_DEADLINE,
     AcceptanceOver,
@@ -32,27 +33,23 @@ from shovey_trio.core.jobs.events import (
     Effect,
     ForgetRun,
     InternalFailure,
-    LegacyOutputOver,
     NodeReported,
     NodeSilent,
-    OrderSent,
+    OutputOver,
     ReconnectGraceOver,
     RunEvent,
     SecretsLost,
     SendCancel,
     SendStart,
 )
-from shovey_trio.core.jobs.model import Job, Route, Run
+from shovey_trio.core.jobs.model import Run
 from shovey_trio.core.jobs.run_machine import handle
 from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, RunState
-from shovey_trio.core.trust.orders import NONCE_BYTES, Order, OrderKind
 from shovey_trio.nursery.handles import JobHandle, Posted, RunHandle
 from shovey_trio.nursery.output_pump import pump_output
-from shovey_trio.nursery.persist import until_stored
-from shovey_trio.nursery.ports import SendFollow, SendForget, SendOrder, SendReportDurable
+from shovey_trio.nursery.persist import write_latest
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Timing
-from shovey_trio.shovey.route.run import send_legacy_cancel, send_legacy_start
 
 _log = structlog.get_logger(__name__)
 
@@ -92,12 +89,10 @@ def next_deadline(handle_: RunHandle, job: JobHandle, timing: Timing) -> tuple[f
     have come before), at the second it no longer believes what it last heard, whoever asked for the end.
     """
     run = handle_.run
-    if run.late_report is not None:
-        return run.late_report.reported_at + timing.legacy_output, LegacyOutputOver()
-    if run.state in (RunState.PENDING, RunState.DISPATCHED):
-        if run.route is Route.LEGACY:
-            return timing.legacy_acceptance_until(job.job, run), AcceptanceOver()
-        return timing.acceptance_until(job.job), AcceptanceOver()
+    if run.held_end is not None:
+        return run.held_end.reported_at + handle_.route.output_patience, OutputOver()
+    if run.state in _UNANSWERED:
+        return handle_.route.acceptance_until(job.job, run), AcceptanceOver()
     if run.state is RunState.UNKNOWN:
         silent_since = max(run.unknown_since or run.updated_at, job.supervised_since)
         return silent_since + timing.reconnect_grace, ReconnectGraceOver()
@@ -111,55 +106,23 @@ def next_deadline(handle_: RunHandle, job: JobHandle, timing: Timing) -> tuple[f
     return None
 
 
-def make_order(
-    handle_: RunHandle,
-    job: Job,
-    kind: OrderKind,
-    *,
-    agent_instance: str,
-    until: float,
-    services: Services,
-    given: CommandInput = NO_INPUT,
-) -> Order:
-    """The order of a kind for this run. A start order carries the same nonce however often it is made."""
-    run = handle_.run
-    now = services.clock.now()
-    return Order(
-        organization=run.organization,
-        node=run.node,
-        agent_instance=agent_instance,
-        job_id=run.job_id,
-        run_id=run.id,
-        kind=kind,
-        command=job.command,
-        run_timeout=job.run_timeout,
-        kill_grace=job.kill_grace,
-        issued_at=now,
-        expires_at=until,
-        nonce=run.nonce if kind is OrderKind.START else services.random_bytes(NONCE_BYTES),
-        epoch=services.epoch,
-        input=given,
-    )
-
-
 class _RunScope:
     """The state of ``supervise_run``: the run's handle and which of its helper tasks are on."""
 
     def __init__(self, handle_: RunHandle, job: JobHandle, services: Services, nursery: trio.Nursery) -> None:
-        self._handle = handle_
-        self._job = job
-        self._services = services
+        self.handle = handle_
+        self.job = job
+        self.services = services
         self._nursery = nursery
-        self._dispatching: trio.CancelScope | None = None
-        # How the node came to its present stream, as far as this run had a part in it.
-        self._route = Route.STREAM
+        self._starting: trio.CancelScope | None = None
         self._cancelling = False
-        self._held_report: NodeReported | None = None
+        # Here and not in the run: until it is confirmed, the node tells it again.
+        self._early_report: NodeReported | None = None
 
     async def live(self) -> None:
         """Handles events until the run is terminal."""
-        handle_ = self._handle
-        handle_.stream_lost = self._stream_lost
+        handle_ = self.handle
+        handle_.contact_lost = self._contact_lost
         handle_.start_output = self._start_output
         if handle_.has_output:
             handle_.start_output = None
@@ -170,27 +133,23 @@ class _RunScope:
                 await self._apply(await self._next_events())
         finally:
             # The nursery that they start tasks in is about to close.
-            handle_.stream_lost = handle_.start_output = None
+            handle_.contact_lost = handle_.start_output = None
 
     def _begin(self) -> None:
-        run = self._handle.run
-        if run.route is Route.LEGACY:
-            if run.attempts == 0 and run.state is RunState.PENDING:
-                self._start_dispatch()
-        elif run.state in _UNANSWERED:
-            self._send_start()
-            self._reach_node()
+        run = self.handle.run
+        if run.state in _UNANSWERED and (run.attempts == 0 or self.handle.route.may_repeat):
+            self._start()
         if run.cancelling:
             self._start_cancel()
 
     async def _next_events(self) -> list[Posted]:
         """What was posted comes before what time says: a node that has spoken is not silent."""
-        inbox = self._handle.inbox
-        deadline = next_deadline(self._handle, self._job, self._services.timing)
+        inbox = self.handle.inbox
+        deadline = next_deadline(self.handle, self.job, self.services.timing)
         if deadline is None:
             return await inbox.take_all()
         at, event = deadline
-        until = trio.current_time() + max(at - self._services.clock.now(), 0)
+        until = trio.current_time() + max(at - self.services.clock.now(), 0)
         return await inbox.take_all(until) or [Posted(event)]
 
     async def _apply(self, batch: list[Posted]) -> None:
@@ -203,20 +162,20 @@ class _RunScope:
         effects: list[Effect] = []
         try:
             for posted in batch:
-                before = self._handle.run
+                before = self.handle.run
                 if before.is_terminal:
                     break
                 effects += self._decide(posted.event)
-                if self._handle.run is not before:
-                    states.append(self._handle.run)
+                if self.handle.run is not before:
+                    states.append(self.handle.run)
                 handled += 1
             if states:
                 await self._write_until_stored(states[:-1])
             else:
                 await trio.lowlevel.checkpoint()
-            self._job.drop_secrets()
-            if self._handle.run.state not in _UNANSWERED and self._dispatching is not None:
-                self._dispatching.cancel(reason="the node has answered")
+            self.job.drop_secrets()
+            if self.handle.run.state not in _UNANSWERED and self._starting is not None:
+                self._starting.cancel(reason="the node has answered")
             for effect in effects:
                 self._carry_out(effect)
             durable = handled
@@ -225,153 +184,69 @@ class _RunScope:
                 posted.settle(handled=number < durable)
 
     def _decide(self, event: RunEvent) -> Sequence[Effect]:
-        if isinstance(event, NodeReported) and event.report.output_bytes > self._handle.extent.position:
+        if isinstance(event, NodeReported) and event.report.output_bytes > self.handle.extent.position:
             # The end of the output is still on its way; a run is not terminal before its output is durable.
-            self._held_report = event
+            self._early_report = event
             return ()
-        outcome = handle(self._handle.run, event, self._services.clock.now())
-        self._handle.run = outcome.run
+        outcome = handle(self.handle.run, event, self.services.clock.now())
+        self.handle.run = outcome.run
         return outcome.effects
 
     async def _write_until_stored(self, passed: Sequence[Run] = ()) -> None:
-        async def write() -> None:
-            await self._services.store.write_run(self._handle.run, passed=passed)
-
-        await until_stored(write, longest_pause=self._services.timing.store_retry)
+        await write_latest(self.handle.get_run, self.services, passed=passed)
 
     def _carry_out(self, effect: Effect) -> None:
-        run = self._handle.run
-        link = self._services.links.get(run.organization, run.node)
+        run = self.handle.run
         match effect:
             case SendStart() if run.state not in _UNANSWERED:
                 pass  # what came with it was the answer
-            case SendStart() if run.route is Route.LEGACY:
-                if self._dispatching is not None:
-                    self._dispatching.cancel(reason="the node holds another key")
-                self._start_dispatch()
-            case SendStart() if self._job.has_lost_secrets:
-                self._nursery.start_soon(self._handle.post, SecretsLost())
+            case SendStart() if self.job.has_lost_secrets:
+                self._nursery.start_soon(self.handle.post, SecretsLost())
             case SendStart():
-                self._send_start()
-                self._reach_node()
+                if self._starting is not None:
+                    self._starting.cancel(reason="the order is sent anew")
+                self._start()
             case SendCancel() if not run.is_terminal:
                 self._start_cancel()
-            case ConfirmReport() if link is not None:
-                link.send_nowait(SendReportDurable(run_id=run.id))
-            case ForgetRun() if link is not None:
-                link.send_nowait(SendForget(run_id=run.id))
-            case _:
-                pass  # nobody to tell: the node asks again when it attaches
+            case ConfirmReport() | ForgetRun():
+                self.handle.route.tell(run, effect)
 
-    # -- dispatch
+    # -- the order
 
-    def _stream_lost(self) -> None:
-        if self._handle.run.state in _UNANSWERED and self._handle.run.route is not Route.LEGACY:
-            self._reach_node()
+    def _contact_lost(self) -> None:
+        if self.handle.run.state in _UNANSWERED and self.handle.route.may_repeat:
+            self._start()
 
-    def _reach_node(self) -> None:
-        """Brings the node here unless it is: while it has a stream, there is nothing to wait for but its answer."""
-        run = self._handle.run
-        if self._services.links.get(run.organization, run.node) is None:
-            self._start_dispatch()
+    def _start(self) -> None:
+        if self.handle.route.start_nowait(self):
+            return
+        if self._starting is None or self._starting.cancel_called:
+            self._starting = trio.CancelScope()
+            self._nursery.start_soon(self._start_waiting, self._starting)
 
-    def _start_dispatch(self) -> None:
-        if self._dispatching is None or self._dispatching.cancel_called:
-            self._dispatching = trio.CancelScope()
-            self._nursery.start_soon(self._dispatch, self._dispatching)
-
-    async def _dispatch(self, scope: trio.CancelScope) -> None:
-        """Brings the node here, until it is or the run has its answer by another way.
-
-        The order goes out when the node has said what it knows (``NodeAttached``), so none is sent that it has. A
-        stream that breaks before the answer begins this anew.
-        """
-        run = self._handle.run
+    async def _start_waiting(self, scope: trio.CancelScope) -> None:
         try:
             with scope:
-                if run.route is Route.LEGACY:
-                    await send_legacy_start(self._handle, self._job.job, self._services, self._write_until_stored)
-                    return
-                reached = await self._services.dispatcher.reach(
-                    organization=run.organization, job_id=run.job_id, node=run.node
-                )
-                self._route = reached.route
+                await self.handle.route.start(self)
         finally:
-            if self._dispatching is scope:
-                self._dispatching = None
-
-    def _send_start(self) -> None:
-        """Notes that the order goes out, then lets it go out: without a pause between the two.
-
-        A cancel that comes between them would otherwise take the run for never sent. A node without a stream gets it
-        when it attaches.
-        """
-        run = self._handle.run
-        link = self._services.links.get(run.organization, run.node)
-        if link is None or run.state not in _UNANSWERED or run.cancelling:
-            return
-        if self._job.has_lost_secrets:
-            return  # what the node knows of the run decides: see ``_carry_out``
-        until = self._services.timing.acceptance_until(self._job.job)
-        instance = run.agent_instance or link.agent_instance
-        order = make_order(
-            self._handle,
-            self._job.job,
-            OrderKind.START,
-            agent_instance=instance,
-            until=until,
-            services=self._services,
-            given=self._job.input,
-        )
-        signed = self._services.signer.sign(order)
-        sent = OrderSent(route=self._route, agent_instance=instance, expires_at=until, key_id=signed.key_id)
-        outcome = handle(run, sent, self._services.clock.now())
-        self._handle.run = outcome.run
-        self._services.store.write_run_soon(outcome.run)
-        link.send_nowait(SendOrder(order=signed))
-        if self._services.hub.is_followed(run.job_id, run.node):
-            link.send_nowait(SendFollow(run_id=run.id, followed=True))
-
-    # -- cancel
+            if self._starting is scope:
+                self._starting = None
 
     def _start_cancel(self) -> None:
         if not self._cancelling:
             self._cancelling = True
-            if self._handle.run.route is Route.LEGACY:
-                self._nursery.start_soon(send_legacy_cancel, self._handle, self._job.job, self._services)
-            else:
-                self._nursery.start_soon(self._cancel)
-
-    async def _cancel(self) -> None:
-        """Hands the node a cancel order until this nursery ends with the run."""
-        timing = self._services.timing
-        while True:
-            run = self._handle.run
-            reached = await self._services.dispatcher.reach(
-                organization=run.organization, job_id=run.job_id, node=run.node
-            )
-            order = make_order(
-                self._handle,
-                self._job.job,
-                OrderKind.CANCEL,
-                agent_instance=run.agent_instance or reached.link.agent_instance,
-                until=self._services.clock.now() + timing.acceptance,
-                services=self._services,
-            )
-            reached.link.send_nowait(SendOrder(order=self._services.signer.sign(order)))
-            with trio.move_on_after(timing.cancel_retry + self._job.job.kill_grace):
-                await self._services.links.wait_gone(reached.link)
+            self._nursery.start_soon(self.handle.route.cancel, self)
 
     # -- output
 
     def _start_output(self) -> None:
-        self._nursery.start_soon(pump_output, self._handle, self._services, self._output_grew)
+        self._nursery.start_soon(pump_output, self.handle, self.services, self._output_grew)
 
     async def _output_grew(self) -> None:
-        held = self._held_report
-        if held is not None and held.report.output_bytes <= self._handle.extent.position:
-            self._held_report = None
-            await self._handle.post(held)
+        early = self._early_report
+        if early is not None and early.report.output_bytes <= self.handle.extent.position:
+            self._early_report = None
+            await self.handle.post(early)
 
 
 async def crash_run(handle_: RunHandle, services: Services, detail: str) -> None:
@@ -379,14 +254,8 @@ async def crash_run(handle_: RunHandle, services: Services, detail: str) -> None
     if handle_.run.is_terminal:
         return
     handle_.run = handle(handle_.run, InternalFailure(detail=detail), services.clock.now()).run
-
-    async def write() -> None:
-        await services.store.write_run(handle_.run)
-
-    await until_stored(write, longest_pause=services.timing.store_retry)
-    link = services.links.get(handle_.run.organization, handle_.run.node)
-    if link is not None:
-        link.send_nowait(SendForget(run_id=handle_.run.id))
+    await write_latest(handle_.get_run, services)
+    handle_.route.tell(handle_.run, ForgetRun())
 
 
 def failure_detail(failure: BaseException) -> str:

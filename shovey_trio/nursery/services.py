@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 from shovey_trio.nursery.settings import Bounds, Timing
 
 if TYPE_CHECKING:
-    from shovey_trio.nursery.dispatch import Dispatcher
     from shovey_trio.nursery.links import Links
-    from shovey_trio.nursery.ports import Clock, OrderSigner
+    from shovey_trio.nursery.ports import Clock
+    from shovey_trio.nursery.route import Routes
     from shovey_trio.nursery.watch import CommitHub
-    from shovey_trio.shovey.route.dispatch import LegacyDispatcher
     from shovey_trio.store.contract import Store
 
 
@@ -24,12 +23,10 @@ class Services:
 
     store: Store
     links: Links
-    dispatcher: Dispatcher
-    signer: OrderSigner
+    routes: Routes
     hub: CommitHub
     clock: Clock
     epoch: int
     timing: Timing = field(default_factory=Timing)
     bounds: Bounds = field(default_factory=Bounds)
-    legacy: LegacyDispatcher | None = None
     random_bytes: Callable[[int], bytes] = os.urandom

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from shovey_trio.core.jobs.model import Job, Run
+from shovey_trio.core.jobs.model import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,13 +27,6 @@ class Timing:
         stream_lost_after: how long an attached agent's stream may be gone before the node is down.
         on_demand_fresh: how long an on-demand agent counts as up after it was last heard.
         store_retry: longest pause between attempts to write while the store is unavailable.
-        legacy_per_target: how much longer per target an order for an old node may wait for its query: about one a
-            second goes out, in the worst case with one name in it.
-        legacy_cancel: how long, beside the kill grace, a cancelled old node is waited for.
-        legacy_output: how long after its end was told a run's last output is waited for.
-        legacy_reorder: how long a piece of output waits for the one before it.
-        legacy_fresh: how long an old node counts as up after it was last heard.
-        legacy_check: how often that is looked at.
     """
 
     acceptance: float = 60.0
@@ -47,22 +40,10 @@ class Timing:
     stream_lost_after: float = 15.0
     on_demand_fresh: float = 900.0
     store_retry: float = 5.0
-    legacy_per_target: float = 1.0
-    legacy_cancel: float = 10.0
-    legacy_output: float = 5.0
-    legacy_reorder: float = 1.0
-    legacy_fresh: float = 600.0
-    legacy_check: float = 60.0
 
     def acceptance_until(self, job: Job) -> float:
         """Until when a start order of a job may be accepted, in unix seconds; derived, so the same after a restart."""
         return job.created_at + self.acceptance + math.ceil(self.spread_per_target * job.run_total)
-
-    def legacy_acceptance_until(self, job: Job, run: Run) -> float:
-        """As ``acceptance_until``, for an old node: counted from when its order went out, if it did."""
-        if run.dispatched_at is not None:
-            return run.dispatched_at + self.acceptance
-        return job.created_at + self.acceptance + self.legacy_per_target * job.run_total
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -123,7 +123,7 @@ class Supervisor:
         """
         handle = JobHandle(job=job, input=given)
         for run in runs:
-            handle.add(run, (extents or {}).get(run.id, _NOTHING_STORED))
+            handle.add(run, (extents or {}).get(run.id, _NOTHING_STORED), self.services.routes.of_run(run))
         self._open(handle)
         return handle
 
@@ -131,7 +131,7 @@ class Supervisor:
         """The handle of a job that is about to be stored, made in slices so that other tasks get their turns."""
         handle = JobHandle(job=job, input=given)
         for number, run in enumerate(runs, 1):
-            handle.add(run, _NOTHING_STORED)
+            handle.add(run, _NOTHING_STORED, self.services.routes.of_run(run))
             if number % _PREPARED == 0:
                 await trio.lowlevel.checkpoint()
         return handle

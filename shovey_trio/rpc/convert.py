@@ -19,8 +19,6 @@ from shovey_trio.core.jobs.command_input import MAX_STDIN, CommandInput, InputRe
 from shovey_trio.core.jobs.events import NodeRefused, ReportOutcome, RunReport
 from shovey_trio.core.jobs.model import (
     Job,
-    LateReport,
-    LinkMode,
     Node,
     NodeStatus,
     OutputChunk,
@@ -28,9 +26,9 @@ from shovey_trio.core.jobs.model import (
     Presence,
     ProofKind,
     Role,
-    Route,
     Run,
     StreamName,
+    ToldEnd,
     User,
 )
 from shovey_trio.core.jobs.states import JobState, RunState
@@ -112,13 +110,26 @@ class EnumMap(Generic[_E]):
         return frozenset(self._members[number] for number in numbers if number in self._members)
 
 
+class WordMap:
+    """Plain words, and the protobuf enum with a member for each that clients know: ``on-demand``, ``X_ON_DEMAND``."""
+
+    def __init__(self, wrapper: Any, prefix: str) -> None:
+        self._numbers = {
+            name.removeprefix(prefix).lower().replace("_", "-"): number for name, number in wrapper.items()
+        }
+
+    def number(self, word: str | None) -> Any:
+        """The protobuf number; 0 (unspecified) for None and for a word that has none."""
+        return 0 if word is None else self._numbers.get(word, 0)
+
+
 JOB_STATES = EnumMap(job_pb2.JobState, JobState, "JOB_STATE_")
 RUN_STATES = EnumMap(job_pb2.RunState, RunState, "RUN_STATE_")
 PROOFS = EnumMap(job_pb2.ProofKind, ProofKind, "PROOF_KIND_")
-ROUTES = EnumMap(job_pb2.Route, Route, "ROUTE_")
+ROUTES = WordMap(job_pb2.Route, "ROUTE_")
 STREAMS = EnumMap(job_pb2.OutputStream, StreamName, "OUTPUT_STREAM_")
 PRESENCES = EnumMap(node_pb2.NodePresence, Presence, "NODE_PRESENCE_")
-LINKS = EnumMap(node_pb2.LinkMode, LinkMode, "LINK_MODE_")
+LINKS = WordMap(node_pb2.LinkMode, "LINK_MODE_")
 ORDER_KINDS = EnumMap(order_pb2.OrderKind, OrderKind, "ORDER_KIND_")
 VERDICTS = EnumMap(job_service_pb2.Verdict, Verdict, "VERDICT_")
 OUTCOMES = EnumMap(agent_service_pb2.ReportOutcome, ReportOutcome, "REPORT_OUTCOME_")
@@ -218,7 +229,7 @@ def run_message(run: Run, extent: OutputExtent | None = None) -> job_pb2.Run:
     )
 
 
-def _late_report_message(late: LateReport) -> job_pb2.LateReport:
+def _late_report_message(late: ToldEnd) -> job_pb2.LateReport:
     return job_pb2.LateReport(
         state=RUN_STATES.number(late.state),
         cause=late.cause,

@@ -14,6 +14,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import NoReturn, TypeAlias
 
@@ -30,7 +31,7 @@ from shovey_trio.serf.errors import SerfConnectionLost, SerfConsumerTooSlow, Ser
 from shovey_trio.serf.membership import Membership
 from shovey_trio.serf.pace import PaceLimits
 from shovey_trio.serf.progress import QueryProgress
-from shovey_trio.serf.queries import QueryIssuer
+from shovey_trio.serf.queries import IssueQuery, QueryIssuer
 
 _log = structlog.get_logger(__name__)
 
@@ -189,9 +190,9 @@ class SerfLink:
         """Sends a query in its turn; see ``QueryIssuer.issue``. While serf is away it waits."""
         return await self._issuer.issue(query)
 
-    async def ring_at_turn(self, prepare: Callable[[], Awaitable[PlannedQuery | None]]) -> QueryProgress | None:
-        """Sends a query that is made when its turn has come; see ``QueryIssuer.issue_at_turn``."""
-        return await self._issuer.issue_at_turn(prepare)
+    def turn(self) -> AbstractAsyncContextManager[IssueQuery]:
+        """The turn of a query that is made when it has come; see ``QueryIssuer.turn``."""
+        return self._issuer.turn()
 
     async def announce(self, name: str, payload: bytes, *, coalesce: bool = False) -> None:
         """Sends a user event as soon as there is a connection.

@@ -7,8 +7,10 @@ faster than gossip carries them. While serf is away they wait here, up to a boun
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import Final
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final, TypeAlias
 
 import trio
 
@@ -21,6 +23,8 @@ from shovey_trio.serf.progress import QueryProgress
 
 #: Waiting queries of about 1 KiB and their tasks; at one a second the last of them would already wait four minutes.
 MAX_WAITING: Final = 256
+
+IssueQuery: TypeAlias = Callable[[PlannedQuery], Awaitable[QueryProgress]]
 
 
 class QueryIssuer:
@@ -72,22 +76,16 @@ class QueryIssuer:
             SerfConnectionLost: the connection broke meanwhile; the query may have been sent.
             RemoteProtocolError, SerfAuthFailed: as ``SerfConnection.command``.
         """
+        async with self.turn() as issue:
+            return await issue(query)
 
-        async def ready() -> PlannedQuery:  # noqa: ASYNC124 - one that had to be prepared would wait
-            return query
-
-        progress = await self.issue_at_turn(ready)
-        assert progress is not None
-        return progress
-
-    async def issue_at_turn(self, prepare: Callable[[], Awaitable[PlannedQuery | None]]) -> QueryProgress | None:
-        """As ``issue``, for a query that is made when its turn has come and not before.
-
-        ``prepare`` is called when nothing but its own answer keeps the query from being sent; other queries wait for it
-        meanwhile. When it returns None nothing is sent, and None is returned.
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[IssueQuery]:
+        """A block that begins when a query may be sent, with what sends it. Other queries wait for its end.
 
         Raises:
-            As ``issue``.
+            SerfQueueFull: too many are waiting.
+            Whatever ``issue`` raises, by the sender.
         """
         if self._waiting >= self._max_waiting:
             await trio.lowlevel.checkpoint()
@@ -96,9 +94,7 @@ class QueryIssuer:
         self._waiting += 1
         try:
             async with self._turn:
-                connection = await self._wait_allowed()
-                query = await prepare()
-                return None if query is None else await self._send(connection, query)
+                yield partial(self._send, await self._wait_allowed())
         finally:
             self._waiting -= 1
 

@@ -6,7 +6,7 @@ Only there when ``legacy.enabled`` says so: without it no order leaves in a quer
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
@@ -19,11 +19,13 @@ from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.settings import Timing
 from shovey_trio.serf.link import SerfLink
 from shovey_trio.shovey.keys import LegacyKeyFile
+from shovey_trio.shovey.kind import SchobTiming
 from shovey_trio.shovey.route.bell import LegacyListener, SerfLegacyBell
 from shovey_trio.shovey.route.dispatch import LegacyDispatcher
 from shovey_trio.shovey.route.keyring import LegacyKeyring, LegacyRing
 from shovey_trio.shovey.route.presence import LegacyPresence
 from shovey_trio.shovey.route.reports import LegacyNodes
+from shovey_trio.shovey.route.route import SchobRoute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +36,8 @@ class LegacyRoute:
     registry: NodeRegistry
     bell: SerfLegacyBell
     keyring: LegacyKeyring
-    dispatcher: LegacyDispatcher
+    route: SchobRoute
+    waits: SchobTiming = field(default_factory=SchobTiming)
 
     def start(
         self,
@@ -51,9 +54,9 @@ class LegacyRoute:
             changes=engine.doorbell.changes,
             clock=services.clock,
             timing=services.timing,
+            waits=self.waits,
             runs_of_node=supervisor.runs_of_node,
         )
-        helpers.start_soon(self.dispatcher.serve)
         helpers.start_soon(self.keyring.serve)
         helpers.start_soon(presence.serve)
         helpers.start_soon(presence.serve_members)
@@ -65,6 +68,7 @@ class LegacyRoute:
             presence=presence,
             bell=self.bell,
             keyring=self.keyring,
+            waits=self.waits,
         )
 
 
@@ -87,12 +91,15 @@ async def open_legacy_route(
     rings = await trio.to_thread.run_sync(load)
     bell = SerfLegacyBell(link, organization=settings.server.organization, limit=settings.serf.query_size_limit)
     keyring = LegacyKeyring(rings, load=load, registry=registry)
+    dispatcher = LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
+    waits = SchobTiming()
     return LegacyRoute(
         link=link,
         registry=registry,
         bell=bell,
         keyring=keyring,
-        dispatcher=LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing),
+        route=SchobRoute(dispatcher, timing=timing, waits=waits),
+        waits=waits,
     )
 
 

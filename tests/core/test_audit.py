@@ -30,7 +30,7 @@ from shovey_trio.core.audit.records import (
 from shovey_trio.core.audit.runs import RunsDigest, run_line
 from shovey_trio.core.audit.tally import KINDS, AuditTally
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.jobs.model import LateReport, Run
+from shovey_trio.core.jobs.model import Run, ToldEnd
 from shovey_trio.core.jobs.states import RunState
 
 NOW = 1_800_000_000.5
@@ -211,7 +211,7 @@ def test_digest_covers_who_ran_what_with_which_key_and_how_it_ended(change: dict
 
 
 def test_digest_is_not_changed_by_what_a_node_says_after_the_end() -> None:
-    late = LateReport(state=RunState.FAILED, cause="", exit_code=1, signal=None, reported_at=NOW)
+    late = ToldEnd(state=RunState.FAILED, cause="", exit_code=1, signal=None, reported_at=NOW)
     assert run_line(run()) == run_line(run(late_report=late, updated_at=NOW + 1))
 
 

@@ -33,17 +33,18 @@ from shovey_trio.core.jobs.events import (
     SendCancel,
     SendStart,
 )
-from shovey_trio.core.jobs.model import ProofKind, Route, Run
+from shovey_trio.core.jobs.model import ProofKind, Run
 from shovey_trio.core.jobs.run_machine import Outcome, handle
 from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, TERMINAL_RUN_STATES, RunState, check_run_transition
 from shovey_trio.core.trust.orders import OrderKind, RefusalReason
+from shovey_trio.nursery.route import STREAM
 
 NOW = 1_800_000_000.0
 EXPIRES = NOW + 60
 PENDING = Run(
     id="run", job_id="job", organization="default", node="web-1", created_at=NOW, updated_at=NOW, nonce=b"n" * 16
 )
-SENT = OrderSent(route=Route.STREAM, agent_instance="i-1", expires_at=EXPIRES)
+SENT = OrderSent(route=STREAM, agent_instance="i-1", expires_at=EXPIRES)
 ACCEPTED = NodeAccepted(at=NOW + 1)
 STARTED = NodeStarted(at=NOW + 2)
 SILENT = NodeSilent(since=NOW + 3, reason="stream_lost")
@@ -124,7 +125,7 @@ class LifeOfARun(RuleBasedStateMachine):
     @rule(instance=st.sampled_from(["i-1", "i-2"]))
     def our_order_goes_out(self, instance: str) -> None:
         if self.run.state in (RunState.PENDING, RunState.DISPATCHED) and not self.run.cancelling:
-            event = OrderSent(route=Route.STREAM, agent_instance=instance, expires_at=EXPIRES)
+            event = OrderSent(route=STREAM, agent_instance=instance, expires_at=EXPIRES)
             self.run = handle(self.run, event, self.now).run
             self.past.append(self.run)
             self.sent = True

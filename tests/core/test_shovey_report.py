@@ -15,23 +15,23 @@ from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.core.jobs.events import (
     BY_DEADLINE,
     CancelAsked,
-    LegacyCancelOver,
-    LegacyEnded,
-    LegacyHeard,
-    LegacyKeyRefused,
-    LegacyOutputOver,
-    NodeAttached,
-    NodeKnows,
+    CancelUnproven,
+    EndTold,
+    InternalFailure,
+    NodeHeard,
     NodeRefused,
     NodeSilent,
     NodeStarted,
     OrderSent,
+    OrderUnusable,
+    OutputOver,
     RunEvent,
     SendStart,
 )
-from shovey_trio.core.jobs.model import Route, Run, StreamName
+from shovey_trio.core.jobs.model import Run, StreamName
 from shovey_trio.core.jobs.run_machine import handle
 from shovey_trio.core.jobs.states import RunState
+from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.protocol.report import (
     RunPut,
     RunStatus,
@@ -55,7 +55,7 @@ _STREAM_PUTS = [put["request_body"] for put in _PUTS if put["request_line"].star
 def _sent() -> Run:
     return _play(
         Run(id="r", job_id="j", organization="o", node="n", created_at=1, updated_at=1, nonce=b"n" * 16),
-        OrderSent(route=Route.LEGACY, agent_instance="", expires_at=900),
+        OrderSent(route=KIND, agent_instance="", expires_at=900),
     )
 
 
@@ -103,19 +103,20 @@ def test_recorded_output_is_understood_and_rebuilt(body: str) -> None:
 def test_an_end_means_this(
     status: str, exit_status: int, error: str, end: tuple[RunState, str, int | None, int | None]
 ) -> None:
-    run = _play(_say(_say(_sent(), "running"), status, exit_status=exit_status, error=error), LegacyOutputOver())
+    run = _play(_say(_say(_sent(), "running"), status, exit_status=exit_status, error=error), OutputOver())
     assert (run.state, run.cause, run.exit_code, run.signal) == end
     assert run.detail == error
     assert run.finished_at == 5.0
-    assert run.late_report is None
+    assert (run.held_end, run.late_report) == (None, None)
 
 
 def test_a_run_is_not_terminal_before_the_last_of_its_output() -> None:
     run = _say(_say(_sent(), "running"), "succeeded")
     assert run.state is RunState.RUNNING
-    assert run.late_report is not None
-    assert run.late_report.state is RunState.SUCCEEDED
-    meanwhile = _play(run, NodeSilent(since=1, reason="x"), CancelAsked(by="a"), LegacyCancelOver(), LegacyHeard())
+    assert run.late_report is None
+    assert run.held_end is not None
+    assert run.held_end.state is RunState.SUCCEEDED
+    meanwhile = _play(run, NodeSilent(since=1, reason="x"), CancelAsked(by="a"), CancelUnproven(), NodeHeard())
     assert meanwhile is run
     assert _say(run, "failed", exit_status=1) is run
 
@@ -129,18 +130,12 @@ def test_refusals_end_a_run_that_was_not_accepted() -> None:
 
 
 def test_an_invalid_report_of_an_accepted_run_says_only_that_the_command_failed() -> None:
-    run = _play(_say(_say(_sent(), "running"), "invalid", error="fork/exec x: no such file"), LegacyOutputOver())
+    run = _play(_say(_say(_sent(), "running"), "invalid", error="fork/exec x: no such file"), OutputOver())
     assert (run.state, run.cause) == (RunState.FAILED, "spawn_failed")
 
 
-def test_an_invalid_report_never_changes_a_run_that_has_ended() -> None:
-    ended = _play(_say(_say(_sent(), "running"), "succeeded"), LegacyOutputOver())
-    assert _say(ended, "invalid", error="could not be verified!") is ended
-    assert _say(ended, "invalid", error="fork/exec x: no such file") is ended
-
-
 def test_later_truth_is_kept_beside_the_end_once() -> None:
-    ended = _play(_sent(), CancelAsked(by="a"), LegacyCancelOver())
+    ended = _play(_sent(), CancelAsked(by="a"), CancelUnproven())
     assert ended.state is RunState.CANCEL_UNPROVEN
     late = _say(ended, "failed", exit_status=7)
     assert late.state is RunState.CANCEL_UNPROVEN
@@ -153,45 +148,46 @@ def test_later_truth_is_kept_beside_the_end_once() -> None:
 @pytest.mark.parametrize("status", ["killed", "shutdown", "cancelled", "failed", "bad_fh"])
 def test_a_run_that_was_asked_to_cancel_ends_unproven_whatever_word_the_node_uses(status: str) -> None:
     run = _play(_say(_sent(), "running"), CancelAsked(by="user/a"))
-    run = _play(_say(run, status, exit_status=130), LegacyOutputOver())
+    run = _play(_say(run, status, exit_status=130), OutputOver())
     assert run.state is RunState.CANCEL_UNPROVEN
     assert run.proof is None
 
 
 def test_a_command_that_succeeded_before_its_cancel_came_has_succeeded() -> None:
     run = _play(_say(_sent(), "running"), CancelAsked(by="user/a"))
-    assert _play(_say(run, "succeeded"), LegacyOutputOver()).state is RunState.SUCCEEDED
+    assert _play(_say(run, "succeeded"), OutputOver()).state is RunState.SUCCEEDED
 
 
 def test_a_cancel_that_nobody_answers_ends_unproven() -> None:
     for run in (_sent(), _say(_sent(), "running"), _play(_sent(), NodeSilent(since=1, reason="x"))):
-        assert _play(run, CancelAsked(by="user/a"), LegacyCancelOver()).state is RunState.CANCEL_UNPROVEN
+        assert _play(run, CancelAsked(by="user/a"), CancelUnproven()).state is RunState.CANCEL_UNPROVEN
 
 
 def test_a_run_that_the_deadline_cancelled_has_timed_out() -> None:
     run = _play(_say(_sent(), "running"), CancelAsked(by=BY_DEADLINE))
-    assert _play(_say(run, "killed"), LegacyOutputOver()).state is RunState.TIMED_OUT
+    assert _play(_say(run, "killed"), OutputOver()).state is RunState.TIMED_OUT
 
 
 def test_a_wrong_key_is_answered_with_another_start_unless_the_node_has_the_run() -> None:
     sent = _sent()
-    assert handle(sent, LegacyKeyRefused(), 9.0).effects == (SendStart(),)
+    assert handle(sent, OrderUnusable(), 9.0).effects == (SendStart(),)
     accepted = _say(sent, "running")
-    assert handle(accepted, LegacyKeyRefused(), 9.0).effects == ()
-    assert handle(_play(sent, CancelAsked(by="a")), LegacyKeyRefused(), 9.0).effects == ()
+    assert handle(accepted, OrderUnusable(), 9.0).effects == ()
+    assert handle(_play(sent, CancelAsked(by="a")), OrderUnusable(), 9.0).effects == ()
 
 
 def test_a_sign_of_life_heals_what_was_accepted_and_nothing_else() -> None:
     running = _play(_say(_sent(), "running"), NodeSilent(since=1, reason="heartbeat_lost"))
     assert running.state is RunState.UNKNOWN
-    assert _play(running, LegacyHeard()).state is RunState.RUNNING
+    assert _play(running, NodeHeard()).state is RunState.RUNNING
     maybe_sent = _play(_sent(), NodeSilent(since=1, reason="heartbeat_lost"))
-    assert _play(maybe_sent, LegacyHeard()) is maybe_sent
+    assert _play(maybe_sent, NodeHeard()) is maybe_sent
 
 
-def test_an_agent_that_replaces_a_schob_changes_nothing_of_its_runs() -> None:
-    running = _say(_sent(), "running")
-    assert _play(running, NodeAttached(agent_instance="new", knows=NodeKnows.NOTHING)) is running
+def test_a_bug_in_the_controller_does_not_lose_an_end_that_is_held() -> None:
+    held = _say(_say(_sent(), "running"), "failed", exit_status=3)
+    crashed = _play(held, InternalFailure(detail="bug"))
+    assert (crashed.state, crashed.held_end, crashed.late_report) == (RunState.CRASHED, None, held.held_end)
 
 
 @pytest.mark.parametrize(
@@ -261,4 +257,4 @@ def test_created_says_nothing() -> None:
     assert event_of(RunPut(status=RunStatus.CREATED), 1.0) is None
     assert isinstance(event_of(RunPut(status=RunStatus.RUNNING), 1.0), NodeStarted)
     assert isinstance(event_of(RunPut(status=RunStatus.NACKED), 1.0), NodeRefused)
-    assert isinstance(event_of(replace(RunPut(status=RunStatus.FAILED), exit_status=1), 1.0), LegacyEnded)
+    assert isinstance(event_of(replace(RunPut(status=RunStatus.FAILED), exit_status=1), 1.0), EndTold)

@@ -5,7 +5,7 @@ On ``nursery.clock.TrioClock`` and a ``MemoryStore`` everything happens on virtu
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -24,9 +24,11 @@ from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.ports import Clock, Doorbell, OrderSigner
 from shovey_trio.nursery.presence import NodePresence
 from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.route import NodeRoute, Routes
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Bounds, Timing
 from shovey_trio.nursery.supervisor import Supervisor
+from shovey_trio.routes.stream import StreamRoute
 from shovey_trio.rpc.signer import Signer
 from shovey_trio.store.contract import Store
 
@@ -72,7 +74,7 @@ class NurseryRig:
     def links(self) -> Links:
         return self.engine.links
 
-    async def register(self, names: Iterable[str], *, mode: LinkMode = LinkMode.ATTACHED, up: bool = True) -> None:
+    async def register(self, names: Iterable[str], *, mode: str = LinkMode.ATTACHED, up: bool = True) -> None:
         """Registers nodes, as enrolment does; ``up``: as if each had been attached before."""
         now = self.services.clock.now()
         presence = Presence.UP if up else Presence.NEW
@@ -141,6 +143,7 @@ async def open_rig(
     signer: OrderSigner | None = None,
     timing: Timing | None = None,
     bounds: Bounds | None = None,
+    others: Mapping[str, NodeRoute] | None = None,
 ) -> AsyncIterator[NurseryRig]:
     """Runs a controller's insides for the block, with the unfinished jobs of ``store`` taken up; leaving it stops them.
 
@@ -149,14 +152,17 @@ async def open_rig(
     """
     registry = NodeRegistry(store)
     await registry.load()
+    links, bell, timing = Links(), doorbell or FakeDoorbell(), timing or Timing()
+    stream = StreamRoute(links=links, doorbell=bell, signer=signer or make_signer(), timing=timing)
     opened = open_engine(
         store,
         registry=registry,
-        doorbell=doorbell or FakeDoorbell(),
-        signer=signer or make_signer(),
+        links=links,
+        routes=Routes(agents=stream, others=others or {}),
+        doorbell=bell,
         clock=clock,
         epoch=await store.next_epoch(clock.now()),
-        timing=timing or Timing(),
+        timing=timing,
         bounds=bounds or Bounds(),
     )
     async with trio.open_nursery() as nursery, opened as engine:
@@ -171,6 +177,5 @@ def make_jobs(engine: Engine) -> Jobs:
         services=engine.services,
         supervisor=engine.supervisor,
         registry=engine.registry,
-        doorbell=engine.doorbell,
         defaults=JobDefaults(),
     )

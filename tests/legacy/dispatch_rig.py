@@ -14,23 +14,28 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from lab.nursery_rig import ORGANIZATION, make_jobs, make_signer
 from shovey_trio.application.jobs import Jobs, StartJob
 from shovey_trio.bench.fake_serf import FakeSerfAgent, FakeSerfCluster, SeenQuery
-from shovey_trio.core.jobs.model import LinkMode, Node, Presence, Principal, Role, Run
+from shovey_trio.core.jobs.model import Node, Presence, Principal, Role, Run
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.jobs.targeting import Names
 from shovey_trio.nursery.clock import TrioClock
 from shovey_trio.nursery.engine import Engine, open_engine
+from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.nursery.route import Routes
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Bounds, Timing
 from shovey_trio.nursery.supervisor import Supervisor
+from shovey_trio.routes.stream import StreamRoute
 from shovey_trio.serf.doorbell import SerfDoorbell
 from shovey_trio.serf.link import SerfLink, SerfSettings
 from shovey_trio.shovey.keys import LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
+from shovey_trio.shovey.kind import KIND, SchobTiming
 from shovey_trio.shovey.opening import LegacyRoute
 from shovey_trio.shovey.route.bell import LEGACY_EVENTS, SerfLegacyBell
 from shovey_trio.shovey.route.dispatch import LegacyDispatcher
 from shovey_trio.shovey.route.keyring import LegacyKeyring, LegacyRing
 from shovey_trio.shovey.route.reports import LegacyNodes
+from shovey_trio.shovey.route.route import SchobRoute
 from shovey_trio.store.contract import Store
 
 OPERATOR = Principal(organization=ORGANIZATION, role=Role.OPERATOR, name="ops")
@@ -161,7 +166,7 @@ async def open_legacy_rig(
             node = Node(
                 name=name,
                 organization=ORGANIZATION,
-                link=LinkMode.LEGACY,
+                link=KIND,
                 enrolled_at=clock.now(),
                 presence=presence,
                 presence_since=clock.now(),
@@ -178,17 +183,21 @@ async def open_legacy_rig(
     keyring = LegacyKeyring(rings, load=lambda: rings, registry=registry)
     dispatcher = LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
     key = Ed25519PrivateKey.generate()
-    route = LegacyRoute(link=link, registry=registry, bell=bell, keyring=keyring, dispatcher=dispatcher)
+    doorbell = SerfDoorbell(link=link, signing_key=lambda *_: key, epoch=1, clock=clock, limit=1024)
+    links = Links()
+    stream = StreamRoute(links=links, doorbell=doorbell, signer=make_signer(), timing=timing)
+    schob = SchobRoute(dispatcher, timing=timing, waits=SchobTiming())
+    route = LegacyRoute(link=link, registry=registry, bell=bell, keyring=keyring, route=schob)
     opened = open_engine(
         store,
         registry=registry,
-        doorbell=SerfDoorbell(link=link, signing_key=lambda *_: key, epoch=1, clock=clock, limit=1024),
-        signer=make_signer(),
+        links=links,
+        routes=Routes(agents=stream, others={KIND: schob}),
+        doorbell=doorbell,
         clock=clock,
         epoch=1,
         timing=timing,
         bounds=Bounds(),
-        legacy=dispatcher,
     )
     async with opened as engine, trio.open_nursery() as helpers:
         helpers.start_soon(agent.run)

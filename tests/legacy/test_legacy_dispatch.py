@@ -11,10 +11,11 @@ import trio
 
 from lab.memory_store import MemoryStore
 from lab.nursery_rig import ORGANIZATION
-from shovey_trio.core.jobs.model import ProofKind, Route
+from shovey_trio.core.jobs.model import ProofKind
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.serf.wire import MemberStatus
 from shovey_trio.nursery.settings import Timing
+from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.protocol.wire import Action, parse_order, verify_order
 from tests.legacy.dispatch_rig import CONTROLLER, LegacyRig, one_key, open_legacy_rig, reached, until
 
@@ -39,7 +40,7 @@ async def test_a_job_is_packed_into_few_queries_of_one_signature(autojump_clock:
         order = parse_order(rig.orders[0].payload)
         assert verify_order(order, one_key().private_key.public_key())
         assert (order.action, order.run_id, order.command, order.timeout) == (Action.START, job, "work", 60)
-        assert all(rig.live(job, name).route is Route.LEGACY for name in _NAMES)
+        assert all(rig.live(job, name).route is KIND for name in _NAMES)
 
 
 async def test_a_large_job_keeps_the_pace_of_the_ring_and_shows_its_progress(

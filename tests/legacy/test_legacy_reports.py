@@ -35,14 +35,14 @@ async def test_the_end_waits_for_the_last_output_and_no_longer(autojump_clock: o
         await rig.say(job, "n", "failed", exit_status=3, error="exit status 3")
         # Durable before it was acknowledged, and not the run's state yet.
         held = await rig.stored(job, "n")
-        assert (held.state, held.late_report is not None) == (RunState.RUNNING, True)
+        assert (held.state, held.held_end is not None, held.late_report) == (RunState.RUNNING, True, None)
         await rig.send(job, "n", 1, "b", is_last=True)
         before = trio.current_time()
         await rig.send(job, "n", 0, "", stream="stderr", is_last=True)
         await rig.ended(job)
         assert trio.current_time() - before < 0.1
         run = await rig.stored(job, "n")
-        assert (run.state, run.exit_code, run.late_report) == (RunState.FAILED, 3, None)
+        assert (run.state, run.exit_code, run.held_end, run.late_report) == (RunState.FAILED, 3, None, None)
         assert await rig.output(job, "n") == b"ab"
 
 
@@ -170,6 +170,7 @@ async def test_what_cannot_be_true_any_more_is_refused_without_harm(autojump_clo
             with pytest.raises(IllegalReport):
                 await rig.say(job, "n", status, error=error)
         await rig.say(job, "n", "succeeded")
+        await rig.say(job, "n", "invalid", error="fork/exec x: no such file")
         assert await rig.stored(job, "n") == ended
         await rig.say(job, "n", "failed", exit_status=9, error="exit status 9")
         late = (await rig.stored(job, "n")).late_report

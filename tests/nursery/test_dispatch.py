@@ -8,9 +8,10 @@ import trio
 from lab.fake_agents import FakeAgent, Script
 from lab.fake_doorbell import FakeDoorbell
 from lab.nursery_rig import OPERATOR
-from shovey_trio.core.jobs.model import LinkMode, Route
+from shovey_trio.core.jobs.model import LinkMode
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.trust.orders import OrderKind
+from shovey_trio.nursery.route import DOORBELL, STREAM
 from tests.nursery.conftest import Fleet, open_fleet, until
 
 ON_DEMAND = LinkMode.ON_DEMAND
@@ -34,7 +35,7 @@ async def test_an_attached_node_gets_its_order_at_once_and_is_not_rung(autojump_
         job = await fleet.rig.start("n")
         await fleet.rig.ended(job.id)
         run = await fleet.rig.run(job.id, "n")
-        assert (run.route, run.attempts) == (Route.STREAM, 1)
+        assert (run.route, run.attempts) == (STREAM, 1)
         assert run.finished_at == pytest.approx(run.created_at)
         assert doorbell.rings == []
         assert len(fleet.agents["n"].orders) == 1
@@ -48,7 +49,7 @@ async def test_one_query_rings_all_nodes_of_a_job_that_are_away(autojump_clock: 
         assert (await fleet.rig.ended(job.id)).run_counts == {RunState.SUCCEEDED: 200}
         [ring] = doorbell.rings
         assert (ring.job_id, ring.nodes) == (job.id, tuple(names))
-        assert {(await fleet.rig.run(job.id, name)).route for name in names} == {Route.DOORBELL}
+        assert {(await fleet.rig.run(job.id, name)).route for name in names} == {DOORBELL}
         assert sorted(doorbell.came) == names
         assert all(len(agent.orders) == 1 for agent in fleet.agents.values()), "no order is sent twice"
 

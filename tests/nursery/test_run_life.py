@@ -8,10 +8,11 @@ import trio
 from lab.fake_agents import OnCancel, Script
 from lab.nursery_rig import OPERATOR
 from shovey_trio.core.jobs.events import NodeReported, ReportOutcome, RunReport
-from shovey_trio.core.jobs.model import ProofKind, Route, Run, StreamName
+from shovey_trio.core.jobs.model import ProofKind, Run, StreamName
 from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.core.trust.orders import OrderKind, RefusalReason
 from shovey_trio.nursery.ports import SendForget, SendOrder, SendReportDurable
+from shovey_trio.nursery.route import STREAM
 from tests.nursery.conftest import Fleet, open_fleet, until
 
 FOREVER = Script(run_for=None)
@@ -29,7 +30,7 @@ async def _play(script: Script, run_timeout: float = 60.0) -> Run:
 
 async def test_an_exit_of_zero_succeeds_with_every_time_noted(autojump_clock: object) -> None:
     run = await _play(Script(accept_after=1, run_for=5))
-    assert (run.state, run.exit_code, run.route, run.attempts) == (RunState.SUCCEEDED, 0, Route.STREAM, 1)
+    assert (run.state, run.exit_code, run.route, run.attempts) == (RunState.SUCCEEDED, 0, STREAM, 1)
     assert run.dispatched_at == run.created_at
     times = [run.accepted_at, run.started_at, run.finished_at]
     assert times == pytest.approx([run.created_at + 1, run.created_at + 2, run.created_at + 7])

@@ -18,11 +18,12 @@ from shovey_trio.cli.controller.offline_store import run_with_store
 from shovey_trio.core.chef.principals import ChefPrincipal
 from shovey_trio.core.chef.signing import SigningVersion, load_private_key
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.jobs.model import LinkMode, Node, Role, User
+from shovey_trio.core.jobs.model import Node, Role, User
 from shovey_trio.core.jobs.search import parse_search
 from shovey_trio.demo.fleet import free_port
 from shovey_trio.demo.processes import ManagedProcess
 from shovey_trio.shovey.bench.chef_client import Answer, ChefClient, ConnectionDropped
+from shovey_trio.shovey.kind import KIND
 from shovey_trio.store.contract import Store
 
 from .conftest import Shim, open_shim
@@ -212,7 +213,7 @@ async def test_export_of_goiardi_is_imported(goiardi: PlainGoiardi, tmp_path: Pa
     assert load_public_key(bob.public_key).public_numbers() == public
     assert {(user.name, user.role) for user in users} == {("admin", Role.ADMIN), ("bob", Role.VIEWER)}
     (web,) = nodes
-    assert (web.name, web.link) == ("web-1", LinkMode.LEGACY)
+    assert (web.name, web.link) == ("web-1", KIND)
     assert web.tags == {"canary": "", "roles": "base,web", "chef_environment": "prod"}
     assert parse_search("role:web AND chef_environment:prod AND tags:canary")(web)
 

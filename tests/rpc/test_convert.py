@@ -14,23 +14,24 @@ from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.core.jobs.events import ReportOutcome, RunReport
 from shovey_trio.core.jobs.model import (
     Job,
-    LateReport,
     LinkMode,
     OutputChunk,
     OutputExtent,
     Presence,
     ProofKind,
     Role,
-    Route,
     Run,
     StreamName,
+    ToldEnd,
 )
 from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.core.jobs.targeting import AllNodes, Match, Names, Tagged
 from shovey_trio.core.trust.key_sets import KeySet, KeyState, PublicKey
 from shovey_trio.core.trust.key_trust import PublishedKeys
 from shovey_trio.core.trust.orders import OrderKind, SignedOrder
+from shovey_trio.nursery.route import DOORBELL, STREAM
 from shovey_trio.rpc import convert
+from shovey_trio.shovey.kind import KIND
 from shovey_trio.v1 import admin_service_pb2, agent_service_pb2, job_pb2, job_service_pb2, node_pb2, order_pb2
 
 RESERVED_FOR_VOTES = {"JOB_STATE_VOTING", "RUN_STATE_READY", "RUN_STATE_WAS_READY"}
@@ -44,10 +45,8 @@ times = st.floats(0, 4e9).map(lambda at: round(at, 6))
         (convert.JOB_STATES, job_pb2.JobState, JobState),
         (convert.RUN_STATES, job_pb2.RunState, RunState),
         (convert.PROOFS, job_pb2.ProofKind, ProofKind),
-        (convert.ROUTES, job_pb2.Route, Route),
         (convert.STREAMS, job_pb2.OutputStream, StreamName),
         (convert.PRESENCES, node_pb2.NodePresence, Presence),
-        (convert.LINKS, node_pb2.LinkMode, LinkMode),
         (convert.ORDER_KINDS, order_pb2.OrderKind, OrderKind),
         (convert.OUTCOMES, agent_service_pb2.ReportOutcome, ReportOutcome),
     ],
@@ -62,6 +61,21 @@ def test_both_sides_of_an_enum_have_the_same_members(enums: Any, wrapper: EnumTy
     assert enums.member(0) is None
     assert enums.member(9999) is None, "a number from the future"
     assert enums.members([0, 9999, *numbers]) == frozenset(members)
+
+
+@pytest.mark.parametrize(
+    ("enums", "wrapper", "words"),
+    [
+        (convert.ROUTES, job_pb2.Route, {STREAM, DOORBELL, KIND}),
+        (convert.LINKS, node_pb2.LinkMode, {*LinkMode, KIND}),
+    ],
+    ids=["routes", "links"],
+)
+def test_every_kind_of_node_has_its_word_on_the_wire(
+    enums: convert.WordMap, wrapper: EnumTypeWrapper, words: set[str]
+) -> None:
+    assert {enums.number(word) for word in words} == set(wrapper.values()) - {0}
+    assert (enums.number(None), enums.number("a kind from the future")) == (0, 0)
 
 
 def test_every_role_a_user_can_have_comes_back() -> None:
@@ -177,7 +191,7 @@ def test_a_target_that_selects_nothing_is_refused(target: dict[str, Any]) -> Non
 
 
 def test_a_run_shows_its_late_report_and_its_output() -> None:
-    late = LateReport(state=RunState.FAILED, cause="exited", exit_code=0, signal=None, reported_at=9.0)
+    late = ToldEnd(state=RunState.FAILED, cause="exited", exit_code=0, signal=None, reported_at=9.0)
     run = Run(
         id="r",
         job_id="j",

@@ -6,6 +6,7 @@ import re
 import sqlite3
 import sys
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,9 +17,12 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from shovey_trio.core.errors import StoreCorrupt
+from shovey_trio.core.jobs.model import ToldEnd
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.store.sql import schema
 from shovey_trio.store.sql.tables import metadata
 from shovey_trio.store.sqlite.files import open_store
+from tests.store.conftest import Make
 
 _OWN = "alembic_version"
 
@@ -91,3 +95,20 @@ async def test_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, mo
     monkeypatch.undo()
     async with open_store(path) as store:
         assert await store.next_epoch(7.0) == 7
+
+
+async def test_an_end_that_was_held_as_a_late_report_is_held_still(tmp_path: Path, make: Make) -> None:
+    path = tmp_path / "store.db"
+    told = ToldEnd(state=RunState.FAILED, cause="exited", exit_code=3, signal=None, reported_at=7.0)
+    job, (running, ended) = make.job(["running", "ended"])
+    async with open_store(path) as store:
+        await store.create_job(job, [running, ended], None)
+        await store.write_run(replace(running, state=RunState.RUNNING, late_report=told))
+        await store.write_run(replace(ended, state=RunState.CRASHED, late_report=told))
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("ALTER TABLE runs DROP COLUMN held_end")
+        connection.execute("UPDATE alembic_version SET version_num = '0004'")
+    async with open_store(path) as store:
+        (picture,) = await store.unfinished_jobs()
+        found = {run.node: (run.held_end, run.late_report) for run in picture.runs}
+        assert found == {"running": (told, None), "ended": (None, told)}

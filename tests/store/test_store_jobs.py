@@ -9,8 +9,9 @@ import pytest
 import trio
 
 from shovey_trio.core.errors import InvalidToken, NotFound, RequestIdReused
-from shovey_trio.core.jobs.model import Job, LateReport, ProofKind, Route, Run, RunStatus
+from shovey_trio.core.jobs.model import Job, ProofKind, Run, RunStatus, ToldEnd
 from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.nursery.route import DOORBELL
 from shovey_trio.store.contract import CreatedJob, JobFilter, Store
 from shovey_trio.store.sql.failures import StoreConflict
 
@@ -38,12 +39,13 @@ def ended(run: Run) -> Run:
         cancelling=True,
         cancel_reason="user",
         proof=ProofKind.EMPTY_CGROUP,
-        route=Route.DOORBELL,
+        route=DOORBELL,
         attempts=3,
         order_expires_at=run.created_at + 6.6,
         dropped_bytes=2**40,
         key_id="k-1",
-        late_report=LateReport(state=RunState.FAILED, cause="", exit_code=3, signal=None, reported_at=7.7),
+        late_report=ToldEnd(state=RunState.FAILED, cause="", exit_code=3, signal=None, reported_at=7.7),
+        held_end=ToldEnd(state=RunState.TIMED_OUT, cause="timed_out", exit_code=None, signal=9, reported_at=8.8),
     )
 
 

@@ -22,7 +22,7 @@ from shovey_trio.config.types import format_duration, parse_duration
 from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.jobs.model import LinkMode, Node
+from shovey_trio.core.jobs.model import Node
 from shovey_trio.core.trust.enrollment import (
     DEFAULT_TOKEN_LIFETIME,
     MAX_TOKEN_LIFETIME,
@@ -34,6 +34,7 @@ from shovey_trio.core.trust.enrollment import (
 from shovey_trio.identity.authority import read_certificates
 from shovey_trio.identity.files import check_secret_directory, read_public
 from shovey_trio.identity.names import node_identity
+from shovey_trio.shovey.kind import KIND
 from shovey_trio.store.contract import Store
 
 
@@ -125,7 +126,7 @@ def add(settings: ServerSettings, name: str, legacy: bool, public_key: IO[str] |
     async def write(store: Store) -> None:
         for known in await store.load_nodes():
             if (known.organization, known.name) == (identity.organization, identity.name):
-                raise InvalidRequest(f"there is a node {name} already ({known.link.value})", field="name")
+                raise InvalidRequest(f"there is a node {name} already ({known.link})", field="name")
         if pem is not None:
             await chef_principals(store).add_key(
                 organization=identity.organization,
@@ -138,7 +139,7 @@ def add(settings: ServerSettings, name: str, legacy: bool, public_key: IO[str] |
             Node(
                 name=identity.name,
                 organization=identity.organization,
-                link=LinkMode.LEGACY,
+                link=KIND,
                 enrolled_at=now,
                 presence_since=now,
                 presence_reason="registered",

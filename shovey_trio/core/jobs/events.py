@@ -8,8 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
-from shovey_trio.core.jobs.model import ProofKind, Route
-from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.jobs.model import ProofKind, ToldEnd
 from shovey_trio.core.trust.orders import OrderKind
 
 
@@ -44,9 +43,9 @@ class RunReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OrderSent:
-    """The start order, signed by ``key_id``, was handed to the node's stream (or packed into a legacy query)."""
+    """The start order, signed by ``key_id``, was handed over, to go ``route``'s way to the node."""
 
-    route: Route
+    route: str
     agent_instance: str
     expires_at: float
     key_id: str = ""
@@ -144,32 +143,26 @@ class InternalFailure:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LegacyEnded:
-    """A node that can prove nothing (schob) says how the run ended; the end of the output may still be on its way."""
+class EndTold:
+    """The node has told, once and without proof, how the run ended; the last of its output may still be on its way."""
 
-    state: RunState
-    cause: str
-    detail: str
-    exit_code: int | None
-    signal: int | None
-    at: float
-
-
-@dataclass(frozen=True, slots=True)
-class LegacyOutputOver:
-    """The output of a run whose end was told is complete, or what is missing of it will not come any more."""
-
-
-@dataclass(frozen=True, slots=True)
-class LegacyHeard:
-    """A node without a stream gave a sign of life; it does not say which runs it has."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LegacyKeyRefused:
-    """The node holds another key than the start order was signed with; there is one to try that it may hold."""
-
+    end: ToldEnd
     detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class OutputOver:
+    """The output of a run whose end is held is complete, or what is missing of it will not come any more."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeHeard:
+    """The node gave a sign of life that does not say which runs it has."""
+
+
+@dataclass(frozen=True, slots=True)
+class OrderUnusable:
+    """The node could not act on the start order as it was made; one that is made anew may do."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +171,7 @@ class SecretsLost:
 
 
 @dataclass(frozen=True, slots=True)
-class LegacyCancelOver:
+class CancelUnproven:
     """The cancel of a run was sent and there is nothing more to wait for: the node proves no end."""
 
 
@@ -195,11 +188,11 @@ RunEvent = (
     | NodeUnavailable
     | ReconnectGraceOver
     | InternalFailure
-    | LegacyEnded
-    | LegacyOutputOver
-    | LegacyHeard
-    | LegacyKeyRefused
-    | LegacyCancelOver
+    | EndTold
+    | OutputOver
+    | NodeHeard
+    | OrderUnusable
+    | CancelUnproven
     | SecretsLost
 )
 

@@ -8,17 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Final
 
 from shovey_trio.core.jobs.command_input import NO_RECORD, InputRecord
 from shovey_trio.core.jobs.states import TERMINAL_JOB_STATES, TERMINAL_RUN_STATES, JobState, RunState
-
-
-class Route(StrEnum):
-    """How an order reaches a node; the order is the one they are tried in."""
-
-    STREAM = "stream"
-    DOORBELL = "doorbell"
-    LEGACY = "legacy"
 
 
 class ProofKind(StrEnum):
@@ -37,11 +30,13 @@ class StreamName(StrEnum):
 
 
 class LinkMode(StrEnum):
-    """Whether an agent keeps its stream open while it is idle; a schob has none."""
+    """Whether an agent keeps its stream open while it is idle."""
 
     ATTACHED = "attached"
     ON_DEMAND = "on-demand"
-    LEGACY = "legacy"
+
+
+_AGENT_LINKS: Final = frozenset(LinkMode)
 
 
 class Presence(StrEnum):
@@ -91,8 +86,8 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LateReport:
-    """What a node said of a run after that run had already ended on the controller."""
+class ToldEnd:
+    """How a run ended, as its node has told it."""
 
     state: RunState
     cause: str
@@ -126,7 +121,8 @@ class Run:
     cancelling: bool = False
     cancel_reason: str = ""
     proof: ProofKind | None = None
-    route: Route | None = None
+    # The kind of a node that has no agent of ours, from the start; else the way its order went, once it was sent.
+    route: str | None = None
     attempts: int = 0
     # 16 bytes, made with the run, so that every order for its start carries the same, restarts included.
     nonce: bytes
@@ -135,8 +131,10 @@ class Run:
     dropped_bytes: int = 0
     # Of the key that signed the newest start order.
     key_id: str = ""
-    # Of a run that has not ended: the end a schob has told, held until the last of its output is here.
-    late_report: LateReport | None = None
+    # Told before the last of the output was here, and kept until it is: the run has not ended yet.
+    held_end: ToldEnd | None = None
+    # Told after the run had ended, and different from that end.
+    late_report: ToldEnd | None = None
 
     @property
     def is_terminal(self) -> bool:
@@ -180,7 +178,8 @@ class Node:
     organization: str
     agent_instance: str = ""
     agent_version: str = ""
-    link: LinkMode = LinkMode.ATTACHED
+    # A ``LinkMode``, or the kind of a node that has no agent of ours, by the word of the route that reaches it.
+    link: str = LinkMode.ATTACHED
     tags: Mapping[str, str] = field(default_factory=dict)
     enrolled_at: float
     last_seen_at: float | None = None
@@ -189,6 +188,11 @@ class Node:
     presence_reason: str = "enrolled"
     # Seconds that its clock is ahead of the controller's; None until it has attached.
     clock_skew: float | None = None
+
+    @property
+    def kind(self) -> str | None:
+        """The kind of a node that has no agent of ours; None for one that has."""
+        return None if self.link in _AGENT_LINKS else self.link
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,8 +11,8 @@ out the effects. Rules beyond the table in ``states``:
 * An order that was sent and not answered in time makes the run ``unknown``: the node may have it.
 * ``cancelled`` needs a proof; a report of a cancel without one is ``crashed`` (``supervisor_lost``).
 * A run that the controller's own deadline has cancelled is ``timed_out``: nobody asked for its cancel.
-* A schob tells a run's end before the last of its output. Until that is here the end is held in ``late_report``,
-  durably, and the run is not terminal; whatever else happens meanwhile changes nothing.
+* A node that proves nothing tells a run's end once, perhaps before the last of its output. Until that is here the end
+  is held (``held_end``), durably, and the run is not terminal; whatever else happens meanwhile changes nothing.
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ from shovey_trio.core.jobs.events import (
     BY_DEADLINE,
     AcceptanceOver,
     CancelAsked,
+    CancelUnproven,
     ConfirmReport,
     Effect,
+    EndTold,
     ForgetRun,
     InternalFailure,
-    LegacyCancelOver,
-    LegacyEnded,
-    LegacyHeard,
-    LegacyKeyRefused,
-    LegacyOutputOver,
     NodeAccepted,
     NodeAttached,
+    NodeHeard,
     NodeKnows,
     NodeRefused,
     NodeReported,
@@ -44,6 +42,8 @@ from shovey_trio.core.jobs.events import (
     NodeStarted,
     NodeUnavailable,
     OrderSent,
+    OrderUnusable,
+    OutputOver,
     ReconnectGraceOver,
     ReportOutcome,
     RunEvent,
@@ -52,7 +52,7 @@ from shovey_trio.core.jobs.events import (
     SendCancel,
     SendStart,
 )
-from shovey_trio.core.jobs.model import LateReport, ProofKind, Route, Run
+from shovey_trio.core.jobs.model import ProofKind, Run, ToldEnd
 from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, RunState, check_run_transition
 from shovey_trio.core.trust.orders import OrderKind, RefusalReason
 
@@ -111,7 +111,7 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
     """
     if run.is_terminal:
         return _after_the_end(run, event, now)
-    if run.late_report is not None and not isinstance(event, LegacyOutputOver | InternalFailure):
+    if run.held_end is not None and not isinstance(event, OutputOver | InternalFailure):
         return Outcome(run=run)
     match event:
         case OrderSent():
@@ -134,8 +134,7 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
                 return Outcome(run=run)
             return Outcome(run=_to(run, RunState.UNKNOWN, now, unknown_since=since, cause=reason))
         case NodeAttached():
-            # An agent that replaces a schob knows nothing of the runs that the schob was given.
-            return Outcome(run=run) if run.route is Route.LEGACY else _attached(run, event, now)
+            return _attached(run, event, now)
         case CancelAsked(by=by):
             return _cancel_asked(run, by, now)
         case AcceptanceOver():
@@ -157,24 +156,33 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
             )
         case InternalFailure(detail=detail):
             return Outcome(
-                run=_end(run, RunState.CRASHED, now, cause="internal_error", detail=detail),
+                run=_end(
+                    run,
+                    RunState.CRASHED,
+                    now,
+                    held_end=None,
+                    late_report=run.held_end,
+                    cause="internal_error",
+                    detail=detail,
+                ),
                 effects=(ForgetRun(),),
             )
-        case LegacyEnded():
-            return Outcome(run=_legacy_ended(run, event, now))
-        case LegacyOutputOver():
-            return Outcome(run=_legacy_concluded(run, now))
-        case LegacyHeard():
+        case EndTold():
+            return Outcome(run=_end_told(run, event, now))
+        case OutputOver():
+            return Outcome(run=_output_over(run, now))
+        case NodeHeard():
             if run.state is not RunState.UNKNOWN or run.accepted_at is None:
                 return Outcome(run=run)
             return Outcome(run=_heard(run, RunState.ACCEPTED if run.started_at is None else RunState.RUNNING, now))
-        case LegacyKeyRefused():
+        case OrderUnusable():
             if run.accepted_at is not None or run.cancelling:
                 return Outcome(run=run)
             waiting = run if run.state in _UNSENT else _heard(run, RunState.DISPATCHED, now)
             return Outcome(run=waiting, effects=(SendStart(),))
-        case LegacyCancelOver():
-            if not run.cancelling:
+        case CancelUnproven():
+            # A node that is silent beyond the deadline is followed up like any silence.
+            if not run.cancelling or run.cancel_reason == BY_DEADLINE:
                 return Outcome(run=run)
             detail = "the node was told to end the command and cannot prove that it did"
             return Outcome(run=_end(run, RunState.CANCEL_UNPROVEN, now, cause="cancelled", detail=detail))
@@ -295,64 +303,56 @@ def _after_the_end(run: Run, event: RunEvent, now: float) -> Outcome:
     match event:
         case NodeReported(report=report):
             state, cause, _ = _truth(run, report)
-            said_before = (run.state, run.exit_code, run.signal) == (state, report.exit_code, report.signal)
-            if said_before or run.late_report is not None:
-                return Outcome(run=run, effects=(ConfirmReport(),))
-            late = LateReport(
-                state=state, cause=cause, exit_code=report.exit_code, signal=report.signal, reported_at=now
-            )
-            return Outcome(run=replace(run, late_report=late, updated_at=now), effects=(ConfirmReport(),))
-        case LegacyEnded():
-            late = _late(event)
-            said_before = (run.state, run.exit_code, run.signal) == (late.state, late.exit_code, late.signal)
-            # Anybody on the ring can make a schob say `invalid` of a run that has long ended.
-            if said_before or run.late_report is not None or late.state is RunState.INVALID:
-                return Outcome(run=run)
-            return Outcome(run=replace(run, late_report=late, updated_at=now))
+            told = ToldEnd(state=state, cause=cause, exit_code=report.exit_code, signal=report.signal, reported_at=now)
+            return Outcome(run=_told_late(run, told, now), effects=(ConfirmReport(),))
+        case EndTold(end=end):
+            return Outcome(run=_told_late(run, end, now))
         case _:
             return Outcome(run=run)
 
 
-def _legacy_ended(run: Run, event: LegacyEnded, now: float) -> Run:
+def _told_late(run: Run, end: ToldEnd, now: float) -> Run:
+    said_before = (run.state, run.exit_code, run.signal) == (end.state, end.exit_code, end.signal)
+    if said_before or run.late_report is not None:
+        return run
+    return replace(run, late_report=end, updated_at=now)
+
+
+def _end_told(run: Run, event: EndTold, now: float) -> Run:
     """The run with its end held, or ended where no output can follow."""
-    if event.state is RunState.INVALID and run.accepted_at is None:
-        return _end(run, RunState.INVALID, now, cause=event.cause, detail=event.detail)
-    state, cause = event.state, event.cause
-    if state is RunState.INVALID:
-        state = RunState.FAILED
-    elif run.cancelling and state not in (RunState.SUCCEEDED, RunState.TIMED_OUT):
+    end = event.end
+    if end.state is RunState.INVALID and run.accepted_at is None:
+        return _end(run, RunState.INVALID, now, cause=end.cause, detail=event.detail)
+    if end.state is RunState.INVALID:
+        end = replace(end, state=RunState.FAILED)
+    elif run.cancelling and end.state not in (RunState.SUCCEEDED, RunState.TIMED_OUT):
         overdue = run.cancel_reason == BY_DEADLINE
         state, cause = (RunState.TIMED_OUT, "overdue") if overdue else (RunState.CANCEL_UNPROVEN, "cancelled")
-    late = replace(_late(event), state=state, cause=cause)
+        end = replace(end, state=state, cause=cause)
     held = run if run.state is RunState.RUNNING else _heard(run, RunState.RUNNING, now)
     return replace(
         held,
-        late_report=late,
+        held_end=end,
         detail=event.detail,
-        accepted_at=run.accepted_at or event.at,
-        started_at=run.started_at or event.at,
+        accepted_at=run.accepted_at or end.reported_at,
+        started_at=run.started_at or end.reported_at,
         updated_at=now,
     )
 
 
-def _legacy_concluded(run: Run, now: float) -> Run:
-    late = run.late_report
-    if late is None:
+def _output_over(run: Run, now: float) -> Run:
+    end = run.held_end
+    if end is None:
         return run
     return _end(
-        replace(run, late_report=None),
-        late.state,
+        run,
+        end.state,
         now,
-        cause=late.cause,
-        exit_code=late.exit_code,
-        signal=late.signal,
-        finished_at=late.reported_at,
-    )
-
-
-def _late(event: LegacyEnded) -> LateReport:
-    return LateReport(
-        state=event.state, cause=event.cause, exit_code=event.exit_code, signal=event.signal, reported_at=event.at
+        held_end=None,
+        cause=end.cause,
+        exit_code=end.exit_code,
+        signal=end.signal,
+        finished_at=end.reported_at,
     )
 
 

@@ -42,7 +42,6 @@ from shovey_trio.nursery.whitelist_asks import WhitelistAnswer, WhitelistAsks
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Route, ServerCall, bidi_route, unary_route
 from shovey_trio.rpc.convert import (
-    LINKS,
     chunk_value,
     keys_message,
     refusal_value,
@@ -55,6 +54,7 @@ from shovey_trio.rpc.services.agent_link import AttachCall, AttachedAgent
 from shovey_trio.rpc.services.call_rate import CallRate
 from shovey_trio.rpc.services.callers import caller
 from shovey_trio.v1 import agent_service_pb2 as pb
+from shovey_trio.v1 import node_pb2
 
 _log = structlog.get_logger(__name__)
 
@@ -234,9 +234,9 @@ class AgentService:
             raise Overloaded(
                 f"{self._max_attached} agents are attached", limit="max_attached", retry_after_s=str(_COME_BACK)
             )
-        mode: LinkMode = LINKS.member(hello.link) or LinkMode.ATTACHED
-        if mode is LinkMode.LEGACY:
-            mode = LinkMode.ATTACHED  # an old node has no stream, so this is none, whatever it says
+        # A node that has a stream has an agent of ours, whatever it says.
+        on_demand = hello.link == node_pb2.LINK_MODE_ON_DEMAND
+        mode = LinkMode.ON_DEMAND if on_demand else LinkMode.ATTACHED
         await self._identities.note_agent(
             node,
             link=mode,

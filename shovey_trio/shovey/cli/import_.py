@@ -17,8 +17,9 @@ from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.chef.principals import ChefPrincipalKind
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.jobs.model import LinkMode, Node, User
+from shovey_trio.core.jobs.model import Node, User
 from shovey_trio.identity.names import node_identity
+from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.protocol.export import read_export
 from shovey_trio.store.contract import Store
 
@@ -78,7 +79,7 @@ def _legacy_node(name: str, organization: str, tags: Mapping[str, str], now: flo
         name=name,
         organization=organization,
         tags=tags,
-        link=LinkMode.LEGACY,
+        link=KIND,
         enrolled_at=now,
         presence_since=now,
         presence_reason="imported",

@@ -14,9 +14,9 @@ from shovey_trio.cli.controller.removals import note_change
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.errors import NotFound
-from shovey_trio.core.jobs.model import LinkMode
 from shovey_trio.identity.files import check_secret_directory
 from shovey_trio.shovey.keys import LegacyKeyFile, LegacyKeys, make_legacy_key
+from shovey_trio.shovey.kind import KIND
 from shovey_trio.store.contract import Store
 
 _TAKEN_UP = "A running controller takes it up at once."
@@ -104,7 +104,7 @@ def _registered(settings: ServerSettings) -> Mapping[str, float]:
         return {
             node.name: node.enrolled_at
             for node in nodes
-            if node.organization == settings.server.organization and node.link is LinkMode.LEGACY
+            if node.organization == settings.server.organization and node.link == KIND
         }
 
     return run_with_store(settings.store_path, read)

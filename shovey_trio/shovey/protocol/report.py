@@ -16,8 +16,8 @@ from enum import StrEnum
 from typing import Final
 
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.core.jobs.events import LegacyEnded, NodeRefused, NodeStarted
-from shovey_trio.core.jobs.model import StreamName
+from shovey_trio.core.jobs.events import EndTold, NodeRefused, NodeStarted
+from shovey_trio.core.jobs.model import StreamName, ToldEnd
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.trust.orders import OrderKind, RefusalReason
 from shovey_trio.shovey.protocol.wire import go_json
@@ -150,7 +150,7 @@ def parse_stream_put(body: Mapping[str, object]) -> StreamPut:
     return StreamPut(stream=StreamName(str(stream)), seq=seq, is_last=is_last, data=output_bytes(output))
 
 
-def event_of(put: RunPut, now: float) -> NodeStarted | NodeRefused | LegacyEnded | None:
+def event_of(put: RunPut, now: float) -> NodeStarted | NodeRefused | EndTold | None:
     """What a report means for a run that has not ended; None for one that says nothing new."""
     match put.status:
         case RunStatus.CREATED:
@@ -165,7 +165,7 @@ def event_of(put: RunPut, now: float) -> NodeStarted | NodeRefused | LegacyEnded
             return _end_of(put, now)
 
 
-def _end_of(put: RunPut, now: float) -> LegacyEnded:
+def _end_of(put: RunPut, now: float) -> EndTold:
     state, cause, exit_code, signal = RunState.CRASHED, "", None, None
     match put.status:
         case RunStatus.SUCCEEDED:
@@ -188,7 +188,9 @@ def _end_of(put: RunPut, now: float) -> LegacyEnded:
             cause = "agent_killed"
         case _:
             cause = "output_lost"
-    return LegacyEnded(state=state, cause=cause, detail=put.error, exit_code=exit_code, signal=signal, at=now)
+    return EndTold(
+        end=ToldEnd(state=state, cause=cause, exit_code=exit_code, signal=signal, reported_at=now), detail=put.error
+    )
 
 
 # --- sending --------------------------------------------------------------------------------------------------

@@ -7,7 +7,8 @@ controller's own organization: goiardi 0.11 has no others.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final
 
 import structlog
@@ -29,7 +30,7 @@ from shovey_trio.shovey.protocol.wire import (
     PayloadMalformed,
     parse_status,
 )
-from shovey_trio.shovey.route.ports import LegacyQuery, Packed
+from shovey_trio.shovey.route.ports import LegacyQuery, Packed, SendQuery
 
 _log = structlog.get_logger(__name__)
 #: What the link must subscribe to for ``LegacyListener``.
@@ -72,21 +73,17 @@ class SerfLegacyBell:
                 break
         return Packed(together=tuple(together), never=tuple(never))
 
-    async def send(self, prepare: Callable[[], Awaitable[LegacyQuery | None]]) -> SerfLegacyDelivery | None:
-        names: dict[str, str] = {}
+    @asynccontextmanager
+    async def turn(self) -> AsyncIterator[SendQuery]:
+        async with self._link.turn() as issue:
 
-        async def plan() -> PlannedQuery | None:
-            query = await prepare()
-            if query is None:
-                return None
-            names.update({node: self._name(query.organization, node) for node in query.nodes})
-            return self._plan(query.payload, tuple(names.values()))
+            async def send(query: LegacyQuery) -> SerfLegacyDelivery:
+                names = {node: self._name(query.organization, node) for node in query.nodes}
+                progress = await issue(self._plan(query.payload, tuple(names.values())))
+                self._open = [known for known in self._open if not known.settled] + [progress]
+                return SerfLegacyDelivery(progress, names)
 
-        progress = await self._link.ring_at_turn(plan)
-        if progress is None:
-            return None
-        self._open = [known for known in self._open if not known.settled] + [progress]
-        return SerfLegacyDelivery(progress, names)
+            yield send
 
     def heard(self, organization: str, node: str) -> None:
         plain = [node] if organization == self._organization else []

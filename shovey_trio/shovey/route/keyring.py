@@ -11,9 +11,9 @@ import structlog
 import trio
 
 from shovey_trio.core.errors import NotFound, ShoveyError
-from shovey_trio.core.jobs.model import LinkMode
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.shovey.keys import LegacyKeys, make_legacy_key
+from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.protocol.wire import format_time, sign_payload
 
 _log = structlog.get_logger(__name__)
@@ -159,7 +159,7 @@ class LegacyKeyring:
 
     async def _change(self, organization: str, shown: Mapping[str, str]) -> None:
         nodes = self._registry.of(organization).values()
-        registered = {node.name: node.enrolled_at for node in nodes if node.link is LinkMode.LEGACY}
+        registered = {node.name: node.enrolled_at for node in nodes if node.link == KIND}
         file = self._rings[organization].file
 
         def write() -> LegacyKeys:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class LegacyQuery:
     """One query: a signed order and the nodes it is for."""
 
@@ -41,6 +42,9 @@ class LegacyDelivery(Protocol):
         ...
 
 
+SendQuery: TypeAlias = Callable[[LegacyQuery], Awaitable[LegacyDelivery]]
+
+
 class LegacyBell(Protocol):
     """Hands whole orders to old nodes, over serf."""
 
@@ -52,11 +56,11 @@ class LegacyBell(Protocol):
         """Fills one query, exactly to the agent's limit."""
         ...
 
-    async def send(self, prepare: Callable[[], Awaitable[LegacyQuery | None]]) -> LegacyDelivery | None:
-        """Sends the query that ``prepare`` makes when the pace of queries allows it; None when it made none.
+    def turn(self) -> AbstractAsyncContextManager[SendQuery]:
+        """A block that begins when the pace of queries allows one more, with what sends it; others wait meanwhile.
 
         Raises:
-            SerfUnavailable: before ``prepare`` was called, nothing was sent; after it, the query may have been.
+            SerfUnavailable: at the beginning, there is no connection; by the sender, the query may have been sent.
             ShoveyError: serf refused it; nobody got it.
         """
         ...

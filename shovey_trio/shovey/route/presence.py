@@ -18,14 +18,15 @@ from typing import Final
 import structlog
 import trio
 
-from shovey_trio.core.jobs.events import LegacyHeard, NodeSilent
-from shovey_trio.core.jobs.model import LinkMode, Node, Presence
+from shovey_trio.core.jobs.events import NodeHeard, NodeSilent
+from shovey_trio.core.jobs.model import Node, Presence
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.handles import RunHandle
 from shovey_trio.nursery.persist import until_stored
 from shovey_trio.nursery.ports import Clock, MemberChange
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.settings import Timing
+from shovey_trio.shovey.kind import KIND, SchobTiming
 from shovey_trio.shovey.protocol.wire import STATUS_UP
 from shovey_trio.shovey.route.ports import LegacyBell
 
@@ -46,6 +47,7 @@ class LegacyPresence:
         changes: Callable[[], AsyncIterator[MemberChange]],
         clock: Clock,
         timing: Timing,
+        waits: SchobTiming,
         runs_of_node: Callable[[str, str], list[RunHandle]],
     ) -> None:
         self._organization = organization
@@ -54,6 +56,7 @@ class LegacyPresence:
         self._changes = changes
         self._clock = clock
         self._timing = timing
+        self._waits = waits
         self._runs_of_node = runs_of_node
         # A restart is, to presence, a moment in which every node had just been heard.
         self._began = clock.now()
@@ -75,7 +78,7 @@ class LegacyPresence:
     async def heard(self, organization: str, name: str, reason: str) -> None:
         """Notes a sign of life of an old node, and that it is up; ``reason`` is what it was."""
         node = self._registry.get(organization, name)
-        if node is None or node.link is not LinkMode.LEGACY:
+        if node is None or node.link != KIND:
             return
         now = self._clock.now()
         if not 0 <= now - (node.last_seen_at or 0.0) < _SEEN_EVERY:
@@ -84,18 +87,18 @@ class LegacyPresence:
             await self._set(node, Presence.UP, reason, now)
         for run in self._runs_of_node(organization, name):
             if run.run.state is RunState.UNKNOWN and run.run.accepted_at is not None:
-                await run.post(LegacyHeard())
+                await run.post(NodeHeard())
 
     async def serve(self) -> None:
-        """Looks every ``legacy_check`` for nodes that have fallen silent; until cancelled."""
+        """Looks every ``SchobTiming.check`` for nodes that have fallen silent; until cancelled."""
         while True:
-            await trio.sleep(self._timing.legacy_check)
+            await trio.sleep(self._waits.check)
             now = self._clock.now()
             for node in self._registry.all():
-                if node.link is not LinkMode.LEGACY or node.presence is not Presence.UP:
+                if node.link != KIND or node.presence is not Presence.UP:
                     continue
                 since = max(node.last_seen_at or 0.0, self._began)
-                if since + self._timing.legacy_fresh <= now:
+                if since + self._waits.fresh <= now:
                     await self._down(node, "heartbeat_lost", since)
                 elif (status := self._serf(node)) not in ("alive", "unknown"):
                     await self._down(node, f"serf_{status}", now)
@@ -116,7 +119,7 @@ class LegacyPresence:
         if found is None:
             organization, _, node = name.partition(":")
             found = self._registry.get(organization, node)
-        return found if found is not None and found.link is LinkMode.LEGACY else None
+        return found if found is not None and found.link == KIND else None
 
     def _serf(self, node: Node) -> str:
         return self._bell.member_status(node.organization, node.name) or "unknown"

@@ -15,14 +15,16 @@ import trio
 from shovey_trio.application.audit import audit_entry, origin
 from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.errors import DuplicateChunk, IllegalReport, NotFound, PermissionDenied, StoreUnavailable
-from shovey_trio.core.jobs.events import LegacyEnded, LegacyKeyRefused, LegacyOutputOver, NodeRefused, NodeStarted
-from shovey_trio.core.jobs.model import OutputChunk, Principal, Role, Route, Run
+from shovey_trio.core.jobs.events import EndTold, NodeRefused, NodeStarted, OrderUnusable, OutputOver
+from shovey_trio.core.jobs.model import OutputChunk, Principal, Role, Run
 from shovey_trio.core.jobs.run_machine import handle
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.handles import PushedChunk, RunHandle
 from shovey_trio.nursery.inbound import AgentInbox
-from shovey_trio.nursery.persist import until_stored
+from shovey_trio.nursery.persist import write_latest
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
+from shovey_trio.shovey.kind import KIND, SchobTiming
 from shovey_trio.shovey.protocol.report import RunPut, StreamPut, event_of, parse_run_put, parse_stream_put
 from shovey_trio.shovey.route.keyring import LegacyKeyring
 from shovey_trio.shovey.route.ports import LegacyBell
@@ -32,8 +34,10 @@ from shovey_trio.shovey.route.sequences import RunSequences, SequenceBook
 _log = structlog.get_logger(__name__)
 # How long a caller that went away holds on to a piece that is being stored, so that a repeat of it is known as one.
 _STORED_DEADLINE: Final = 30.0
+# ``RunHandle.memo`` of a run whose node has refused a key once.
+_OTHER_KEY_TRIED: Final = "other key tried"
 
-_Report = NodeStarted | NodeRefused | LegacyEnded | LegacyKeyRefused
+_Report = NodeStarted | NodeRefused | EndTold | OrderUnusable
 
 
 class LegacyNodes:
@@ -48,6 +52,7 @@ class LegacyNodes:
         presence: LegacyPresence,
         bell: LegacyBell,
         keyring: LegacyKeyring,
+        waits: SchobTiming,
     ) -> None:
         self._services = services
         self._supervisor = supervisor
@@ -55,13 +60,14 @@ class LegacyNodes:
         self._presence = presence
         self._bell = bell
         self._keyring = keyring
+        self._waits = waits
         self._book = SequenceBook(services.store)
 
     async def run_put(self, principal: Principal, job_id: str, node: str, body: Mapping[str, object]) -> None:
         """Takes a node's report of its run; durable when it returns.
 
         A final status is kept at once and becomes the run's state when the last of its output is here: at the latest
-        ``Timing.legacy_output`` after it.
+        ``SchobTiming.output`` after it.
 
         Raises:
             NotFound: no such job, or no run of it on this node.
@@ -78,16 +84,16 @@ class LegacyNodes:
         if live is None or not await live.post_durably(event):
             await self._after_the_end(run, event)
             return
-        if isinstance(event, NodeStarted | LegacyEnded) and live.signed_with:
-            self._keyring.fits(run.organization, node, live.signed_with)
-        if isinstance(event, LegacyEnded):
+        if isinstance(event, NodeStarted | EndTold) and live.run.key_id:
+            self._keyring.fits(run.organization, node, live.run.key_id)
+        if isinstance(event, EndTold):
             await self._conclude(live, await self._book.of(run.id, is_silent=_is_silent(live)))
 
     async def stream_put(self, principal: Principal, job_id: str, node: str, body: Mapping[str, object]) -> None:
         """Takes a piece of a run's output; durable when it returns.
 
         Pieces are stored in the order of their numbers; one whose forerunner does not come within
-        ``Timing.legacy_reorder`` is stored without it.
+        ``SchobTiming.reorder`` is stored without it.
 
         Raises:
             NotFound, PermissionDenied, InvalidRequest: as for ``run_put``.
@@ -100,7 +106,7 @@ class LegacyNodes:
         sequences = await self._book.of(run.id, is_silent=_is_silent(live))
         sequence = sequences.of(put.stream)
         if put.seq > sequence.expected:
-            with trio.move_on_after(self._services.timing.legacy_reorder):
+            with trio.move_on_after(self._waits.reorder):
                 await sequence.wait_turn(put.seq)
         async with sequences.lock:
             if sequence.knows(put.seq):
@@ -141,7 +147,7 @@ class LegacyNodes:
         run = live.run if live is not None else await self._services.store.get_run(principal.organization, job_id, node)
         if run is None:
             raise NotFound(f"run {job_id} for node {node} not found", job_id=job_id, node=node)
-        if run.route is not Route.LEGACY:
+        if run.route != KIND:
             raise PermissionDenied(f"the run of {node} belongs to an agent that proves its reports", node=node)
         return run, None if live is None or live.is_closed else live
 
@@ -151,12 +157,13 @@ class LegacyNodes:
 
     def _meaning(self, run: Run, live: RunHandle | None, put: RunPut) -> _Report | None:
         event = event_of(put, self._services.clock.now())
-        if not put.is_unverified or live is None or live.other_key_tried or run.accepted_at is not None:
+        if not put.is_unverified or live is None or live.memo is _OTHER_KEY_TRIED or run.accepted_at is not None:
             return event
         # Once per run: a node that holds none of our keys has no valid order, and that is the run's end.
-        live.other_key_tried = True
-        if live.signed_with and self._keyring.does_not_fit(run.organization, run.node, live.signed_with):
-            return LegacyKeyRefused(detail=put.error)
+        live.memo = _OTHER_KEY_TRIED
+        signed_with = live.run.key_id
+        if signed_with and self._keyring.does_not_fit(run.organization, run.node, signed_with):
+            return OrderUnusable()
         return event
 
     async def _after_the_end(self, before: Run, event: _Report) -> None:
@@ -164,19 +171,17 @@ class LegacyNodes:
         run = await self._services.store.get_run(before.organization, before.job_id, before.node)
         if run is None:
             raise NotFound(f"run {before.job_id} for node {before.node} not found", node=before.node)
-        if not isinstance(event, LegacyEnded):
+        if not isinstance(event, EndTold):
             raise IllegalReport(f"the run has ended: it is {run.state.value}", state=run.state.value)
+        if event.end.state is RunState.INVALID:
+            return  # anybody on the ring can make a schob say so of a run that has long ended
         after = handle(run, event, self._services.clock.now()).run
         if after is not run:
-
-            async def write() -> None:
-                await self._services.store.write_run(after)
-
-            await until_stored(write, longest_pause=self._services.timing.store_retry)
+            await write_latest(lambda: after, self._services)
 
     async def _conclude(self, live: RunHandle, sequences: RunSequences) -> None:
-        if sequences.is_complete and live.run.late_report is not None:
-            await live.post(LegacyOutputOver())
+        if sequences.is_complete and live.run.held_end is not None:
+            await live.post(OutputOver())
 
     # -- output
 

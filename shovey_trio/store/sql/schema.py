@@ -13,10 +13,10 @@ from sqlalchemy import Connection, text
 from shovey_trio.core.errors import StoreCorrupt
 
 # The newest revision in migrations/versions; a test compares.
-HEAD: Final = "0004"
+HEAD: Final = "0005"
 # "ShvT" in the header of the file: https://www.sqlite.org/fileformat.html#application_id
 APPLICATION_ID: Final = 0x53687654
-REVISIONS: Final = ("0001", "0002", "0003", "0004")
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005")
 
 
 class SchemaState(Enum):

@@ -110,6 +110,7 @@ runs: Final = Table(
     Column("dropped_bytes", BigInteger, nullable=False),
     Column("late_report", Text),  # JSON
     Column("key_id", Text, server_default="", nullable=False),
+    Column("held_end", Text),  # JSON
     Index("ux_runs_run_id", "run_id", unique=True),
     Index("ux_runs_node", "job_pk", "node", unique=True),
 )

@@ -14,9 +14,9 @@ import structlog
 import trio
 
 from shovey_trio.core.errors import SerfUnavailable
-from shovey_trio.core.jobs.model import Route
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.ports import AgentLink, Doorbell
+from shovey_trio.nursery.route import DOORBELL, STREAM
 from shovey_trio.nursery.settings import Timing
 
 _log = structlog.get_logger(__name__)
@@ -27,7 +27,7 @@ class Reached:
     """A node's open stream, and what it took to get it."""
 
     link: AgentLink
-    route: Route
+    way: str
 
 
 class Dispatcher:
@@ -50,7 +50,7 @@ class Dispatcher:
         link = self._links.get(organization, node)
         if link is not None:
             await trio.lowlevel.checkpoint()
-            return Reached(link=link, route=Route.STREAM)
+            return Reached(link=link, way=STREAM)
         rung = False
         pause = self._timing.ring_pause
         for attempt in range(self._timing.order_attempts):
@@ -86,7 +86,7 @@ class Dispatcher:
         link = await self._links.wait_attached(organization, node)
         if rung:
             self._doorbell.heard(organization, node)
-        return Reached(link=link, route=Route.DOORBELL if rung else Route.STREAM)
+        return Reached(link=link, way=DOORBELL if rung else STREAM)
 
 
 def _jitter(job_id: str, attempt: int) -> float:
