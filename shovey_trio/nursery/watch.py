@@ -16,7 +16,7 @@ import trio
 from shovey_trio.core.errors import NotFound, OffsetOutOfRange, Overloaded
 from shovey_trio.core.jobs.model import OutputChunk, StreamName
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES
-from shovey_trio.store.contract import Committed, JobEvent, JobSnapshot, OutputEvent, Store, StoredEvent
+from shovey_trio.store.contract import Committed, JobSnapshot, Store, StoredEvent, StoredJob, StoredOutput
 
 # Events read at a time, some 128 × 1 KiB, beside the store's own bound on the output among them (256 KiB).
 _PAGE = 128
@@ -131,7 +131,7 @@ class WatchPosition:
 
     def lacks(self, event: StoredEvent) -> bool:
         """Whether the watcher has still to be given ``event``."""
-        return event.seq > (self.output if isinstance(event, OutputEvent) else self.changes)
+        return event.seq > (self.output if isinstance(event, StoredOutput) else self.changes)
 
     def after(self, event: StoredEvent) -> WatchPosition:
         """The position once everything up to ``event`` was given."""
@@ -181,7 +181,7 @@ async def watch_job(
                         position = position.after(found)
                         await event(found, position)
                     # Not the end yet: what was committed behind the job's end (a late report) is still to be read.
-                    ended = ended or (isinstance(found, JobEvent) and found.job.is_terminal)
+                    ended = ended or (isinstance(found, StoredJob) and found.job.is_terminal)
                 if page:
                     continue
                 if ended:

@@ -48,7 +48,7 @@ class CreatedJob:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class JobEvent:
+class StoredJob:
     """A job's row was written."""
 
     seq: int
@@ -56,7 +56,7 @@ class JobEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class RunEvent:
+class StoredRun:
     """A run's row was written."""
 
     seq: int
@@ -64,7 +64,7 @@ class RunEvent:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OutputEvent:
+class StoredOutput:
     """A chunk of output was written."""
 
     seq: int
@@ -73,7 +73,7 @@ class OutputEvent:
     chunk: OutputChunk
 
 
-StoredEvent = JobEvent | RunEvent | OutputEvent
+StoredEvent = StoredJob | StoredRun | StoredOutput
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -11,7 +11,7 @@ import pytest
 from lab.history import JobRecord, Rule, RunResult, judge_events, judge_job
 from shovey_trio.core.jobs.model import Job, Run
 from shovey_trio.core.jobs.states import JobState, RunState
-from shovey_trio.store.contract import JobEvent, RunEvent, StoredEvent
+from shovey_trio.store.contract import StoredEvent, StoredJob, StoredRun
 from shovey_trio.v1 import job_pb2 as pb
 
 RUN_ID = "run-1"
@@ -115,9 +115,9 @@ JOB = Job(
     updated_at=1.0,
 )
 EVENTS: list[StoredEvent] = [
-    RunEvent(seq=3, run=replace(RUN, state=RunState.RUNNING)),
-    RunEvent(seq=5, run=replace(RUN, state=RunState.FAILED)),
-    JobEvent(seq=8, job=replace(JOB, state=JobState.COMPLETE)),
+    StoredRun(seq=3, run=replace(RUN, state=RunState.RUNNING)),
+    StoredRun(seq=5, run=replace(RUN, state=RunState.FAILED)),
+    StoredJob(seq=8, job=replace(JOB, state=JobState.COMPLETE)),
 ]
 
 
@@ -133,7 +133,7 @@ def test_an_event_missed_doubled_or_out_of_order_is_found(watched: list[int]) ->
 
 
 def test_a_second_terminal_state_is_found() -> None:
-    healed = RunEvent(seq=9, run=replace(RUN, state=RunState.SUCCEEDED))
+    healed = StoredRun(seq=9, run=replace(RUN, state=RunState.SUCCEEDED))
     assert Rule.TWO_ENDS in {violation.rule for violation in judge_events(record(), [*EVENTS, healed])}
     assert Rule.TWO_ENDS in {violation.rule for violation in judge_events(record(), [*EVENTS, EVENTS[-1]])}
     assert Rule.TWO_ENDS in {violation.rule for violation in judge_events(record(), EVENTS[:-1])}

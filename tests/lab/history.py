@@ -13,7 +13,7 @@ from enum import StrEnum
 
 from lab.workload import COMMANDS, ended_by_itself
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES
-from shovey_trio.store.contract import JobEvent, RunEvent, StoredEvent
+from shovey_trio.store.contract import StoredEvent, StoredJob, StoredRun
 from shovey_trio.v1 import job_pb2 as pb
 
 # Nothing was ever started, says the state.
@@ -114,14 +114,14 @@ def judge_events(record: JobRecord, events: Sequence[StoredEvent]) -> list[Viola
     ends: Counter[str] = Counter()
     ended: dict[str, str] = {}
     for event in events:
-        if isinstance(event, RunEvent):
+        if isinstance(event, StoredRun):
             if event.run.state in TERMINAL_RUN_STATES and event.run.id not in ended:
                 ended[event.run.id] = event.run.state
                 ends[event.run.id] += 1
             elif event.run.id in ended and event.run.state != ended[event.run.id]:
                 detail = f"{ended[event.run.id]} and then {event.run.state}"
                 found.append(Violation(rule=Rule.TWO_ENDS, subject=event.run.id, detail=detail))
-    jobs_ended = sum(isinstance(event, JobEvent) and event.job.is_terminal for event in events)
+    jobs_ended = sum(isinstance(event, StoredJob) and event.job.is_terminal for event in events)
     if jobs_ended != 1:
         detail = f"the job's end was written {jobs_ended} times"
         found.append(Violation(rule=Rule.TWO_ENDS, subject=record.job_id, detail=detail))
@@ -135,7 +135,7 @@ def judge_events(record: JobRecord, events: Sequence[StoredEvent]) -> list[Viola
 
 
 def _up_to_end(events: Sequence[StoredEvent], expected: Sequence[int]) -> int:
-    end = next((event.seq for event in events if isinstance(event, JobEvent) and event.job.is_terminal), 0)
+    end = next((event.seq for event in events if isinstance(event, StoredJob) and event.job.is_terminal), 0)
     return sum(seq <= end for seq in expected)
 
 

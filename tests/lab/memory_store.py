@@ -36,15 +36,15 @@ from shovey_trio.core.jobs.states import RunState
 from shovey_trio.store.contract import (
     Committed,
     CreatedJob,
-    JobEvent,
     JobFilter,
     JobOverview,
     JobSnapshot,
-    OutputEvent,
     OutputPage,
     RequestKey,
-    RunEvent,
     StoredEvent,
+    StoredJob,
+    StoredOutput,
+    StoredRun,
 )
 from shovey_trio.store.sql.failures import StoreConflict
 from shovey_trio.store.sql.job_reads import EVENT_OUTPUT_BYTES, jobs_listing, runs_listing
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class _StoredJob:
+class _KeptJob:
     key: int
     job: Job
     runs: dict[str, Run]
@@ -97,7 +97,7 @@ class MemoryStore(MemoryAudit):
         self._seq = 0
         self._keys = 0
         self._epoch = 0
-        self._jobs: dict[str, _StoredJob] = {}
+        self._jobs: dict[str, _KeptJob] = {}
         self._runs: dict[str, tuple[str, str]] = {}
         self._requests: dict[tuple[str, str, str], tuple[bytes, str]] = {}
         self._nodes: dict[tuple[str, str], Node] = {}
@@ -158,7 +158,7 @@ class MemoryStore(MemoryAudit):
                 run_total=job.run_total,
                 run_counts=dict(job.run_counts),
             )
-            self._record(stored, [JobEvent(seq=self._next_seq(), job=stored.job)])
+            self._record(stored, [StoredJob(seq=self._next_seq(), job=stored.job)])
             self._record_change(audit)
 
     async def write_run(self, run: Run, *, passed: Sequence[Run] = ()) -> None:
@@ -251,7 +251,7 @@ class MemoryStore(MemoryAudit):
         found: list[StoredEvent] = []
         size = 0
         for event in stored.history[bisect_right(stored.history, after_seq, key=lambda event: event.seq) :]:
-            if isinstance(event, OutputEvent):
+            if isinstance(event, StoredOutput):
                 if not include_output:
                     continue
                 if size and size + len(event.chunk.data) > EVENT_OUTPUT_BYTES:
@@ -271,7 +271,9 @@ class MemoryStore(MemoryAudit):
             if any(chunk.position in known for chunk in chunks):
                 raise StoreConflict("a chunk with this position is stored already")
             output.extend(chunks)
-            new = [OutputEvent(seq=self._next_seq(), job_id=run.job_id, node=run.node, chunk=chunk) for chunk in chunks]
+            new = [
+                StoredOutput(seq=self._next_seq(), job_id=run.job_id, node=run.node, chunk=chunk) for chunk in chunks
+            ]
             self._record(stored, new, frozenset({(run.job_id, run.node)} if new else ()))
 
     async def output_extent(self, run_id: str) -> OutputExtent:
@@ -481,11 +483,11 @@ class MemoryStore(MemoryAudit):
             raise StoreConflict("a job or run with this id, or a run for this node, is stored already")
         if request is not None and key is not None:
             self._requests[key] = (request.digest, job.id)
-        stored = _StoredJob(key=self._next_key(), job=job, runs=by_node, request=key, stdin=stdin)
+        stored = _KeptJob(key=self._next_key(), job=job, runs=by_node, request=key, stdin=stdin)
         self._jobs[job.id] = stored
         self._runs.update((run.id, (job.id, run.node)) for run in runs)
-        created: list[StoredEvent] = [JobEvent(seq=self._next_seq(), job=job)]
-        created += [RunEvent(seq=self._next_seq(), run=run) for run in runs]
+        created: list[StoredEvent] = [StoredJob(seq=self._next_seq(), job=job)]
+        created += [StoredRun(seq=self._next_seq(), run=run) for run in runs]
         self._record(stored, created)
         return CreatedJob(job=job, created=True)
 
@@ -501,10 +503,10 @@ class MemoryStore(MemoryAudit):
     def _write_run(self, run: Run) -> None:
         stored = self._stored_run(run)
         stored.runs[run.node] = run
-        self._record(stored, [RunEvent(seq=self._next_seq(), run=run)], frozenset({(run.job_id, run.node)}))
+        self._record(stored, [StoredRun(seq=self._next_seq(), run=run)], frozenset({(run.job_id, run.node)}))
 
     def _record(
-        self, stored: _StoredJob, new: Sequence[StoredEvent], runs: frozenset[tuple[str, str]] = frozenset()
+        self, stored: _KeptJob, new: Sequence[StoredEvent], runs: frozenset[tuple[str, str]] = frozenset()
     ) -> None:
         """Adds to a job's history and tells the listeners: the commit."""
         if not new:
@@ -514,17 +516,17 @@ class MemoryStore(MemoryAudit):
         for listener in self._listeners:
             listener(committed)
 
-    def _find(self, organization: str, job_id: str) -> _StoredJob | None:
+    def _find(self, organization: str, job_id: str) -> _KeptJob | None:
         stored = self._jobs.get(job_id)
         return stored if stored is not None and stored.job.organization == organization else None
 
-    def _stored(self, job_id: str) -> _StoredJob:
+    def _stored(self, job_id: str) -> _KeptJob:
         try:
             return self._jobs[job_id]
         except KeyError:
             raise NotFound(f"job {job_id} is not stored", job=job_id) from None
 
-    def _stored_run(self, run: Run) -> _StoredJob:
+    def _stored_run(self, run: Run) -> _KeptJob:
         if run.id not in self._runs:
             raise NotFound(f"run {run.id} of node {run.node} is not stored", run=run.id, job=run.job_id)
         return self._jobs[run.job_id]
@@ -569,7 +571,7 @@ def _page(listing: Listing, found: Iterable[tuple[str, T]], limit: int) -> tuple
     return tuple(entry for _, entry in shown), encode_page(listing, shown[-1][0]) if len(entries) > limit else ""
 
 
-def _snapshot(stored: _StoredJob) -> JobSnapshot:
+def _snapshot(stored: _KeptJob) -> JobSnapshot:
     runs = tuple(run for _, run in sorted(stored.runs.items()))
     return JobSnapshot(seq=stored.history[-1].seq, job=stored.job, runs=runs)
 

@@ -9,7 +9,7 @@ from lab.fake_agents import Script
 from shovey_trio.core.jobs.events import CancelAsked, NodeAccepted, NodeReported, NodeStarted, ReportOutcome, RunReport
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.ports import SendOrder, SendReportDurable
-from shovey_trio.store.contract import RunEvent
+from shovey_trio.store.contract import StoredRun
 from tests.nursery.conftest import open_fleet, until
 
 # Takes the order and never says a word.
@@ -33,7 +33,7 @@ async def test_a_run_told_at_once_is_one_write_in_which_every_state_is_an_event(
             assert await live.post(event)
         await fleet.rig.ended(job.id)
         events = await store.read_events(job.id, after_seq=0, limit=100, include_output=False)
-        states = [event.run.state for event in events if isinstance(event, RunEvent)]
+        states = [event.run.state for event in events if isinstance(event, StoredRun)]
         ended = await fleet.rig.run(job.id, "n")
         await until(lambda: SendReportDurable(run_id=run.id) in fleet.agents["n"].messages)
     assert store.written.count(("write_run", "n")) == 1

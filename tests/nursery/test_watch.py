@@ -21,7 +21,7 @@ from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.nursery.ports import SendFollow, ToAgent
 from shovey_trio.nursery.settings import Bounds
 from shovey_trio.nursery.watch import CommitHub, WatchPosition, follow_output, watch_job
-from shovey_trio.store.contract import JobEvent, JobSnapshot, OutputEvent, OutputPage, RunEvent, StoredEvent
+from shovey_trio.store.contract import JobSnapshot, OutputPage, StoredEvent, StoredJob, StoredOutput, StoredRun
 from tests.nursery.conftest import Fleet, open_fleet, until
 
 NODES = ("a", "b")
@@ -93,12 +93,12 @@ class _Watcher:
         assert self.snapshot is not None
         seen_at = self.snapshot.seq
         expected = [
-            event for event in history if (self.output if isinstance(event, OutputEvent) else event.seq > seen_at)
+            event for event in history if (self.output if isinstance(event, StoredOutput) else event.seq > seen_at)
         ]
         assert self.events == expected, "each event once, in commit order"
         runs = {run.node: run for run in self.snapshot.runs}
-        runs.update((event.run.node, event.run) for event in self.events if isinstance(event, RunEvent))
-        last = {event.run.node: event.run for event in history if isinstance(event, RunEvent)}
+        runs.update((event.run.node, event.run) for event in self.events if isinstance(event, StoredRun))
+        last = {event.run.node: event.run for event in history if isinstance(event, StoredRun)}
         assert runs == last, "snapshot and tail add up to the present"
 
 
@@ -156,7 +156,7 @@ async def test_a_late_report_committed_behind_the_end_is_still_delivered(autojum
     watcher.dice.random = lambda: 1.0  # type: ignore[method-assign]  # this watcher is never interrupted
     await watcher.run()
     kinds = [type(event) for event in watcher.events]
-    assert kinds == [RunEvent, RunEvent, JobEvent, RunEvent]
+    assert kinds == [StoredRun, StoredRun, StoredJob, StoredRun]
 
 
 async def test_watchers_beyond_the_bound_are_refused_and_room_comes_back(autojump_clock: object) -> None:
@@ -190,7 +190,7 @@ async def test_a_slow_watcher_holds_nobody_up_and_misses_nothing(autojump_clock:
 
         async def slow(event: StoredEvent, _: WatchPosition) -> None:
             await trio.sleep(5)
-            if isinstance(event, OutputEvent):
+            if isinstance(event, StoredOutput):
                 read.append(event.chunk.data)
 
         async def ignore(*_: object) -> None: ...

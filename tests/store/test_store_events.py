@@ -10,7 +10,7 @@ import trio
 from shovey_trio.core.errors import HistoryGone
 from shovey_trio.core.jobs.model import Run, StreamName
 from shovey_trio.core.jobs.states import JobState, RunState
-from shovey_trio.store.contract import Committed, JobEvent, OutputEvent, RunEvent, Store, StoredEvent
+from shovey_trio.store.contract import Committed, Store, StoredEvent, StoredJob, StoredOutput, StoredRun
 
 from .conftest import Make
 
@@ -42,18 +42,18 @@ async def test_events_tell_the_whole_story_in_order(store: Store, make: Make, li
     story = await all_events(store, job.id, limit)
     seqs = [event.seq for event in story]
     assert story == [
-        JobEvent(seq=seqs[0], job=job),
-        RunEvent(seq=seqs[1], run=runs[0]),
-        RunEvent(seq=seqs[2], run=runs[1]),
-        JobEvent(seq=seqs[3], job=running),
-        OutputEvent(seq=seqs[4], job_id=job.id, node="web-1", chunk=chunks[0]),
-        OutputEvent(seq=seqs[5], job_id=job.id, node="web-1", chunk=chunks[1]),
-        RunEvent(seq=seqs[6], run=done),
-        OutputEvent(seq=seqs[7], job_id=job.id, node="web-2", chunk=chunks[0]),
+        StoredJob(seq=seqs[0], job=job),
+        StoredRun(seq=seqs[1], run=runs[0]),
+        StoredRun(seq=seqs[2], run=runs[1]),
+        StoredJob(seq=seqs[3], job=running),
+        StoredOutput(seq=seqs[4], job_id=job.id, node="web-1", chunk=chunks[0]),
+        StoredOutput(seq=seqs[5], job_id=job.id, node="web-1", chunk=chunks[1]),
+        StoredRun(seq=seqs[6], run=done),
+        StoredOutput(seq=seqs[7], job_id=job.id, node="web-2", chunk=chunks[0]),
     ]
     assert seqs == list(range(seqs[0], seqs[0] + 8))
     without = await all_events(store, job.id, limit, include_output=False)
-    assert without == [event for event in story if not isinstance(event, OutputEvent)]
+    assert without == [event for event in story if not isinstance(event, StoredOutput)]
 
 
 async def test_states_a_run_has_passed_through_are_events_and_the_last_is_its_row(store: Store, make: Make) -> None:
@@ -64,7 +64,7 @@ async def test_states_a_run_has_passed_through_are_events_and_the_last_is_its_ro
     done = replace(running, state=RunState.SUCCEEDED, exit_code=0, finished_at=3.0, updated_at=3.0)
     await store.write_run(done, passed=(accepted, running))
     story = await all_events(store, job.id, 100)
-    assert [event.run for event in story[3:] if isinstance(event, RunEvent)] == [accepted, running, done]
+    assert [event.run for event in story[3:] if isinstance(event, StoredRun)] == [accepted, running, done]
     assert await store.get_run("default", job.id, "web-1") == done
     assert await store.get_run("default", job.id, "web-2") == runs[1]
 
@@ -81,7 +81,7 @@ async def test_a_run_written_twice_in_one_commit_has_both_events_and_the_last_ro
         store.write_run_soon(sent)
         nursery.start_soon(store.write_run, accepted)
     story = await all_events(store, job.id, 100)
-    assert [event.run for event in story[2:] if isinstance(event, RunEvent)] == [sent, accepted]
+    assert [event.run for event in story[2:] if isinstance(event, StoredRun)] == [sent, accepted]
     assert await store.get_run("default", job.id, "web-1") == accepted
 
 
@@ -95,7 +95,7 @@ async def test_events_of_other_jobs_are_not_mixed_in_and_never_share_a_number(st
     stories = [await all_events(store, job.id, 10) for job, _ in jobs]
     for (job, _), story in zip(jobs, stories, strict=True):
         assert len(story) == 3
-        assert isinstance(story[-1], OutputEvent)
+        assert isinstance(story[-1], StoredOutput)
         assert story[-1].chunk.data == job.id.encode()
     seqs = [event.seq for story in stories for event in story]
     assert sorted(seqs) == list(range(min(seqs), min(seqs) + 9))
@@ -109,7 +109,7 @@ async def test_one_answer_holds_at_most_256_kib_of_output_and_skips_nothing(stor
         await store.append_output(run, [chunk])
         await store.write_run(run)
     page = await store.read_events(job.id, after_seq=0, limit=100, include_output=True)
-    assert sum(len(event.chunk.data) for event in page if isinstance(event, OutputEvent)) == 200_000
+    assert sum(len(event.chunk.data) for event in page if isinstance(event, StoredOutput)) == 200_000
     story = await all_events(store, job.id, 100)
     assert [event.seq for event in story] == list(range(story[0].seq, story[0].seq + 10))
 
@@ -119,7 +119,7 @@ async def test_chunk_over_256_kib_is_given_all_the_same(store: Store, make: Make
     await store.create_job(job, [run], None)
     await store.append_output(run, make.chunks((OUT, bytes(5 * 1024 * 1024))))
     story = await all_events(store, job.id, 100)
-    assert isinstance(story[-1], OutputEvent)
+    assert isinstance(story[-1], StoredOutput)
     assert len(story[-1].chunk.data) == 5 * 1024 * 1024
 
 
@@ -134,7 +134,7 @@ async def test_events_after_a_snapshot_are_those_it_does_not_hold(store: Store, 
     done = replace(run, state=RunState.SUCCEEDED)
     await store.write_run(done)
     later = await store.read_events(job.id, after_seq=snapshot.seq, limit=10, include_output=True)
-    assert [type(event) for event in later] == [OutputEvent, RunEvent]
+    assert [type(event) for event in later] == [StoredOutput, StoredRun]
     again = await store.snapshot_job("default", job.id)
     assert again is not None
     assert again.seq == later[-1].seq
@@ -187,7 +187,7 @@ async def test_write_soon_keeps_its_place_before_a_later_write(store: Store, mak
             nursery.start_soon(dispatch, run)
     story = await store.read_events(job.id, after_seq=21, limit=100, include_output=False)
     for run in runs:
-        states = [event.run.state for event in story if isinstance(event, RunEvent) and event.run.node == run.node]
+        states = [event.run.state for event in story if isinstance(event, StoredRun) and event.run.node == run.node]
         assert states == [RunState.DISPATCHED, RunState.ACCEPTED]
     assert await store.count_runs("default", job.id) == {RunState.ACCEPTED: 20}
 
@@ -199,7 +199,7 @@ async def test_write_soon_is_applied_in_order_without_anybody_waiting(store: Sto
         store.write_run_soon(replace(run, state=RunState.DISPATCHED, attempts=attempts))
     await store.write_job(job)
     story = await store.read_events(job.id, after_seq=2, limit=100, include_output=False)
-    assert [event.run.attempts for event in story if isinstance(event, RunEvent)] == [1, 2, 3, 4, 5]
+    assert [event.run.attempts for event in story if isinstance(event, StoredRun)] == [1, 2, 3, 4, 5]
 
 
 async def test_write_whose_caller_is_cancelled_under_way_is_applied(store: Store, make: Make) -> None:

@@ -27,7 +27,7 @@ from shovey_trio.rpc.convert import (
 )
 from shovey_trio.rpc.services.callers import caller
 from shovey_trio.rpc.services.paging import decode_resume, encode_resume, page_size
-from shovey_trio.store.contract import JobEvent, JobFilter, JobSnapshot, RunEvent, StoredEvent
+from shovey_trio.store.contract import JobFilter, JobSnapshot, StoredEvent, StoredJob, StoredRun
 from shovey_trio.v1 import job_service_pb2 as pb
 
 # Runs per part of a snapshot: about 250 KiB, far below the 4 MiB a message may have.
@@ -139,10 +139,10 @@ class JobService:
 
     def _event_message(self, token: str, event: StoredEvent) -> pb.WatchJobResponse:
         match event:
-            case JobEvent(job=job):
+            case StoredJob(job=job):
                 changed = pb.JobChanged(job=job_message(job, self._jobs.counts(job)))
                 return pb.WatchJobResponse(resume_token=token, job_changed=changed)
-            case RunEvent(run=run):
+            case StoredRun(run=run):
                 return pb.WatchJobResponse(resume_token=token, run_changed=pb.RunChanged(run=run_message(run)))
             case _:
                 output = pb.RunOutput(node=event.node, chunk=chunk_message(event.chunk))

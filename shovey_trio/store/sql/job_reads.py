@@ -12,7 +12,15 @@ from sqlalchemy import Connection, Select, bindparam, func, select
 from shovey_trio.core.errors import HistoryGone
 from shovey_trio.core.jobs.model import Job, Run
 from shovey_trio.core.jobs.states import RunState
-from shovey_trio.store.contract import JobEvent, JobFilter, JobOverview, JobSnapshot, OutputEvent, RunEvent, StoredEvent
+from shovey_trio.store.contract import (
+    JobFilter,
+    JobOverview,
+    JobSnapshot,
+    StoredEvent,
+    StoredJob,
+    StoredOutput,
+    StoredRun,
+)
 from shovey_trio.store.sql.pages import Listing, decode_key, decode_page, encode_page
 from shovey_trio.store.sql.prepared import Prepared
 from shovey_trio.store.sql.rows import CHUNK, JOB, RUN, RUN_STATUS, Row
@@ -181,10 +189,10 @@ def _row_events(connection: Connection, base: Row, after_seq: int, limit: int) -
     found: list[StoredEvent] = []
     for seq, body, run_id, node, created_at, nonce in rows:
         if run_id is None:
-            found.append(JobEvent(seq=seq, job=JOB.from_event(job_fixed, body)))
+            found.append(StoredJob(seq=seq, job=JOB.from_event(job_fixed, body)))
         else:
             run_fixed = (run_id, job_id, organization, node, created_at, nonce)
-            found.append(RunEvent(seq=seq, run=RUN.from_event(run_fixed, body)))
+            found.append(StoredRun(seq=seq, run=RUN.from_event(run_fixed, body)))
     return found
 
 
@@ -199,5 +207,5 @@ def _output_events(
             size += len(row[-1])
             if found and size > EVENT_OUTPUT_BYTES:
                 return found, False
-            found.append(OutputEvent(seq=seq, job_id=job_id, node=node, chunk=CHUNK.decode(row)))
+            found.append(StoredOutput(seq=seq, job_id=job_id, node=node, chunk=CHUNK.decode(row)))
     return found, True
