@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
-from shovey_agent.program.replaced import become, tell
-from shovey_trio.core.errors import Exit, ShoveyError, first_leaf
+from shovey_agent.program.replaced import become
+from shovey_trio.cli.text.program import run_program
+from shovey_trio.core.errors import Exit
 
 if TYPE_CHECKING:
     from shovey_agent.config import AgentSettings
@@ -104,7 +105,11 @@ def launcher(
 
 @cli.command()
 @click.argument("join", required=False)
-@click.option("--join-file", type=click.File("r"), help="Read the join string from a file, - for standard input.")
+@click.option(
+    "--join-file",
+    type=click.File("r", errors="replace"),
+    help="Read the join string from a file, - for standard input.",
+)
 @click.option("--state-dir", type=_PATH, default=Path("/var/lib/shovey-agent"), show_default=True)
 @click.option("--again", is_flag=True, help="Replace credentials that are there; the node becomes a new instance.")
 @click.option("--split", is_flag=True, help="As root, for an agent in two parts: the launcher gets its keys too.")
@@ -162,26 +167,11 @@ def check(file: Path) -> None:
 
 
 _ENROLL_DEADLINE = 60.0
-_INTERRUPTED = 130
 
 
 def invoke(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit code; errors that are somebody's to act on become one line."""
-    try:
-        result = cli.main(list(arguments), prog_name="shovey-agent", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return _INTERRUPTED
-    except BaseExceptionGroup as group:
-        matched, rest = group.split(_expected())
-        if rest is not None or matched is None:
-            raise
-        return tell(first_leaf(matched))
-    except _expected() as error:
-        return tell(error)
-    return result if isinstance(result, int) else 0
+    """Runs one command and returns its exit code."""
+    return run_program(cli, "shovey-agent", arguments)
 
 
 def main() -> None:
@@ -189,10 +179,3 @@ def main() -> None:
     # structlog imports rich where it is installed, for tracebacks that are not wanted here: 8 MiB on every node.
     sys.modules.setdefault("rich", None)  # type: ignore[arg-type]  # None: importing it is an ImportError
     sys.exit(invoke(sys.argv[1:]))
-
-
-def _expected() -> tuple[type[Exception], ...]:
-    """What ends a command with one line; evaluated once something has been raised, because grpc is large."""
-    from shovey_trio.rpc.bridge import RpcError
-
-    return (ShoveyError, RpcError, OSError)

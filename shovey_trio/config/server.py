@@ -342,6 +342,15 @@ class ServerSettings(Section):
         return self.store.path or self.directory.store
 
     @property
+    def listeners(self) -> Mapping[str, str]:
+        """The addresses that are listened on, by the settings that name them."""
+        server = {
+            "server.control_listen": self.server.control_listen,
+            "server.enroll_listen": self.server.enroll_listen,
+        }
+        return {**server, "rest.listen": self.rest.listen} if self.rest.enabled else server
+
+    @property
     def control_address(self) -> str:
         """What agents and clients are told to connect to."""
         return self.server.advertise_control or reachable_address(self.server.control_listen)

@@ -77,7 +77,7 @@ def parse_overrides(texts: Iterable[str]) -> tuple[tuple[str, object], ...]:
     pairs = []
     for text in texts:
         key, equals, value = text.partition("=")
-        if not equals or not key.strip():
+        if not equals or "." not in key.strip().strip("."):
             raise ConfigurationInvalid(f"--set {text[:_SHOWN_CHARS]}: expected section.key=value")
         pairs.append((key.strip(), value))
     return tuple(pairs)

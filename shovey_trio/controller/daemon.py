@@ -16,9 +16,12 @@ from shovey_trio import __version__
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.controller.composition import Controller, open_controller
 from shovey_trio.controller.garbage import collect_garbage, settle_memory
+from shovey_trio.controller.ports import check_listeners
+from shovey_trio.core.errors import ShoveyError
 from shovey_trio.observe.logs import configure_logging
 from shovey_trio.observe.loop_watch import stall_threshold, watch_loop
 from shovey_trio.observe.systemd import notify
+from shovey_trio.rpc.bridge import ListenError
 
 _log = structlog.get_logger(__name__)
 
@@ -34,13 +37,16 @@ def run(settings: ServerSettings) -> None:
         ShoveyError: it cannot start; the message says why.
     """
     configure_logging(level=settings.log.level, format_=settings.log.format)
+    check_listeners(settings)
     sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
         trio.run(serve, settings)
     except BaseExceptionGroup as group:
-        # One cause is worth one line; several are worth their trace.
-        if (single := _only_leaf(group)) is not None:
+        # One cause that somebody can act on is worth one line. The trace of all else is had here or never.
+        single = _only_leaf(group)
+        if isinstance(single, ShoveyError | ListenError | OSError | KeyboardInterrupt):
             raise single from None
+        _log.exception("controller.crashed")
         raise
 
 

@@ -236,6 +236,15 @@ class Unreachable(ShoveyError):
     reason, code, http, exit = "UNREACHABLE", Code.UNAVAILABLE, 503, Exit.UNREACHABLE
 
 
+def words_of(error: BaseException) -> str:
+    """What an error says to a person: ``/etc/x: Permission denied``, not ``[Errno 13] …``."""
+    if isinstance(error, ShoveyError):
+        return error.message
+    if isinstance(error, OSError) and error.strerror:
+        return ": ".join(str(part) for part in (error.filename, error.filename2, error.strerror) if part)
+    return str(error) or type(error).__name__
+
+
 def first_leaf(error: BaseException) -> BaseException:
     """The first error inside groups of them, or the error itself."""
     while isinstance(error, BaseExceptionGroup):

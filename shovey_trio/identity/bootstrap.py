@@ -42,6 +42,12 @@ class AlreadyInitialized(ShoveyError):
     reason, code, http, exit = "ALREADY_INITIALIZED", Code.ALREADY_EXISTS, 409, Exit.CONFLICT
 
 
+class NotSetUp(ShoveyError):
+    """There is no set-up in the data directory; ``path`` names it."""
+
+    reason, code, http, exit = "NOT_SET_UP", Code.FAILED_PRECONDITION, 500, Exit.USAGE
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetupOptions:
     """What a set-up depends on.
@@ -111,6 +117,18 @@ def initialize(root: Path, options: SetupOptions, populate_store: Callable[[Path
 def existing_entries(root: Path) -> tuple[str, ...]:
     """What of a set-up is in ``root``, by name."""
     return tuple(name for name in _ENTRIES if (root / name).exists())
+
+
+def check_set_up(directory: DataDirectory) -> None:
+    """Holds when something is set up in the data directory; blocking.
+
+    Raises:
+        NotSetUp: nothing is; the message says what to do.
+        PermissionError: nobody may look, or not this account.
+    """
+    root = directory.root
+    if not existing_entries(root):
+        raise NotSetUp(f"{root} is not set up; run: shovey-trio init --data-dir {root}", path=str(root))
 
 
 def _refuse_existing(directory: DataDirectory) -> None:

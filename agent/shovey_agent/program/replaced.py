@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final, NoReturn, Protocol, TypeVar
 
-from shovey_trio.core.errors import Exit, ShoveyError, first_leaf
+from shovey_trio.core.errors import Exit, ShoveyError, first_leaf, words_of
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -53,19 +53,36 @@ def run_replaced(run: Callable[[_P], Awaitable[None]], plan: _P) -> int:
     from shovey_trio.observe.logs import configure_logging
 
     configure_logging(level=plan.log_level, format_=plan.log_format)
-    failed: BaseException | None = None
     try:
         trio.run(run, plan)
-    except* (ShoveyError, OSError, KeyboardInterrupt) as group:
-        failed = group
-    if failed is None:
-        return 0
-    first = first_leaf(failed)
+    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:  # noqa: BLE001  # sorted in ``_end``
+        return _end(error)
+    return 0
+
+
+def _end(error: BaseException) -> int:
+    import structlog
+
+    known = (ShoveyError, OSError, KeyboardInterrupt)
+    bugs = (
+        error.split(known)[1] if isinstance(error, BaseExceptionGroup) else None if isinstance(error, known) else error
+    )
+    if bugs is not None:
+        # Here and not by another start: what has happened after a week will not happen at once again.
+        structlog.get_logger().error("agent.crashed", exc_info=error)
+        error = bugs
+    first = first_leaf(error)
     return Exit.INTERRUPTED.value if isinstance(first, KeyboardInterrupt) else tell(first)
 
 
 def tell(failed: BaseException) -> int:
     """Says in one line on stderr what went wrong; returns the exit code."""
     reason = getattr(failed, "reason", type(failed).__name__)
-    print(f"shovey-agent: {getattr(failed, 'message', failed)} ({reason})", file=sys.stderr)
-    return failed.exit.value if isinstance(failed, ShoveyError) else Exit.UNREACHABLE.value
+    print(f"error: {words_of(failed)} ({reason})", file=sys.stderr)
+    match failed:
+        case ShoveyError():
+            return failed.exit.value
+        case OSError():
+            return Exit.UNREACHABLE.value
+        case _:
+            return Exit.INTERNAL.value

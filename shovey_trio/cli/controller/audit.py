@@ -16,10 +16,11 @@ from shovey_trio.application.audit_verify import (
     verify_export,
 )
 from shovey_trio.cli.controller.offline_store import run_with_store
-from shovey_trio.cli.controller.options import with_settings
+from shovey_trio.cli.controller.options import load_from_options, source_options, with_settings
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.audit.records import GENESIS, AuditBroken, AuditHead, AuditRecord, parse_head
 from shovey_trio.identity.audit_files import AuditFiles
+from shovey_trio.identity.bootstrap import check_set_up
 from shovey_trio.store.contract import Store
 
 _FORMATS = ["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%d %H:%M:%S"]
@@ -47,8 +48,17 @@ def audit() -> None:
     help="Verify this export instead of the store; it needs nothing of the controller.",
 )
 @click.option("--unsigned", is_flag=True, help="Do without the signed head that is kept beside the store.")
-@with_settings
-def verify(settings: ServerSettings, heads: tuple[str, ...], runs: bool, export: Path | None, unsigned: bool) -> None:
+@source_options
+def verify(
+    *,
+    heads: tuple[str, ...],
+    runs: bool,
+    export: Path | None,
+    unsigned: bool,
+    config: Path | None,
+    data_dir: Path | None,
+    assignments: tuple[str, ...],
+) -> None:
     """Find out whether the audit log is what was written.
 
     Reads every record and the signed head beside the store. Whoever owns the controller's host can make both anew:
@@ -59,6 +69,8 @@ def verify(settings: ServerSettings, heads: tuple[str, ...], runs: bool, export:
         with export.open(encoding="utf-8", errors="replace") as lines:
             _tell(verify_export(lines, expected=expected))
         return
+    settings = load_from_options(config, data_dir, assignments)
+    check_set_up(settings.directory)
     if not unsigned:
         expected.append(_signed_head(settings))
 

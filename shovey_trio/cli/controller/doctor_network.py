@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import re
-import socket
 import ssl
 from collections.abc import Sequence
 from typing import Final
@@ -13,6 +12,7 @@ import trio
 
 from shovey_trio.cli.controller.doctor_checks import Finding, Status
 from shovey_trio.config.server import ServerSettings
+from shovey_trio.controller.ports import probe_port
 from shovey_trio.core.addresses import reachable_address, split_address
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.jobs.model import Node
@@ -162,18 +162,10 @@ def _check_node_names(
 
 async def _check_port(settings: ServerSettings, name: str, address: str) -> Finding:
     check = f"{name} port"
-    host, port = split_address(address)
-    if port == 0:
+    if split_address(address)[1] == 0:
         return Finding(check=check, status=Status.OK, message=f"{address}: any free port")
     try:
-        family, kind, proto, _, target = (
-            await trio.socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-        )[0]
-        with socket.socket(family, kind, proto) as probe:
-            # Without it, connections that were just closed would look like a listener.
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind(target)
-            probe.listen(1)
+        await trio.to_thread.run_sync(probe_port, address)
     except OSError as exc:
         if exc.errno == errno.EADDRINUSE:
             return await _check_listener(settings, check, address)

@@ -1,6 +1,6 @@
 """The command line of ``shovey-trio``: a group whose commands are imported when they are called, and not before.
 
-One file per command (``daemon_NAME.py``). The table below holds what ``--help`` shows, so that help and completion
+One file per command. The table below holds what ``--help`` shows, so that help and completion
 import nothing of the daemon.
 """
 
@@ -14,7 +14,8 @@ from typing import Final
 import click
 
 from shovey_trio.cli.text.lazy_group import LazyGroup
-from shovey_trio.core.errors import Exit, ShoveyError
+from shovey_trio.cli.text.program import run_program
+from shovey_trio.core.errors import Exit
 
 _COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
@@ -38,7 +39,6 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
 )
 # What `pip install shovey-trio[server]` brings beyond the base install.
 _SERVER_EXTRA: Final = frozenset({"h11", "httpx2", "luqum", "sqlalchemy", "alembic", "grpc_health", "grpc_reflection"})
-_INTERRUPTED: Final = 130  # 128 + SIGINT, as shells report it
 
 
 @click.command(cls=LazyGroup, commands_at=_COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,30 +48,23 @@ def cli() -> None:
 
 
 def run(arguments: Sequence[str]) -> int:
-    """Runs one command and returns its exit code; errors that are somebody's to act on become one line, not a trace."""
-    try:
-        result = cli.main(list(arguments), prog_name="shovey-trio", standalone_mode=False)
-    except click.ClickException as exc:
-        exc.show()
-        return exc.exit_code
-    except (click.Abort, KeyboardInterrupt):
-        return _INTERRUPTED
-    except ShoveyError as exc:
-        click.echo(f"error: {exc.message}", err=True)
-        return exc.exit.value
-    except ModuleNotFoundError as exc:
-        if (exc.name or "").partition(".")[0] not in _SERVER_EXTRA:
-            raise
-        click.echo(
-            f"error: {exc.name} is not installed; a controller needs: pip install 'shovey-trio[server]'", err=True
-        )
-        return Exit.USAGE.value
-    except OSError as exc:
-        click.echo(f"error: {exc}", err=True)
-        return Exit.INTERNAL.value
-    return result if isinstance(result, int) else 0
+    """Run one command and return its exit code."""
+    return run_program(cli, "shovey-trio", arguments, explain=_missing_extra)
 
 
 def main() -> None:
     """Entry point."""
     sys.exit(run(sys.argv[1:]))
+
+
+def _missing_extra(error: BaseException) -> click.ClickException | None:
+    if not isinstance(error, ModuleNotFoundError) or (error.name or "").partition(".")[0] not in _SERVER_EXTRA:
+        return None
+    from shovey_trio.cli.text.failures import Failed
+
+    return Failed(
+        f"{error.name} is not installed",
+        reason="NOT_INSTALLED",
+        exit=Exit.USAGE,
+        advice="a controller needs: pip install 'shovey-trio[server]'",
+    )

@@ -13,6 +13,7 @@ import click
 from shovey_trio.config.server import ServerSettings, find_config_file, load_server_settings
 from shovey_trio.config.sources import parse_overrides
 from shovey_trio.core.errors import NotFound
+from shovey_trio.identity.bootstrap import check_set_up
 from shovey_trio.identity.names import check_organization
 from shovey_trio.identity.organizations import organizations
 
@@ -47,14 +48,16 @@ def source_options(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def with_settings(function: Callable[Concatenate[ServerSettings, P], T]) -> Callable[..., T]:
-    """Adds the options of ``source_options`` and passes the settings they stand for as the first argument."""
+    """Adds the options of ``source_options`` and passes the settings they stand for, of a set-up, as first argument."""
 
     @source_options
     @wraps(function)
     def command(
         *args: Any, config: Path | None, data_dir: Path | None, assignments: tuple[str, ...], **kwargs: Any
     ) -> T:
-        return function(load_from_options(config, data_dir, assignments), *args, **kwargs)
+        settings = load_from_options(config, data_dir, assignments)
+        check_set_up(settings.directory)
+        return function(settings, *args, **kwargs)
 
     return command
 

@@ -14,7 +14,7 @@ import click
 
 from shovey_trio.cli.operator.options import OperatorOptions
 from shovey_trio.cli.text.lazy_group import LazyGroup
-from shovey_trio.core.errors import Exit
+from shovey_trio.cli.text.program import run_program
 
 _JOB: Final = {
     "start": ("shovey_trio.cli.operator.job_start:start", "Start a job and follow it."),
@@ -70,11 +70,14 @@ def node() -> None:
 
 def main() -> None:
     """Entry point."""
-    try:
-        exit_code = cli.main(prog_name="shovey", standalone_mode=False)
-    except click.ClickException as error:
-        error.show()
-        sys.exit(error.exit_code)
-    except (click.Abort, KeyboardInterrupt):
-        sys.exit(Exit.INTERRUPTED.value)
-    sys.exit(exit_code if isinstance(exit_code, int) else Exit.OK.value)
+    sys.exit(run_program(cli, "shovey", sys.argv[1:], explain=_missing_files))
+
+
+def _missing_files(error: BaseException) -> click.ClickException | None:
+    from shovey_trio.cli.text.failures import Failed
+    from shovey_trio.identity.files import FileUnusable
+
+    if not isinstance(error, FileUnusable):
+        return None
+    advice = "name your client directory (`shovey-trio user cert` makes it) by --config or SHOVEY_CONFIG"
+    return Failed(error.message, reason=error.reason, exit=error.exit, advice=advice)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
-import traceback
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,9 +14,8 @@ import click
 import trio
 
 from shovey_trio.cli.operator.options import LAST_JOB, OperatorOptions
-from shovey_trio.cli.text.failures import Failed, failure_of, leaves
 from shovey_trio.config.operator import ClientSettings, find_client_file, load_client_settings
-from shovey_trio.core.errors import Exit, NotFound, ShoveyError, Unreachable
+from shovey_trio.core.errors import Exit, NotFound, Unreachable
 from shovey_trio.rpc.bridge import ClientTls
 from shovey_trio.rpc.client.client import ShoveyClient, open_client
 
@@ -66,17 +63,12 @@ def load_settings(options: OperatorOptions) -> ClientSettings:
     """The settings for this invocation.
 
     Raises:
-        Failed: they are wrong; everything that is wrong is named.
+        ConfigurationInvalid: they are wrong; everything that is wrong is named.
     """
-    try:
-        file = find_client_file(flag=options.config, environ=os.environ)
-        # A path on the command line is relative to where it was typed, not to the configuration file.
-        overrides = tuple(
-            (key, value.absolute() if isinstance(value, Path) else value) for key, value in options.overrides
-        )
-        return load_client_settings(file, environ=os.environ, overrides=overrides)
-    except ShoveyError as error:
-        raise _shown(error) from None
+    file = find_client_file(flag=options.config, environ=os.environ)
+    # A path on the command line is relative to where it was typed, not to the configuration file.
+    overrides = tuple((key, value.absolute() if isinstance(value, Path) else value) for key, value in options.overrides)
+    return load_client_settings(file, environ=os.environ, overrides=overrides)
 
 
 def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Exit]]) -> NoReturn:
@@ -85,8 +77,7 @@ def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Ex
     Ctrl-C cancels ``work``, unless it has a signal receiver of its own.
 
     Raises:
-        Failed: the controller or the settings are at fault; shown as one line.
-        click.exceptions.Exit: always otherwise.
+        click.exceptions.Exit: always, unless the controller or the settings are at fault.
     """
     section = settings.client
 
@@ -103,39 +94,9 @@ def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Ex
                 nursery.cancel_scope.cancel(reason="the command is done")
         return code
 
-    try:
-        code = trio.run(run)
-        sys.stdout.flush()
-    except (Exception, BaseExceptionGroup, KeyboardInterrupt) as error:  # noqa: BLE001  # sorted in ``_end``
-        raise _end(error) from None
-    raise click.exceptions.Exit(code.value)
+    raise click.exceptions.Exit(trio.run(run).value)
 
 
 async def _leave_at(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     await anext(signals)
     scope.cancel(reason="Ctrl-C")
-
-
-def _end(error: BaseException) -> Exception:
-    """What leaves the command for what left trio."""
-    found = list(leaves(error))
-    for leaf in found:
-        if isinstance(leaf, click.exceptions.Exit | click.ClickException):
-            return leaf
-    if any(isinstance(leaf, KeyboardInterrupt) for leaf in found):
-        return click.exceptions.Exit(Exit.INTERRUPTED.value)
-    if any(isinstance(leaf, BrokenPipeError) for leaf in found):
-        # Whoever read our output has gone; the interpreter's own flush at exit must not fail on it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return click.exceptions.Exit(Exit.OUTPUT_CLOSED.value)
-    for leaf in found:
-        if (failed := failure_of(leaf)) is not None:
-            return failed
-    traceback.print_exception(error)
-    return Failed("this is a bug in shovey; please report the lines above", reason="INTERNAL", exit=Exit.INTERNAL)
-
-
-def _shown(error: ShoveyError) -> Failed:
-    failed = failure_of(error)
-    assert failed is not None
-    return failed

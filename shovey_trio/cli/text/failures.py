@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Iterator
 from typing import IO, Any, Final
 
 import click
+import trio
 
-from shovey_trio.core.errors import Code, Exit, ShoveyError
-from shovey_trio.rpc.bridge import RpcError
+from shovey_trio.core.errors import Code, Exit, ShoveyError, words_of
+from shovey_trio.rpc.bridge import ListenError, RpcError
 
 # What to do about a reason, where there is something better to say than the message itself.
 _ADVICE: Final = {
@@ -21,8 +23,11 @@ _ADVICE: Final = {
     "HISTORY_GONE": "watch again without a token",
     "DRAINING": "the controller is stopping; try again when it is back",
     "OVERLOADED": "try again later",
-    "FILE_UNUSABLE": "name a client directory by --config or SHOVEY_CONFIG",
+    "EACCES": "run it as the owner of that file, or as root",
+    "EPERM": "run it as root",
 }
+# What the operating system refuses because of what was typed; anything else (a full disk) is not the caller's mistake.
+_TYPED_WRONG: Final = (FileExistsError, FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 _EXIT_BY_CODE: Final = {
     Code.INVALID_ARGUMENT: Exit.USAGE,
     Code.NOT_FOUND: Exit.NOT_FOUND,
@@ -50,8 +55,9 @@ class Failed(click.ClickException):
     def show(self, file: IO[Any] | None = None) -> None:
         """Writes the line."""
         advice = f"; {self.advice}" if self.advice else ""
-        text = " ".join(f"{self.message}{advice}".split())
-        click.echo(f"error: {text} ({self.reason})", file=file, err=True)
+        first, *errors = self.message.split("\n") if self.reason == "CONFIGURATION_INVALID" else [self.message]
+        text = " ".join(f"{first}{advice}".split())
+        click.echo("\n".join([f"error: {text} ({self.reason})", *errors]), file=file, err=True)
 
 
 def failure_of(error: BaseException) -> Failed | None:
@@ -66,6 +72,14 @@ def failure_of(error: BaseException) -> Failed | None:
                 reason=error.reason,
                 exit=exit_by_reason or _EXIT_BY_CODE.get(error.code, Exit.INTERNAL),
             )
+        case trio.TooSlowError():
+            return Failed("no answer in time", reason="TIMEOUT", exit=Exit.UNREACHABLE)
+        case ListenError():
+            return Failed(str(error), reason=error.reason, exit=Exit.BUSY)
+        case OSError():
+            reason = errno.errorcode.get(error.errno or 0, "OS_ERROR")
+            exit = Exit.USAGE if isinstance(error, _TYPED_WRONG) else Exit.INTERNAL
+            return Failed(words_of(error), reason=reason, exit=exit)
         case _:
             return None
 
