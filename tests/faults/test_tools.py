@@ -22,7 +22,7 @@ from shovey_trio.observe import failpoints
 
 PASS = """
 import sys
-from shovey_trio import failpoints
+from shovey_trio.observe import failpoints
 for point in sys.argv[1:]:
     try:
         failpoints.passing(point)

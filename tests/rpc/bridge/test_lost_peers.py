@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -25,7 +26,10 @@ HERE = Path(__file__).parent
 async def running(*command: str) -> AsyncIterator[trio.Process]:
     """Run a script of this folder; it is gone when the block is left."""
     process = await trio.lowlevel.open_process(
-        [sys.executable, str(HERE / command[0]), *command[1:]], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, str(HERE / command[0]), *command[1:]],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},  # the laboratory is on pytest's path alone
     )
     try:
         yield process
