@@ -19,6 +19,7 @@ import h11
 import trio
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import DecodeError
+from starlette.requests import Request
 
 from fuzz.controller import NODES, Insides, KeptController
 from fuzz.framing import PeerStream
@@ -30,8 +31,8 @@ from shovey_trio.core.chef.signing import ChefSignature, SigningVersion
 from shovey_trio.core.errors import InvalidRequest, ShoveyError
 from shovey_trio.core.jobs.command_input import input_problems
 from shovey_trio.core.jobs.model import Principal, Role
+from shovey_trio.http.asgi import Receive, Scope, Send
 from shovey_trio.http.connection import HttpLimits
-from shovey_trio.http.messages import Reply, Request
 from shovey_trio.http.replies import ConnectionCut
 from shovey_trio.http.server import HttpOptions, open_http_server
 from shovey_trio.rpc import methods
@@ -42,7 +43,7 @@ from shovey_trio.rpc.services.job_service import JobService
 from shovey_trio.rpc.services.node_service import NodeService
 from shovey_trio.shovey.protocol.report import parse_run_put, parse_stream_put
 from shovey_trio.shovey.rest.application import RestApplication
-from shovey_trio.shovey.rest.listener import shim_router
+from shovey_trio.shovey.rest.listener import shim_routes
 from shovey_trio.store.contract import JobFilter
 from shovey_trio.v1 import job_service_pb2, node_service_pb2
 
@@ -251,16 +252,17 @@ class _Shim:
 async def _open_shim(insides: Insides) -> AsyncIterator[_Shim]:
     failures: list[BaseException] = []
     application = RestApplication(
-        shim_router(_settings(), jobs=insides.rig.jobs, nodes=insides.nodes, legacy=_Reports()),
+        shim_routes(_settings(), jobs=insides.rig.jobs, nodes=insides.nodes, legacy=_Reports()),
         cast(Any, _Everybody()),
         organization="default",
         body_limit=_BODY,
+        body_time=_LIMITS.read_time,
     )
 
-    async def handle(request: Request, reply: Reply) -> None:
+    async def handle(scope: Scope, receive: Receive, send: Send) -> None:
         # The connection answers any failure by 500 and goes on; here it is a find.
         try:
-            await application(request, reply)
+            await application(scope, receive, send)
         except (ShoveyError, h11.RemoteProtocolError, ConnectionCut):
             raise
         except Exception as error:

@@ -224,13 +224,3 @@ class AuditLog:
             _log.error("audit.not_written", records=len(entries), error=error.message)
             # Bounded: while they wait, each window's own are few, and only as many are kept as a window has.
             self._firsts = [*entries, *self._firsts][: 2 * _COUNTED]
-
-
-def peer_address(peer: str) -> str:
-    """The address alone, of what a transport calls its peer: ``ipv4:192.0.2.7:5000``, ``[::1]:5000``."""
-    text = peer.removeprefix("ipv4:").removeprefix("ipv6:").replace("%5B", "[").replace("%5D", "]")
-    if text.startswith("["):
-        text = text[1:].partition("]")[0]
-    elif text.count(":") == 1:
-        text = text.partition(":")[0]
-    return text[:64]

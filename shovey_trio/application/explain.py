@@ -12,7 +12,7 @@ from shovey_trio.application.jobs import Jobs
 from shovey_trio.core.errors import InvalidRequest, NotFound, PermissionDenied
 from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput, input_problems
 from shovey_trio.core.jobs.model import Node, Presence, Principal, Role
-from shovey_trio.core.trust.authz import may_call
+from shovey_trio.core.trust.authz import Action, may
 from shovey_trio.core.trust.explain import ExplainRule, ExplainStep, Verdict
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.registry import NodeRegistry
@@ -21,7 +21,6 @@ from shovey_trio.nursery.whitelist_asks import WhitelistAsks
 
 # A node answers from memory; one that takes longer is as good as away.
 _ANSWER = 5.0
-_START = "/shovey_trio.v1.JobService/StartJob"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +106,7 @@ def _unasked(why: str) -> ExplainStep:
 
 
 def _role(principal: Principal) -> ExplainStep:
-    allowed = may_call(principal.role, _START)
+    allowed = may(principal.role, Action.START_JOBS)
     detail = f"{principal.label} is {principal.role.value}, who may {'start' if allowed else 'not start'} jobs"
     return ExplainStep(rule=ExplainRule.ROLE, verdict=Verdict.ALLOWED if allowed else Verdict.REFUSED, detail=detail)
 

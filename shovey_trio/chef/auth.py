@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
+from starlette.requests import Request
+
 from shovey_trio.application.attempts import FailedAttempts
-from shovey_trio.application.audit import peer_address
 from shovey_trio.chef.callers import ChefCaller
 from shovey_trio.core.chef.signing import (
     ChefSignature,
@@ -17,7 +18,7 @@ from shovey_trio.core.chef.signing import (
     verify_signature,
 )
 from shovey_trio.core.jobs.model import Principal
-from shovey_trio.http.messages import Request
+from shovey_trio.http.asgi import peer_of
 from shovey_trio.nursery.ports import Clock
 
 #: What a refused request is told: how to sign.
@@ -66,7 +67,7 @@ class Authenticator:
             return await self._authenticate(request, body, organization)
         except (SignatureMalformed, SignatureRefused) as error:
             if self._attempts is not None:
-                self._attempts.failed(error, peer_address(request.peer), _claimed(request))
+                self._attempts.failed(error, peer_of(request), _claimed(request))
             raise
 
     def check(self, request: Request) -> None:
@@ -76,14 +77,16 @@ class Authenticator:
             TooManyFailures: its sender has failed too often to prove who it is.
         """
         if self._attempts is not None:
-            self._attempts.check(peer_address(request.peer), _claimed(request))
+            self._attempts.check(peer_of(request), _claimed(request))
 
     async def _authenticate(self, request: Request, body: bytes, organization: str) -> SignedCall:
         signature = read_signature(request.headers, body, now=self._clock.now(), clock_skew=self._clock_skew)
         refused = SignatureRefused.unknown_user(signature.user)
         for caller in await self._callers.find(organization, signature.user):
             try:
-                verify_signature(signature, method=request.method, path=request.path, key=caller.key)
+                verify_signature(
+                    signature, method=request.method, path=request.scope["raw_path"].decode("ascii"), key=caller.key
+                )
             except SignatureRefused as error:
                 refused = error
             else:

@@ -21,6 +21,7 @@ import httpx2
 import structlog
 import trio
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
+from starlette.requests import Request
 
 from shovey_trio.chef.auth import ChefCallers
 from shovey_trio.chef.callers import ChefCaller
@@ -28,7 +29,8 @@ from shovey_trio.config.server import ChefSection
 from shovey_trio.core.chef.signing import load_private_key, load_public_key, sign_request
 from shovey_trio.core.errors import InvalidRequest, Unreachable
 from shovey_trio.core.jobs.model import Principal, Role
-from shovey_trio.http.messages import Reply, Request, error_response
+from shovey_trio.http.asgi import PiecesResponse, Receive, Scope, Send, Write
+from shovey_trio.http.messages import error_response
 from shovey_trio.identity.files import read_secret
 from shovey_trio.nursery.ports import Clock
 
@@ -114,17 +116,19 @@ class ChefServer:
                 raise Unreachable(asking.failure.message) from asking.failure
         return known
 
-    async def pass_on(self, request: Request, reply: Reply) -> None:
-        """Sends a request on as it came, signature and all, and the answer back as it comes."""
+    async def pass_on(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends a request on as it came, signature and all, and the answer back as it comes; an ASGI application."""
+        request = Request(scope, receive, send)
+        query = scope["query_string"]
         headers = [(name, value) for name, value in request.headers.items() if name not in _HOP_BY_HOP]
         has_body = "content-length" in request.headers or "transfer-encoding" in request.headers
         outgoing = self._http.build_request(
             request.method,
             self._base,
             headers=headers,
-            content=_PassedBody(request) if has_body else None,
+            content=_PassedBody(receive) if has_body else None,
             # The path is signed as it is on the wire, so nothing may touch it.
-            extensions={"target": request.target.encode("ascii")},
+            extensions={"target": scope["raw_path"] + (b"?" + query if query else b"")},
         )
         for name in ("accept-encoding", "user-agent", "accept"):
             if name not in request.headers:
@@ -133,15 +137,18 @@ class ChefServer:
             answer = await self._http.send(outgoing, stream=True)
         except httpx2.TransportError as error:
             _log.warning("chef_server.unreachable", error=repr(error))
-            await reply.send(error_response(502, "the Chef server cannot be reached"))
+            await error_response(502, "the Chef server cannot be reached")(scope, receive, send)
             return
         try:
-            await reply.begin(
-                answer.status_code,
-                {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_BY_HOP},
-            )
-            async for piece in answer.aiter_raw():
-                await reply.write(piece)
+            kept = {name: value for name, value in answer.headers.items() if name.lower() not in _HOP_BY_HOP}
+
+            async def pieces(write: Write) -> None:
+                async for piece in answer.aiter_raw():
+                    await write(piece)
+
+            passed = PiecesResponse(pieces, status_code=answer.status_code)
+            passed.raw_headers = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in kept.items()]
+            await passed(scope, receive, send)
         finally:
             with trio.CancelScope(deadline=trio.current_time() + self._settings.timeout, shield=True):
                 await answer.aclose()
@@ -280,12 +287,16 @@ def _names(found: Mapping[str, Any], member: str) -> list[str]:
 class _PassedBody(httpx2.AsyncByteStream):
     """A request's body on its way through."""
 
-    def __init__(self, request: Request) -> None:
-        self._request = request
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
 
     async def __aiter__(self) -> AsyncIterator[bytes]:
-        while piece := await self._request.body.receive():
-            yield piece
+        more = True
+        while more:
+            message = await self._receive()
+            more = message.get("more_body", False)
+            if piece := message.get("body", b""):
+                yield piece
 
 
 @asynccontextmanager

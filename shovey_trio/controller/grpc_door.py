@@ -15,7 +15,7 @@ from shovey_trio.controller.records import Records
 from shovey_trio.controller.settings import CONTROL, ENROLL, server_tls
 from shovey_trio.controller.use_cases import UseCases
 from shovey_trio.core.errors import Unauthenticated
-from shovey_trio.core.trust.authz import POLICY
+from shovey_trio.core.trust.authz import METHODS
 from shovey_trio.identity.tls import ControllerTls
 from shovey_trio.nursery.credits import ByteCredits
 from shovey_trio.nursery.engine import Engine
@@ -130,7 +130,7 @@ def _enroll_routes(
 
 def _check_policy(routes: Sequence[Route]) -> None:
     """Refuses to serve a method that nobody decided about."""
-    forgotten = [route.method.path for route in routes if route.method.path not in POLICY]
+    forgotten = [route.method.path for route in routes if route.method.path not in METHODS]
     if forgotten:
         raise RuntimeError(f"no policy for {', '.join(forgotten)}")
 

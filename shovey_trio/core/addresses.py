@@ -45,3 +45,13 @@ def is_loopback(listen: str) -> bool:
         return ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def peer_address(peer: str) -> str:
+    """The address alone, of what a transport calls its peer: ``ipv4:192.0.2.7:5000``, ``[::1]:5000``."""
+    text = peer.removeprefix("ipv4:").removeprefix("ipv6:").replace("%5B", "[").replace("%5D", "]")
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    return text[:64]

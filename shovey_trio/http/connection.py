@@ -1,4 +1,4 @@
-"""One HTTP connection: HTTP between a trio stream and a handler.
+"""One HTTP connection: HTTP between a trio stream and an ASGI application.
 
 The rules of this file:
 
@@ -10,8 +10,8 @@ The rules of this file:
 * What is too large is refused before it is read: the head by h11's limit (431), a body by its Content-Length or as soon
   as it passes the limit (413). After a refusal the rest of what the client sends is thrown away for a moment, because a
   close with unread bytes would be a reset, and the client would not see why.
-* A handler sends one response. If it fails before that, the client gets an error; if it fails in the middle of one, the
-  connection is cut, so that a truncated body never looks like a whole one.
+* An application sends one response. If it fails before that, the client gets an error; if it fails in the middle of
+  one, the connection is cut, so that a truncated body never looks like a whole one.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ import h11
 import structlog
 import trio
 
-from shovey_trio.http.bodies import H11Body, PlainBody
-from shovey_trio.http.messages import Body, HttpRefused, Reply, Request, error_response
+from shovey_trio.http.asgi import App, Exchange
+from shovey_trio.http.bodies import Body, H11Body, PlainBody
+from shovey_trio.http.framing import H11Framing, PlainFraming
+from shovey_trio.http.messages import JSON, HttpRefused, error_bytes
 from shovey_trio.http.plain_head import read_plain_head
-from shovey_trio.http.replies import ConnectionCut, HttpReply
+from shovey_trio.http.replies import ConnectionCut, Reply
 from shovey_trio.http.transport import Transport
 
 _log = structlog.get_logger(__name__)
-
-Handler = Callable[[Request, Reply], Awaitable[None]]
 
 # What a refused client may still send, and for how long, before the connection is closed over it.
 _LINGER_BYTES: Final = 4 * 2**20
@@ -52,7 +52,6 @@ class HttpLimits:
         head_time: from a request's first byte to the end of its head.
         idle_time: between requests, and before the first.
         read_time: without a byte of a body that is expected.
-        body_time: for a body that is read whole.
         write_time: without progress of a response.
     """
 
@@ -61,8 +60,22 @@ class HttpLimits:
     head_time: float = 10.0
     idle_time: float = 30.0
     read_time: float = 20.0
-    body_time: float = 60.0
     write_time: float = 30.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Head:
+    """A request's head, and its body on its way.
+
+    Attributes:
+        target: as on the wire, query included.
+        headers: by lower-case name; what was repeated is joined by ``, ``.
+    """
+
+    method: str
+    target: str
+    headers: Mapping[str, str]
+    body: Body
 
 
 class HttpConnection:
@@ -72,7 +85,7 @@ class HttpConnection:
         self,
         stream: trio.SocketStream | trio.SSLStream[trio.SocketStream],
         *,
-        handler: Handler,
+        app: App,
         limits: HttpLimits,
         scheme: str,
         peer: str,
@@ -80,7 +93,7 @@ class HttpConnection:
         idle: Callable[[HttpConnection, bool], None] = lambda _connection, _is_idle: None,
     ) -> None:
         self._transport = Transport(stream)
-        self._handler = handler
+        self._app = app
         self.limits = limits
         self._scheme = scheme
         self._peer = peer
@@ -94,11 +107,6 @@ class HttpConnection:
         self._waiting: trio.CancelScope | None = None
         self._linger = False
         self._hung_up = False
-
-    @property
-    def is_plain(self) -> bool:
-        """Whether h11 was not called in yet."""
-        return self._http is None
 
     def release_idle(self, *, reason: str) -> None:
         """Ends the connection if it is between requests; a handler that holds its answer back gives it now."""
@@ -119,19 +127,26 @@ class HttpConnection:
 
     async def _serve_request(self) -> bool:
         """Handles one request; whether another may follow."""
-        reply = HttpReply(self)
         try:
             head = await self._next_head()
         except HttpRefused as error:
-            await self._refuse(reply, error)
+            await self._refuse(self._reply("GET"), error)
             return False
         if head is None:
             return False
-        request, body = head
-        reply.bodiless = request.method == "HEAD"
-        reply.close_after = self.stopping()
+        reply = self._reply(head.method)
+        exchange = Exchange(
+            method=head.method,
+            target=head.target,
+            headers=head.headers,
+            scheme=self._scheme,
+            peer=self._peer,
+            body=head.body,
+            reply=reply,
+            wait_while_connected=self.wait_while_connected,
+        )
         try:
-            await self._handler(request, reply)
+            await self._app(exchange.scope, exchange.receive, exchange.send)
         except HttpRefused as error:
             await self._refuse(reply, error)
             return False
@@ -141,20 +156,29 @@ class HttpConnection:
         except ConnectionCut:
             raise
         except Exception:  # noqa: BLE001 - a bug in one request is that request's
-            _log.exception("http.handler_failed", peer=self._peer, method=request.method, path=request.path)
+            path = head.target.partition("?")[0]
+            _log.exception("http.handler_failed", peer=self._peer, method=head.method, path=path)
             await self._refuse(reply, HttpRefused(500, "internal error"))
             return False
-        await reply.finish()
+        if not reply.finished:
+            _log.error("http.not_answered", peer=self._peer, method=head.method, path=head.target.partition("?")[0])
+            await self._refuse(reply, HttpRefused(500, "nothing was answered"))
+            return False
         self._served = True
-        if not body.is_over():
-            # The handler answered without the body; what is left of it is not worth reading.
+        if not head.body.is_over():
+            # The application answered without the body; what is left of it is not worth reading.
             self._linger = True
             return False
         if self._http is None:
             return not reply.close_after
         return self._http.our_state is h11.DONE and self._http.their_state is h11.DONE
 
-    async def _next_head(self) -> tuple[Request, PlainBody | H11Body] | None:
+    def _reply(self, method: str) -> Reply:
+        bodiless = method == "HEAD"
+        framing = PlainFraming(bodiless=bodiless) if self._http is None else H11Framing(self._http, bodiless=bodiless)
+        return Reply(framing, self.send_bytes, close_after=self.stopping())
+
+    async def _next_head(self) -> _Head | None:
         """The next request with its body; None when the client has gone, or stays silent."""
         if not (self._received if self._http is None else self._http.trailing_data != (b"", False)):
             with trio.move_on_after(self.limits.idle_time) as self._waiting:
@@ -188,7 +212,7 @@ class HttpConnection:
             raise HttpRefused(error.error_status_hint, _HEAD_TOO_LARGE if too_large else str(error)) from None
         return self._h11_request(event) if isinstance(event, h11.Request) else None
 
-    def _plain_request(self) -> tuple[Request, PlainBody] | None:
+    def _plain_request(self) -> _Head | None:
         """The request whose head has come whole, if it is ordinary. None: more has to come, or h11 was called in."""
         end = self._received.find(b"\r\n\r\n")
         if end < 0 and not self._hung_up and len(self._received) <= self.limits.head_bytes:
@@ -206,9 +230,9 @@ class HttpConnection:
             return None
         del self._received[: end + 4]
         body = PlainBody(self, length=head.length)
-        return self._request(head.method, head.target, head.headers, body), body
+        return _Head(method=head.method, target=head.target, headers=head.headers, body=body)
 
-    def _h11_request(self, event: h11.Request) -> tuple[Request, H11Body]:
+    def _h11_request(self, event: h11.Request) -> _Head:
         size = len(event.target) + sum(len(name) + len(value) + 4 for name, value in event.headers)
         if size > self.limits.head_bytes:
             raise HttpRefused(HttpRefused.HEADERS_TOO_LARGE, _HEAD_TOO_LARGE)
@@ -218,11 +242,15 @@ class HttpConnection:
         for name, value in event.headers:
             key, text = name.decode("latin-1"), value.decode("latin-1")
             headers[key] = f"{headers[key]}, {text}" if key in headers else text
-        body = H11Body(self, declared=int(headers.get("content-length", "0")))
-        return self._request(event.method.decode("ascii"), event.target.decode("ascii"), headers, body), body
-
-    def _request(self, method: str, target: str, headers: Mapping[str, str], body: Body) -> Request:
-        return Request(method=method, target=target, headers=headers, scheme=self._scheme, peer=self._peer, body=body)
+        if "content-length" in headers and "transfer-encoding" in headers:
+            # RFC 9112 section 6.1: two framings are what request smuggling is made of.
+            raise HttpRefused(400, "a request has a Content-Length or a Transfer-Encoding, not both")
+        return _Head(
+            method=event.method.decode("ascii"),
+            target=event.target.decode("ascii"),
+            headers=headers,
+            body=H11Body(self),
+        )
 
     async def next_plain_piece(self, most: int) -> bytes:
         """The next bytes of an ordinary request's body, at most so many.
@@ -247,14 +275,6 @@ class HttpConnection:
         assert self._http is not None
         return isinstance(self._http.next_event(), h11.EndOfMessage)
 
-    def take_received(self, length: int) -> bytes | None:
-        """So many bytes of what has come already; None when it is not that much."""
-        if len(self._received) < length:
-            return None
-        taken = bytes(self._received[:length])
-        del self._received[:length]
-        return taken
-
     async def next_body_event(self) -> h11.Data | h11.EndOfMessage:
         """The next piece of the body.
 
@@ -263,7 +283,8 @@ class HttpConnection:
         """
         assert self._http is not None
         if self._http.they_are_waiting_for_100_continue:
-            await self.send(h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue"))
+            go_on = h11.InformationalResponse(status_code=100, headers=[], reason=b"Continue")
+            await self.send_bytes(self._http.send(go_on) or b"")
         try:
             with trio.fail_after(self.limits.read_time):
                 event = await self._next_event(self._http)
@@ -272,17 +293,6 @@ class HttpConnection:
         if isinstance(event, (h11.Data, h11.EndOfMessage)):
             return event
         raise ConnectionCut
-
-    async def send(self, *events: h11.Event) -> None:
-        """Sends events, as one piece.
-
-        Raises:
-            ConnectionCut: the client is gone or does not read.
-        """
-        assert self._http is not None
-        data = b"".join(self._http.send(event) or b"" for event in events)
-        if data:
-            await self.send_bytes(data)
 
     async def send_bytes(self, data: bytes) -> None:
         """Sends a piece of a response as it is.
@@ -357,14 +367,14 @@ class HttpConnection:
         else:
             self._http.receive_data(data)
 
-    async def _refuse(self, reply: HttpReply, error: HttpRefused) -> None:
+    async def _refuse(self, reply: Reply, error: HttpRefused) -> None:
         self._linger = True
         _log.info("http.refused", peer=self._peer, status=error.status, error=error.message)
         if reply.begun or (self._http is not None and self._http.our_state not in (h11.IDLE, h11.SEND_RESPONSE)):
             raise ConnectionCut from error
         reply.close_after = True
-        await reply.send(error_response(error.status, error.message, error.headers))
-        await reply.finish()
+        fields = {"Content-Type": JSON, **error.headers}
+        await reply.begin(error.status, fields, error_bytes(error.message), whole=True)
 
     async def _close(self) -> None:
         try:

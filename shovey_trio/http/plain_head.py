@@ -3,7 +3,8 @@
 Old nodes send four requests for every run, all of the same plain kind, and taking their heads apart with h11 costs more
 than all the rest of the work that they make. What is read here is a subset of what h11 accepts: HTTP/1.1, ASCII,
 a path, each header once, a body with a Content-Length or none, nothing said of the connection. Of everything else
-(and of everything that is wrong) nothing is decided here, so that HTTP has one meaning: h11's.
+(and of everything that is wrong) nothing is decided here, so that HTTP has one meaning: h11's. ``bench/rest.py`` says
+what it saves: a signed request costs 1.45 times as much when h11 reads and writes it.
 """
 
 from __future__ import annotations

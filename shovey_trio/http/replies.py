@@ -6,106 +6,55 @@ import time
 from collections.abc import Awaitable, Callable, Mapping
 from email.utils import formatdate
 from functools import lru_cache
-from http import HTTPStatus
-from typing import TYPE_CHECKING, Final
 
-import h11
+from shovey_trio.http.framing import Framing
 
-from shovey_trio.http.messages import Response, error_response
-from shovey_trio.http.plain_head import response_head
-
-if TYPE_CHECKING:
-    from shovey_trio.http.connection import HttpConnection
-
-_REASONS: Final = {status.value: status.phrase.encode() for status in HTTPStatus}
-_WITHOUT_BODY: Final = frozenset({204, 304})
+SendBytes = Callable[[bytes], Awaitable[None]]
 
 
 class ConnectionCut(Exception):
     """The connection is of no use any more: the client is gone, or does not read."""
 
 
-class HttpReply:
-    """``messages.Reply`` of the request that a connection is at."""
+class Reply:
+    """A response: ``begin``, then ``write`` any number of times, then ``finish``.
 
-    def __init__(self, connection: HttpConnection) -> None:
-        self._connection = connection
+    What is written at once with the head goes out with it, so that an answer that is ready costs one system call.
+    """
+
+    def __init__(self, framing: Framing, send: SendBytes, *, close_after: bool) -> None:
+        self._framing = framing
+        self._send = send
+        self.close_after = close_after
         self.begun = False
-        self.bodiless = False
-        self.close_after = False
-        # Of a body sent in pieces, and not by h11: whether its length was left open, and what is missing of it if not.
-        self._chunked = False
-        self._missing = 0
+        self.finished = False
 
-    async def send(self, response: Response) -> None:
-        headers = {"Content-Type": response.content_type} if response.body else {}
-        headers |= response.headers
-        headers["Content-Length"] = str(len(response.body))
-        fields = self._fields(headers)
-        if self._connection.is_plain:
-            head = response_head(response.status, _REASONS.get(response.status, b""), fields)
-            await self._connection.send_bytes(head if self.bodiless else head + response.body)
-        else:
-            body = [h11.Data(data=response.body)] if self._has_body(response.body) else []
-            await self._connection.send(_h11_head(response.status, fields), *body)
-
-    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        fields = self._fields(headers)
-        if not self._connection.is_plain:
-            await self._connection.send(_h11_head(status, fields))
-            return
-        declared = next((value for name, value in headers.items() if name.lower() == "content-length"), None)
-        if declared is not None:
-            self._missing = int(declared)
-        elif status not in _WITHOUT_BODY:
-            self._chunked = True
-            fields["Transfer-Encoding"] = "chunked"
-        await self._connection.send_bytes(response_head(status, _REASONS.get(status, b""), fields))
-
-    async def write(self, data: bytes) -> None:
-        if not self._has_body(data):
-            return
-        if not self._connection.is_plain:
-            await self._connection.send(h11.Data(data=data))
-        elif self._chunked:
-            await self._connection.send_bytes(b"%x\r\n%b\r\n" % (len(data), data))
-        elif len(data) > self._missing:
-            raise RuntimeError("a response is longer than it was declared")
-        else:
-            self._missing -= len(data)
-            await self._connection.send_bytes(data)
-
-    async def finish(self) -> None:
-        """Ends the response; a handler that sent none is a bug of ours and answered as one."""
-        if not self.begun:
-            await self.send(error_response(500, "nothing was answered"))
-        if not self._connection.is_plain:
-            await self._connection.send(h11.EndOfMessage())
-        elif self.bodiless:
-            pass
-        elif self._chunked:
-            await self._connection.send_bytes(b"0\r\n\r\n")
-        elif self._missing:
-            raise RuntimeError("a response is shorter than it was declared")
-
-    async def hold(self, wait: Callable[[], Awaitable[None]]) -> None:
-        await self._connection.wait_while_connected(wait)
-
-    def _fields(self, headers: Mapping[str, str]) -> dict[str, str]:
+    async def begin(self, status: int, headers: Mapping[str, str], first: bytes = b"", *, whole: bool = False) -> None:
+        """Sends the head and the first piece of the body; ``whole``: there is no other."""
         if self.begun:
             raise RuntimeError("a handler sends one response")
         self.begun = True
         fields = {"Date": _date(int(time.time())), **headers}
+        if whole and "Content-Length" not in fields:
+            fields["Content-Length"] = str(len(first))
         if self.close_after:
             fields["Connection"] = "close"
-        return fields
+        data = self._framing.head(status, fields) + self._framing.data(first)
+        if whole:
+            data += self._framing.end()
+            self.finished = True
+        await self._send(data)
 
-    def _has_body(self, data: bytes) -> bool:
-        return bool(data) and not self.bodiless
+    async def write(self, data: bytes) -> None:
+        """Sends a piece of the body; waits while the client is slow, within the server's limit for that."""
+        if framed := self._framing.data(data):
+            await self._send(framed)
 
-
-def _h11_head(status: int, fields: Mapping[str, str]) -> h11.Response:
-    return h11.Response(status_code=status, headers=list(fields.items()), reason=_REASONS.get(status, b""))
+    async def finish(self) -> None:
+        """Ends the response."""
+        self.finished = True
+        if framed := self._framing.end():
+            await self._send(framed)
 
 
 @lru_cache(maxsize=2)

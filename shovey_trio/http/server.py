@@ -1,4 +1,4 @@
-"""The REST listener: accepts connections, bounds them, and ends them in order."""
+"""An HTTP listener: accepts connections, bounds them, and ends them in order."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from typing import Final
 import structlog
 import trio
 
-from shovey_trio.application.audit import peer_address
-from shovey_trio.core.addresses import join_address, split_address
+from shovey_trio.core.addresses import join_address, peer_address, split_address
 from shovey_trio.core.trust.attempt_limits import host_of
-from shovey_trio.http.connection import Handler, HttpConnection, HttpLimits
+from shovey_trio.http.asgi import App
+from shovey_trio.http.connection import HttpConnection, HttpLimits
 
 _log = structlog.get_logger(__name__)
 
@@ -50,8 +50,8 @@ class HttpOptions:
 class HttpServer:
     """A listener that serves; made by ``open_http_server``."""
 
-    def __init__(self, handler: Handler, options: HttpOptions) -> None:
-        self._handler = handler
+    def __init__(self, app: App, options: HttpOptions) -> None:
+        self._app = app
         self._options = options
         self._connections: set[HttpConnection] = set()
         # Connections by host, those in their handshake included; and how many that is together.
@@ -163,7 +163,7 @@ class HttpServer:
     ) -> None:
         connection = HttpConnection(
             stream,
-            handler=self._handler,
+            app=self._app,
             limits=self._options.limits,
             scheme=scheme,
             peer=peer,
@@ -182,7 +182,7 @@ class HttpServer:
 
 
 @asynccontextmanager
-async def open_http_server(handler: Handler, *, address: str, options: HttpOptions) -> AsyncIterator[HttpServer]:
+async def open_http_server(app: App, *, address: str, options: HttpOptions) -> AsyncIterator[HttpServer]:
     """Serves for the block; the address is bound when it begins. Leaving the block cuts off what is left.
 
     Raises:
@@ -190,7 +190,7 @@ async def open_http_server(handler: Handler, *, address: str, options: HttpOptio
     """
     host, port = split_address(address)
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=_BACKLOG)
-    server = HttpServer(handler, options)
+    server = HttpServer(app, options)
     server.address = join_address(host, listeners[0].socket.getsockname()[1])
     async with trio.open_nursery() as connections:
         await connections.start(server.serve, listeners, connections)

@@ -15,9 +15,10 @@ from trio.testing import MockClock
 from lab.limits import within
 from lab.memory_store import MemoryStore
 from shovey_trio.application.attempts import FailedAttempts
-from shovey_trio.application.audit import AuditLog, CallOrigin, audit_entry, peer_address, set_origin
+from shovey_trio.application.audit import AuditLog, CallOrigin, audit_entry, set_origin
 from shovey_trio.application.audit_anchor import open_anchor
 from shovey_trio.application.audit_verify import export_line, read_all, verify_audit, verify_export
+from shovey_trio.core.addresses import peer_address
 from shovey_trio.core.audit.head import SignedHead
 from shovey_trio.core.audit.records import AuditAction, AuditBroken, AuditRecord, chain_record
 from shovey_trio.core.audit.tally import KINDS, WINDOW

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from shovey_trio.core.jobs.model import Role
-from shovey_trio.core.trust.authz import POLICY, PUBLIC, may_call
+from shovey_trio.core.trust import authz
+from shovey_trio.core.trust.authz import PERMITTED, Action, may_call
 from shovey_trio.v1 import (
     admin_service_pb2,
     agent_service_pb2,
@@ -22,7 +23,7 @@ METHODS = {
 
 
 def test_every_method_of_the_contract_has_a_policy_and_no_policy_is_left_over() -> None:
-    assert {path for path in POLICY if path.startswith("/shovey_trio.")} == METHODS
+    assert {path for path in authz.METHODS if path.startswith("/shovey_trio.")} == METHODS
 
 
 def test_what_nobody_wrote_down_is_denied_to_everybody() -> None:
@@ -30,7 +31,14 @@ def test_what_nobody_wrote_down_is_denied_to_everybody() -> None:
 
 
 def test_a_public_method_is_no_right_of_any_role() -> None:
-    assert not any(may_call(role, path) for path, roles in POLICY.items() if roles is PUBLIC for role in Role)
+    public = [path for path, action in authz.METHODS.items() if action is Action.ANYBODY]
+    assert public
+    assert not any(may_call(role, path) for path in public for role in Role)
+
+
+def test_every_action_says_who_may_do_it() -> None:
+    assert set(PERMITTED) == set(Action)
+    assert [action for action, roles in PERMITTED.items() if not roles] == [Action.ANYBODY]
 
 
 def test_nodes_call_nothing_but_their_own_service_and_the_keys() -> None:
@@ -44,7 +52,9 @@ def test_viewers_change_nothing() -> None:
 
 
 def test_only_admins_administer() -> None:
-    only_admins = {path.rsplit("/", 1)[1] for path, roles in POLICY.items() if roles == {Role.ADMIN}}
+    only_admins = {
+        path.rsplit("/", 1)[1] for path, action in authz.METHODS.items() if PERMITTED[action] == {Role.ADMIN}
+    }
     assert only_admins == {
         "CreateUserCertificate",
         "ListUsers",

@@ -9,7 +9,7 @@ from shovey_trio.config.server import ServerSettings
 from shovey_trio.core import errors
 from shovey_trio.core.jobs.model import Role
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES, JobState, RunState
-from shovey_trio.core.trust.authz import POLICY
+from shovey_trio.core.trust.authz import METHODS, PERMITTED
 
 DOCS = Path(__file__).parents[2] / "docs"
 PROTOCOL = (DOCS / "protocol.md").read_text("utf-8")
@@ -42,7 +42,7 @@ def test_every_method_is_told_with_who_may_call_it() -> None:
             service = name.partition("/")[0] if "/" in name else service
             path = f"/shovey_trio.v1.{service}/{name.rpartition('/')[2]}"
             told[path] = frozenset(role for role, cell in zip(POLICY_COLUMNS, cells, strict=True) if cell == "yes")
-    assert told == {path: roles for path, roles in POLICY.items() if path.startswith("/shovey_trio.v1.")}
+    assert told == {path: PERMITTED[action] for path, action in METHODS.items() if path.startswith("/shovey_trio.v1.")}
 
 
 def test_every_state_of_a_run_is_told_with_whether_it_is_the_end() -> None:

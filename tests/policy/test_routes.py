@@ -12,8 +12,9 @@ import trio
 
 from shovey_trio.config.server import ServerSettings, load_server_settings
 from shovey_trio.controller import composition as controller
+from shovey_trio.controller import grpc_door
 from shovey_trio.core.jobs.model import Role
-from shovey_trio.core.trust.authz import POLICY, PUBLIC
+from shovey_trio.core.trust.authz import METHODS, PERMITTED, Action
 from shovey_trio.demo.fleet import run_program
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.rpc.bridge import Listener, Method, unary_route
@@ -21,7 +22,6 @@ from shovey_trio.rpc.services.node_service import NodeService
 from shovey_trio.shovey.rest import listener as rest_listener
 from shovey_trio.shovey.rest.application import RestApplication
 from shovey_trio.shovey.rest.routing import Route as RestRoute
-from shovey_trio.shovey.rest.routing import Router
 from shovey_trio.v1 import node_service_pb2
 
 from .expected import ENROLL_LISTENER, GRPC, OPEN, PROOF, REST, REST_OPEN
@@ -48,7 +48,7 @@ async def test_every_route_that_is_served_has_a_line_and_every_line_a_route(
     served: dict[str, set[str]] = {}
     routed: list[RestRoute] = []
     documents: set[str] = set()
-    open_server, application = controller.open_server, RestApplication.__init__
+    open_server, application = grpc_door.open_server, RestApplication.__init__
 
     @asynccontextmanager
     async def open_server_and_tell(listeners: Sequence[Listener], **options: Any) -> AsyncIterator[Any]:
@@ -57,12 +57,12 @@ async def test_every_route_that_is_served_has_a_line_and_every_line_a_route(
         async with open_server(listeners, **options) as server:
             yield server
 
-    def tell_application(self: RestApplication, router: Router, *arguments: Any, **options: Any) -> None:
-        routed.extend(router.routes)
+    def tell_application(self: RestApplication, routes: Sequence[RestRoute], *arguments: Any, **options: Any) -> None:
+        routed.extend(routes)
         documents.update(options["documents"] or {})
-        application(self, router, *arguments, **options)
+        application(self, routes, *arguments, **options)
 
-    monkeypatch.setattr(controller, "open_server", open_server_and_tell)
+    monkeypatch.setattr(grpc_door, "open_server", open_server_and_tell)
     monkeypatch.setattr(rest_listener.RestApplication, "__init__", tell_application)
     with trio.fail_after(HARD_LIMIT):
         async with controller.open_controller(settings):
@@ -70,19 +70,20 @@ async def test_every_route_that_is_served_has_a_line_and_every_line_a_route(
     assert served["enroll"] == ENROLL_LISTENER
     assert served["control"] == {path for path, who in GRPC.items() if who != PROOF}
     assert set(served) == {"control", "enroll"}
-    assert [f"{route.method} {route.template}" for route in routed if not route.roles] == []
-    assert sorted(f"{route.method} {route.template}" for route in routed) == sorted(REST)
+    assert {
+        f"{route.method} {route.template}": {role.value for role in PERMITTED[route.action]} for route in routed
+    } == {route: set(who.split()) for route, who in REST.items()}
     assert documents == REST_OPEN
 
 
 def test_the_policy_is_the_table_of_this_folder() -> None:
-    assert {path.removeprefix("/") for path in POLICY} == set(GRPC)
+    assert {path.removeprefix("/") for path in METHODS} == set(GRPC)
     for path, who in GRPC.items():
-        allowed = POLICY[f"/{path}"]
+        action = METHODS[f"/{path}"]
         if who in (PROOF, OPEN):
-            assert allowed is PUBLIC, path
+            assert action is Action.ANYBODY, path
         else:
-            assert {role.value for role in allowed} == set(who.split()), path
+            assert {role.value for role in PERMITTED[action]} == set(who.split()), path
 
 
 async def test_a_controller_with_a_method_that_nobody_decided_about_does_not_start(
@@ -105,7 +106,7 @@ def test_a_route_of_the_shim_cannot_be_made_without_saying_who_may() -> None:
     async def handle(*_: object) -> None:
         await trio.lowlevel.checkpoint()
 
-    with pytest.raises(TypeError, match="roles"):
+    with pytest.raises(TypeError, match="action"):
         RestRoute(method="GET", template="/forgotten", handle=handle, summary="")  # type: ignore[call-arg]  # the point
 
 

@@ -16,9 +16,12 @@ from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from starlette.requests import Request
+from starlette.responses import Response
 
 from shovey_trio.core.chef.signing import SignatureMalformed, SignatureRefused, read_signature, verify_signature
-from shovey_trio.http.messages import Reply, Request, json_response
+from shovey_trio.http.asgi import Receive, Scope, Send, read_body
+from shovey_trio.http.messages import json_response
 from shovey_trio.http.server import HttpOptions, HttpServer, open_http_server
 from shovey_trio.shovey.bench.chef_client import public_pem
 
@@ -78,19 +81,22 @@ class ChefDouble:
     def asked_for(self, path: str) -> int:
         return self.asked.count(f"GET {path}")
 
-    async def __call__(self, request: Request, reply: Reply) -> None:
-        body = await request.body.read(10_000_000)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self._respond(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        body = await read_body(request, limit=10_000_000, within=10)
         if self.fails_with is not None:
-            await reply.send(json_response({"error": ["no"]}, status=self.fails_with))
-            return
+            return json_response({"error": ["no"]}, status=self.fails_with)
         status = self._verify(request, body)
         if status != 200:
-            await reply.send(json_response({"error": ["Failed to authenticate."]}, status=status))
-            return
-        self.asked.append(f"{request.method} {request.target}")
+            return json_response({"error": ["Failed to authenticate."]}, status=status)
+        path, query = request.scope["raw_path"].decode(), request.scope["query_string"].decode()
+        self.asked.append(f"{request.method} {path}{'?' if query else ''}{query}")
         self.bodies.append(body)
-        answer = self._answer(request.path)
-        await reply.send(json_response(answer or {"error": ["not found"]}, status=200 if answer else 404))
+        answer = self._answer(path)
+        return json_response(answer or {"error": ["not found"]}, status=200 if answer else 404)
 
     def _verify(self, request: Request, body: bytes) -> int:
         try:
@@ -99,7 +105,9 @@ class ChefDouble:
             keys += [member.key for member in self.members if member.name == signature.user]
             for key in keys:
                 try:
-                    verify_signature(signature, method=request.method, path=request.path, key=key.public_key())
+                    verify_signature(
+                        signature, method=request.method, path=request.scope["raw_path"].decode(), key=key.public_key()
+                    )
                 except SignatureRefused:
                     continue
                 return 200

@@ -21,7 +21,7 @@ from schemathesis.specs.openapi.checks import (
 
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.chef.signing import sign_request
-from shovey_trio.shovey.rest.listener import shim_router
+from shovey_trio.shovey.rest.listener import shim_routes
 from shovey_trio.shovey.rest.openapi import PATH, openapi_document
 
 from .conftest import key_of, open_shim
@@ -39,7 +39,7 @@ def _nothing() -> Any:
     return None
 
 
-DOCUMENT = openapi_document(shim_router(ServerSettings(), jobs=_nothing(), nodes=_nothing(), legacy=None))
+DOCUMENT = openapi_document(shim_routes(ServerSettings(), jobs=_nothing(), nodes=_nothing(), legacy=None))
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 
 

@@ -11,10 +11,12 @@ from typing import Any
 import pytest
 import trio
 import trustme
+from starlette.requests import Request
+from starlette.responses import Response
 from trio.testing import wait_all_tasks_blocked
 
+from shovey_trio.http.asgi import PiecesResponse, Receive, Scope, Send, Write, hold, read_body
 from shovey_trio.http.connection import HttpLimits
-from shovey_trio.http.messages import Reply, Request, Response
 from shovey_trio.http.server import HttpOptions, HttpServer, open_http_server
 
 HARD_LIMIT = 20.0
@@ -25,41 +27,62 @@ class Site:
     """A handler with one path per behaviour."""
 
     def __init__(self) -> None:
+        self.body_time = 10.0
         self.seen: list[Request] = []
         self.held = trio.Event()
         self.release = trio.Event()
         self.hung_up = trio.Event()
 
-    async def __call__(self, request: Request, reply: Reply) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
         self.seen.append(request)
-        match request.path:
+        response = await self._respond(request)
+        await response(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
+        match request.url.path:
             case "/echo":
-                body = await request.body.read(1_000)
-                await reply.send(Response(body=body))
+                return Response(await read_body(request, limit=1_000, within=self.body_time))
             case "/pass":
-                await reply.begin(200, {"Content-Type": "application/octet-stream"})
-                while piece := await request.body.receive():
-                    await reply.write(piece)
+
+                async def passed(write: Write) -> None:
+                    async for piece in request.stream():
+                        await write(piece)
+
+                return PiecesResponse(passed, media_type="application/octet-stream")
             case "/hold":
                 self.held.set()
                 try:
-                    await reply.hold(self.release.wait)
+                    await hold(request, self.release.wait)
                 except BaseException:
                     self.hung_up.set()
                     raise
-                await reply.send(Response(body=b"released"))
+                return Response(b"released")
             case "/large":
-                await reply.begin(200, {})
-                for _ in range(1_000):
-                    await reply.write(bytes(100_000))
+
+                async def much(write: Write) -> None:
+                    for _ in range(1_000):
+                        await write(bytes(100_000))
+
+                return PiecesResponse(much)
             case "/bug":
                 raise RuntimeError("a bug")
             case "/bug-later":
-                await reply.begin(200, {"Content-Length": "10"})
-                await reply.write(b"half")
-                raise RuntimeError("a bug")
+
+                async def half(write: Write) -> None:
+                    await write(b"half")
+                    raise RuntimeError("a bug")
+
+                response = PiecesResponse(half)
+                response.headers["Content-Length"] = "10"
+                return response
+            case "/gone":
+                await request.body()
+                assert (await request.receive())["type"] == "http.disconnect"
+                self.hung_up.set()
+                return Response(b"")
             case _:
-                await reply.send(Response(body=b"hello"))
+                return Response(b"hello")
 
 
 @asynccontextmanager
@@ -102,7 +125,7 @@ async def test_requests_of_one_connection_are_answered_in_order_and_it_stays_ope
     async with serving(site) as server:
         answer = await exchange(server, get("/a", close=False) + get("/b"))
     assert answer.count(b"HTTP/1.1 200 OK") == 2
-    assert [request.path for request in site.seen] == ["/a", "/b"]
+    assert [request.url.path for request in site.seen] == ["/a", "/b"]
 
 
 async def test_head_is_answered_without_a_body_and_the_connection_stays_in_step() -> None:
@@ -330,4 +353,41 @@ async def test_tls_serves_and_a_plain_client_is_turned_away() -> None:
         async with secure:
             await secure.send_all(get("/"))
             assert (await everything(secure)).endswith(b"hello")
-    assert [request.scheme for request in site.seen] == ["https"]
+    assert [request.url.scheme for request in site.seen] == ["https"]
+
+
+@pytest.mark.parametrize("encoding", [b"chunked", b"identity"])
+async def test_a_request_with_two_framings_is_refused_and_the_connection_closed(encoding: bytes) -> None:
+    site = Site()
+    head = b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 5\r\nTransfer-Encoding: " + encoding
+    async with serving(site) as server:
+        answer = await exchange(server, head + b"\r\n\r\n0\r\n\r\n" + get("/smuggled"))
+    assert answer.startswith((b"HTTP/1.1 400 ", b"HTTP/1.1 501 "))
+    assert answer.count(b"HTTP/1.1 ") == 1
+    assert site.seen == []
+
+
+async def test_an_application_that_has_read_the_body_is_told_when_its_client_hangs_up() -> None:
+    site = Site()
+    async with serving(site) as server:
+        async with await connect(server) as stream:
+            await stream.send_all(get("/gone"))
+            while not site.seen:
+                await trio.lowlevel.checkpoint()
+        await site.hung_up.wait()
+
+
+async def test_body_that_drips_is_408_however_often_it_drips() -> None:
+    site = Site()
+    site.body_time = SHORT
+    async with serving(site) as server, await connect(server) as stream, trio.open_nursery() as nursery:
+
+        async def drip() -> None:
+            await stream.send_all(b"POST /echo HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
+            while True:
+                await stream.send_all(b"a")
+                await trio.sleep(SHORT / 10)
+
+        nursery.start_soon(drip)
+        assert (await everything(stream)).startswith(b"HTTP/1.1 408 ")
+        nursery.cancel_scope.cancel(reason="answered")

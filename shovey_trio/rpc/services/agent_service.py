@@ -12,8 +12,9 @@ import trio
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from shovey_trio.application.attempts import FailedAttempts
-from shovey_trio.application.audit import AuditLog, origin, peer_address
+from shovey_trio.application.audit import AuditLog, origin
 from shovey_trio.application.identities import Identities
+from shovey_trio.core.addresses import peer_address
 from shovey_trio.core.audit.records import AuditAction, AuditEntry, AuditOutcome
 from shovey_trio.core.errors import (
     InvalidCertificateRequest,

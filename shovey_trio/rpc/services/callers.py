@@ -7,11 +7,12 @@ from functools import lru_cache
 from typing import Any
 
 from shovey_trio.application.attempts import FailedAttempts
-from shovey_trio.application.audit import AuditLog, CallOrigin, peer_address, set_origin
+from shovey_trio.application.audit import AuditLog, CallOrigin, set_origin
 from shovey_trio.application.identities import Identities
+from shovey_trio.core.addresses import peer_address
 from shovey_trio.core.errors import PermissionDenied, Unauthenticated
 from shovey_trio.core.jobs.model import Principal
-from shovey_trio.core.trust.authz import POLICY, PUBLIC, may_call
+from shovey_trio.core.trust.authz import METHODS, Action, may_call
 from shovey_trio.identity.authority import read_certificates, serial_of
 from shovey_trio.identity.names import Identity, parse_identity
 from shovey_trio.rpc.bridge import RpcStatus, ServerCall
@@ -57,7 +58,7 @@ class Gatekeeper:
         """Raises ``Unauthenticated``, ``TooManyFailures`` or ``PermissionDenied``; sets ``caller()`` otherwise."""
         path = call.method.path
         address = peer_address(call.peer)
-        if POLICY.get(path) is PUBLIC:
+        if METHODS.get(path) is Action.ANYBODY:
             set_origin(CallOrigin(method=path, peer=address, rule="policy: public"))
             return
         set_origin(CallOrigin(method=path, peer=address))

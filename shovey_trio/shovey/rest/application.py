@@ -7,19 +7,23 @@ request, not even that its route exists, before it is known who sent it.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Final
 
 import structlog
+from starlette.requests import Request
+from starlette.responses import Response
 
 from shovey_trio import __version__
-from shovey_trio.application.audit import AuditLog, CallOrigin, peer_address, set_origin
-from shovey_trio.chef.auth import CHALLENGE, Authenticator
+from shovey_trio.application.audit import AuditLog, CallOrigin, set_origin
+from shovey_trio.chef.auth import CHALLENGE, Authenticator, SignedCall
 from shovey_trio.core.chef.signing import SignatureMalformed, SignatureRefused
 from shovey_trio.core.errors import PermissionDenied, ShoveyError, TooManyFailures
 from shovey_trio.core.jobs.model import Principal, Role
-from shovey_trio.http.messages import HttpRefused, Reply, Request, Response, error_response
+from shovey_trio.core.trust.authz import may
+from shovey_trio.http.asgi import App, Message, Receive, Scope, Send, peer_of, read_body
+from shovey_trio.http.messages import HttpRefused, error_response
 from shovey_trio.shovey.rest.routing import Call, Route, Router, Target, read_target
 
 _log = structlog.get_logger(__name__)
@@ -30,154 +34,151 @@ _API_VERSIONS: Final = range(3)
 _INFO: Final = f"flavor=osc;version:{_CHEF_VERSION};shovey-trio={__version__}"
 _FORBIDDEN: Final = {"status": "You must be an admin to do that"}
 
-PassOn = Callable[[Request, Reply], Awaitable[None]]
-
 
 class RestApplication:
-    """Handles every request of the REST listener.
+    """Handles every request of the REST listener; an ASGI application.
 
     Args:
+        routes: what can be asked.
         organization: whose paths have no ``/organizations/ORG``.
         known_as: its name at the Chef server, which paths may use as well.
         body_limit: bytes of a body.
+        body_time: seconds for a body.
         pass_on: where requests outside of our routes go; None answers 404.
         passed_areas: first words of paths that go there although we have routes of that name.
+        documents: what is answered to whoever asks, by path.
     """
 
     def __init__(
         self,
-        router: Router,
+        routes: Iterable[Route],
         authenticator: Authenticator,
         *,
         organization: str,
         body_limit: int,
+        body_time: float,
         known_as: str = "",
-        pass_on: PassOn | None = None,
+        pass_on: App | None = None,
         passed_areas: frozenset[str] = frozenset(),
         documents: Mapping[str, Response] | None = None,
         audit: AuditLog | None = None,
     ) -> None:
         self._audit = audit
-        self._router = router
+        self._router = Router(routes, self._answer)
         self._authenticator = authenticator
         self._organization = organization
         self._known_as = known_as
         self._body_limit = body_limit
+        self._body_time = body_time
         self._pass_on = pass_on
         self._passed_areas = passed_areas
         self._documents = documents or {}
 
-    async def __call__(self, request: Request, reply: Reply) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers one request.
 
         Raises:
             HttpRefused: before the body was read; the connection answers it, and closes.
         """
-        document = self._documents.get(request.path) if request.method in {"GET", "HEAD"} else None
+        path, method = scope["raw_path"].decode("ascii"), scope["method"]
+        document = self._documents.get(path) if method in {"GET", "HEAD"} else None
         if document is not None:
-            await reply.send(document)
+            await document(scope, receive, send)
             return
-        target = read_target(request.path, self._organization, known_as=self._known_as)
+        target = read_target(path, self._organization, known_as=self._known_as)
+        request = Request(scope, receive, send)
         if target.area not in self._router.areas or (self._pass_on and target.area in self._passed_areas):
             if self._pass_on is None:
-                await request.body.read(self._body_limit)
-                await reply.send(_answer(request, 404, "there is nothing here", {}))
+                await read_body(request, limit=self._body_limit, within=self._body_time)
+                await _error(request, 404, "there is nothing here")(scope, receive, send)
             else:
-                await self._pass_on(request, reply)
+                await self._pass_on(scope, receive, send)
             return
-        set_origin(CallOrigin(method=f"{request.method} /{target.area[:64]}", peer=peer_address(request.peer)))
+        set_origin(CallOrigin(method=f"{method} /{target.area[:64]}", peer=peer_of(request)))
         try:
             self._authenticator.check(request)
         except TooManyFailures as error:
             retry_after = {"Retry-After": error.details["retry_after_s"]}
             raise HttpRefused(error.http, error.message, headers=retry_after) from error
-        body = await request.body.read(self._body_limit)
-        shown = _Chef(reply, request)
-        try:
-            await self._handle(request, target, body, shown)
-        except (SignatureMalformed, SignatureRefused) as error:
-            _log.info("rest.unauthenticated", peer=request.peer, path=request.path, error=error.message)
-            await reply.send(_answer(request, error.http, error.message, CHALLENGE))
-        except HttpRefused as error:
-            await reply.send(_answer(request, error.status, error.message, error.headers))
-        except ShoveyError as error:
-            _log.log(_level(error), "rest.refused", path=request.path, reason=error.reason, error=error.message)
-            if self._audit is not None and isinstance(error, PermissionDenied):
-                self._audit.note_refused(error)
-            if shown.begun:
-                raise
-            retry = {"Retry-After": error.details["retry_after_s"]} if "retry_after_s" in error.details else {}
-            await reply.send(_answer(request, error.http, error.message, retry))
+        body = await read_body(request, limit=self._body_limit, within=self._body_time)
+        begun = False
 
-    async def _handle(self, request: Request, target: Target, body: bytes, reply: Reply) -> None:
-        signed = await self._authenticator.authenticate(request, body, target.organization)
-        route, params = self._router.find(request.method, target)
+        async def send_and_note(message: Message) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            signed = await self._authenticator.authenticate(request, body, target.organization)
+            scope["state"] = {"signed": signed, "target": target, "body": body}
+            scope["path"] = target.path
+            await self._router(scope, receive, send_and_note)
+        except ShoveyError as error:
+            if begun:
+                raise
+            await self._refused(request, error)(scope, receive, send)
+
+    def _refused(self, request: Request, error: ShoveyError) -> Response:
+        match error:
+            case SignatureMalformed() | SignatureRefused():
+                path = request.scope["raw_path"].decode("ascii")
+                _log.info("rest.unauthenticated", peer=peer_of(request), path=path, error=error.message)
+                return _error(request, error.http, error.message, CHALLENGE)
+            case HttpRefused():
+                return _error(request, error.status, error.message, error.headers)
+        _log.log(_level(error), "rest.refused", path=request.scope["path"], reason=error.reason, error=error.message)
+        if self._audit is not None and isinstance(error, PermissionDenied):
+            self._audit.note_refused(error)
+        retry = {"Retry-After": error.details["retry_after_s"]} if "retry_after_s" in error.details else {}
+        return _error(request, error.http, error.message, retry)
+
+    async def _answer(self, route: Route, request: Request) -> Response:
+        signed: SignedCall = request.state.signed
+        target: Target = request.state.target
+        principal = signed.principal
         set_origin(
             CallOrigin(
                 # The route, not the path: names of jobs would make every call another kind.
                 method=f"{request.method} {route.template}",
-                peer=peer_address(request.peer),
-                rule=f"policy: role {signed.principal.role.value}",
-                principal=signed.principal.label,
-                organization=signed.principal.organization,
+                peer=peer_of(request),
+                rule=f"policy: role {principal.role.value}",
+                principal=principal.label,
+                organization=principal.organization,
             )
         )
-        _authorize(signed.principal, route, target)
-        if self._audit is not None and request.method in {"GET", "HEAD"} and signed.principal.role is not Role.NODE:
-            self._audit.note_call(signed.principal)
+        _authorize(principal, route, target)
+        if self._audit is not None and request.method in {"GET", "HEAD"} and principal.role is not Role.NODE:
+            self._audit.note_call(principal)
         call = Call(
-            principal=signed.principal,
+            principal=principal,
             target=target,
-            params=params,
             request=request,
             signature=signed.signature,
-            body=body,
+            body=request.state.body,
         )
-        await route.handle(call, reply)
-
-
-class _Chef:
-    """A reply with the headers that Chef's clients expect."""
-
-    def __init__(self, reply: Reply, request: Request) -> None:
-        self._reply = reply
-        self._headers = _chef_headers(request)
-        self.begun = False
-
-    async def send(self, response: Response) -> None:
-        self.begun = True
-        headers = {**self._headers, **response.headers}
-        await self._reply.send(
-            Response(status=response.status, body=response.body, content_type=response.content_type, headers=headers)
-        )
-
-    async def begin(self, status: int, headers: Mapping[str, str]) -> None:
-        self.begun = True
-        await self._reply.begin(status, {**self._headers, **headers})
-
-    async def write(self, data: bytes) -> None:
-        await self._reply.write(data)
-
-    async def hold(self, wait: Callable[[], Awaitable[None]]) -> None:
-        await self._reply.hold(wait)
+        response = await route.handle(call)
+        response.raw_headers.extend(_chef_headers(request))
+        return response
 
 
 def _authorize(principal: Principal, route: Route, target: Target) -> None:
-    if principal.role not in route.roles:
+    if not may(principal.role, route.action):
         text = _FORBIDDEN.get(target.area, "you cannot perform this action")
         raise PermissionDenied(text, principal=principal.label)
 
 
-def _answer(request: Request, status: int, text: str, headers: Mapping[str, str]) -> Response:
-    return error_response(status, text, {**_chef_headers(request), **headers})
+def _error(request: Request, status: int, text: str, headers: Mapping[str, str] | None = None) -> Response:
+    response = error_response(status, text, headers)
+    response.raw_headers.extend(_chef_headers(request))
+    return response
 
 
-def _chef_headers(request: Request) -> Mapping[str, str]:
+def _chef_headers(request: Request) -> Sequence[tuple[bytes, bytes]]:
     return _headers_for(request.headers.get("x-ops-server-api-version", "0"))
 
 
 @lru_cache(maxsize=64)
-def _headers_for(asked: str) -> Mapping[str, str]:
+def _headers_for(asked: str) -> Sequence[tuple[bytes, bytes]]:
     number = int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 4 else 0
     versions = {
         "min_version": str(_API_VERSIONS[0]),
@@ -185,11 +186,11 @@ def _headers_for(asked: str) -> Mapping[str, str]:
         "request_version": str(number),
         "response_version": str(min(number, _API_VERSIONS[-1])),
     }
-    return {
-        "X-Chef-Version": _CHEF_VERSION,
-        "X-Ops-Api-Info": _INFO,
-        "X-Ops-Server-Api-Version": json.dumps(versions),
-    }
+    return (
+        (b"x-chef-version", _CHEF_VERSION.encode()),
+        (b"x-ops-api-info", _INFO.encode()),
+        (b"x-ops-server-api-version", json.dumps(versions).encode()),
+    )
 
 
 def _level(error: ShoveyError) -> int:

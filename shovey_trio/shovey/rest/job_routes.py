@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import structlog
 import trio
+from starlette.responses import Response
 
 from shovey_trio.application.jobs import CancelledJob, Jobs, StartJob
 from shovey_trio.core.chef.signing import ChefSignature
@@ -15,13 +16,15 @@ from shovey_trio.core.errors import Overloaded
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES, JobState
 from shovey_trio.core.jobs.targeting import Names
-from shovey_trio.http.messages import Reply, error_response, json_response
+from shovey_trio.core.trust.authz import Action
+from shovey_trio.http.asgi import hold
+from shovey_trio.http.messages import error_response, json_response
 from shovey_trio.shovey.protocol.requests import read_cancel_request, read_job_request, read_object
 from shovey_trio.shovey.protocol.views import job_view, run_view, started_view
 from shovey_trio.shovey.rest.lookups import find_job, find_run, reporting_node
-from shovey_trio.shovey.rest.output_json import Stretch, send_with_output
+from shovey_trio.shovey.rest.output_json import Stretch, with_output
 from shovey_trio.shovey.rest.ports import LegacyNodes
-from shovey_trio.shovey.rest.routing import NODES, OPERATORS, Call, Route
+from shovey_trio.shovey.rest.routing import Call, Route
 from shovey_trio.store.contract import JobFilter, JobOverview
 
 _log = structlog.get_logger(__name__)
@@ -56,15 +59,41 @@ class JobRoutes:
         jobs = "/shovey/jobs"
         run = "/shovey/jobs/{job}/{node}"
         return [
-            Route(method="GET", template=jobs, roles=OPERATORS, handle=self.list_jobs, summary="Ids of all jobs"),
-            Route(method="POST", template=jobs, roles=OPERATORS, handle=self.start, summary="Start a job"),
-            Route(method="PUT", template=f"{jobs}/cancel", roles=OPERATORS, handle=self.cancel, summary="Cancel a job"),
-            Route(method="GET", template=f"{jobs}/{{job}}", roles=OPERATORS, handle=self.get, summary="A job"),
-            Route(method="GET", template=run, roles=OPERATORS, handle=self.get_run, summary="A node's part of a job"),
-            Route(method="PUT", template=run, roles=NODES, handle=self.put_run, summary="A node's report of its run"),
+            Route(
+                method="GET",
+                template=jobs,
+                action=Action.USE_CHEF_API,
+                handle=self.list_jobs,
+                summary="Ids of all jobs",
+            ),
+            Route(method="POST", template=jobs, action=Action.USE_CHEF_API, handle=self.start, summary="Start a job"),
+            Route(
+                method="PUT",
+                template=f"{jobs}/cancel",
+                action=Action.USE_CHEF_API,
+                handle=self.cancel,
+                summary="Cancel a job",
+            ),
+            Route(
+                method="GET", template=f"{jobs}/{{job}}", action=Action.USE_CHEF_API, handle=self.get, summary="A job"
+            ),
+            Route(
+                method="GET",
+                template=run,
+                action=Action.USE_CHEF_API,
+                handle=self.get_run,
+                summary="A node's part of a job",
+            ),
+            Route(
+                method="PUT",
+                template=run,
+                action=Action.REPORT_RUNS,
+                handle=self.put_run,
+                summary="A node's report of its run",
+            ),
         ]
 
-    async def list_jobs(self, call: Call, reply: Reply) -> None:
+    async def list_jobs(self, call: Call) -> Response:
         found: list[str] = []
         where, after = JobFilter(organization=call.principal.organization), ""
         while True:
@@ -72,9 +101,9 @@ class JobRoutes:
             found += [job.id for job in page]
             if not after:
                 break
-        await reply.send(json_response(sorted(found)))
+        return json_response(sorted(found))
 
-    async def start(self, call: Call, reply: Reply) -> None:
+    async def start(self, call: Call) -> Response:
         """Starts a job once, however often knife repeats the request: the signature is its id.
 
         Two equal requests of one user in one second have one signature and are one job.
@@ -94,39 +123,38 @@ class JobRoutes:
         job = started.job
         if job.state is JobState.QUORUM_FAILED:
             text = f"Not enough nodes were up to execute job {job.id} - {job.detail}"
-            await reply.send(error_response(400, text))
-            return
-        await reply.send(json_response(started_view(job, call.url(f"/shovey/jobs/{job.id}"))))
+            return error_response(400, text)
+        return json_response(started_view(job, call.url(f"/shovey/jobs/{job.id}")))
 
-    async def get(self, call: Call, reply: Reply) -> None:
-        await reply.send(json_response(_view(await find_job(self._jobs, call, call.params["job"]))))
+    async def get(self, call: Call) -> Response:
+        return json_response(_view(await find_job(self._jobs, call, call.params["job"])))
 
-    async def get_run(self, call: Call, reply: Reply) -> None:
+    async def get_run(self, call: Call) -> Response:
         """A run with all of its output so far."""
         run, extent = await find_run(self._jobs, call)
         pieces = {
             "output": Stretch(stream=StreamName.STDOUT, end=extent.stdout_bytes),
             "stderr": Stretch(stream=StreamName.STDERR, end=extent.stderr_bytes),
         }
-        await send_with_output(reply, self._jobs, run, run_view(run), pieces)
+        return await with_output(self._jobs, run, run_view(run), pieces)
 
-    async def put_run(self, call: Call, reply: Reply) -> None:
+    async def put_run(self, call: Call) -> Response:
         job_id, node = call.params["job"], call.params["node"]
         legacy = reporting_node(self._legacy, call)
         await legacy.run_put(call.principal, job_id, node, read_object(call.body))
-        await reply.send(json_response({"id": job_id, "node": node, "response": "ok"}))
+        return json_response({"id": job_id, "node": node, "response": "ok"})
 
-    async def cancel(self, call: Call, reply: Reply) -> None:
+    async def cancel(self, call: Call) -> Response:
         """Cancels runs and waits a moment for their nodes to prove it; what is not proven by then is still running."""
         wanted = read_cancel_request(read_object(call.body))
         await find_job(self._jobs, call, wanted.job_id)
         cancelled = await self._jobs.cancel(call.principal, wanted.job_id, wanted.nodes, kill_grace=wanted.kill_timeout)
         if cancelled.cancelling:
             with trio.move_on_after(self._policy.cancel_wait):
-                await reply.hold(lambda: self._proven(call, cancelled, whole=not wanted.nodes))
+                await hold(call.request, lambda: self._proven(call, cancelled, whole=not wanted.nodes))
         view = _view(await find_job(self._jobs, call, wanted.job_id))
         view["nodes"].setdefault("cancelled", [])
-        await reply.send(json_response(view))
+        return json_response(view)
 
     async def _proven(self, call: Call, cancelled: CancelledJob, *, whole: bool) -> None:
         async def look() -> bool | None:

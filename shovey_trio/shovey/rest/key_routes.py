@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from starlette.responses import Response
+
 from shovey_trio.core.errors import NotFound
-from shovey_trio.http.messages import Reply, json_response
+from shovey_trio.core.trust.authz import Action
+from shovey_trio.http.messages import json_response
 from shovey_trio.shovey.rest.ports import LegacyNodes
-from shovey_trio.shovey.rest.routing import ADMINS, EVERYBODY, Call, Route
+from shovey_trio.shovey.rest.routing import Call, Route
 
 
 class KeyRoutes:
@@ -18,17 +21,23 @@ class KeyRoutes:
         """Their table."""
         key = "/shovey/key"
         return [
-            Route(method="GET", template=key, roles=EVERYBODY, handle=self.get, summary="Public key of orders"),
-            Route(method="POST", template=f"{key}/reset", roles=ADMINS, handle=self.reset, summary="Make a new key"),
+            Route(method="GET", template=key, action=Action.READ_KEYS, handle=self.get, summary="Public key of orders"),
+            Route(
+                method="POST",
+                template=f"{key}/reset",
+                action=Action.REPLACE_KEYS,
+                handle=self.reset,
+                summary="Make a new key",
+            ),
         ]
 
-    async def get(self, call: Call, reply: Reply) -> None:
+    async def get(self, call: Call) -> Response:
         pem = self._known().legacy_public_key(call.principal.organization)
-        await reply.send(json_response({"public_key": pem}))
+        return json_response({"public_key": pem})
 
-    async def reset(self, call: Call, reply: Reply) -> None:
+    async def reset(self, call: Call) -> Response:
         pem = await self._known().reset_key(call.principal.organization)
-        await reply.send(json_response({"public_key": pem}))
+        return json_response({"public_key": pem})
 
     def _known(self) -> LegacyNodes:
         if self._legacy is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Final
 
@@ -28,7 +28,7 @@ from shovey_trio.shovey.rest.job_routes import JobPolicy, JobRoutes
 from shovey_trio.shovey.rest.key_routes import KeyRoutes
 from shovey_trio.shovey.rest.node_routes import NodeRoutes
 from shovey_trio.shovey.rest.ports import LegacyNodes
-from shovey_trio.shovey.rest.routing import Router
+from shovey_trio.shovey.rest.routing import Route
 from shovey_trio.shovey.rest.stream_routes import StreamRoutes
 
 _log = structlog.get_logger(__name__)
@@ -74,34 +74,33 @@ async def open_rest(
             opened = open_chef_server(settings.chef, organization=organization, clock=clock)
             chef = await stack.enter_async_context(opened)
             known = Callers(callers, chef)
-        router = shim_router(settings, jobs=jobs, nodes=nodes, legacy=legacy)
+        routes = shim_routes(settings, jobs=jobs, nodes=nodes, legacy=legacy)
         application = RestApplication(
-            router,
+            routes,
             Authenticator(known, clock=clock, clock_skew=rest.clock_skew, attempts=attempts),
             audit=audit,
             organization=organization,
             known_as=settings.chef.organization,
             body_limit=rest.max_body,
+            body_time=rest.body_timeout,
             pass_on=None if chef is None else chef.pass_on,
             passed_areas=_CHEFS_OWN,
-            documents={openapi.PATH: json_response(openapi.openapi_document(router))},
+            documents={openapi.PATH: json_response(openapi.openapi_document(routes))},
         )
         server = await stack.enter_async_context(open_http_server(application, address=rest.listen, options=options))
         _log.info("rest.listening", address=server.address, tls=options.tls is not None, chef=settings.chef.server_url)
         yield server
 
 
-def shim_router(settings: ServerSettings, *, jobs: Jobs, nodes: Nodes, legacy: LegacyNodes | None) -> Router:
+def shim_routes(settings: ServerSettings, *, jobs: Jobs, nodes: Nodes, legacy: LegacyNodes | None) -> Sequence[Route]:
     """All routes of the shim."""
     rest = settings.rest
     policy = JobPolicy(run_timeout=rest.default_run_timeout, cancel_wait=rest.cancel_wait)
-    return Router(
-        [
-            *JobRoutes(jobs, legacy=legacy, policy=policy).routes(),
-            *StreamRoutes(jobs, legacy=legacy, hold=rest.stream_hold).routes(),
-            *NodeRoutes(nodes).routes(),
-            *KeyRoutes(legacy).routes(),
-        ]
+    return (
+        *JobRoutes(jobs, legacy=legacy, policy=policy).routes(),
+        *StreamRoutes(jobs, legacy=legacy, hold=rest.stream_hold).routes(),
+        *NodeRoutes(nodes).routes(),
+        *KeyRoutes(legacy).routes(),
     )
 
 
@@ -126,7 +125,6 @@ def load_tls(rest: RestSection) -> ssl.SSLContext | None:
 def _limits(rest: RestSection) -> HttpLimits:
     return HttpLimits(
         head_time=rest.head_timeout,
-        body_time=rest.body_timeout,
         idle_time=rest.idle_timeout,
         write_time=rest.write_timeout,
     )

@@ -7,12 +7,13 @@ says.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from shovey_trio import __version__
+from shovey_trio.core.trust.authz import PERMITTED
 from shovey_trio.http.messages import JSON
-from shovey_trio.shovey.rest.routing import Route, Router
+from shovey_trio.shovey.rest.routing import Route
 
 PATH: Final = "/shovey/openapi.json"
 
@@ -153,14 +154,14 @@ _ERRORS: Final = {
 }
 
 
-def openapi_document(router: Router) -> dict[str, Any]:
+def openapi_document(routes: Iterable[Route]) -> dict[str, Any]:
     """The document; OpenAPI 3.1.
 
     Raises:
         KeyError: a route is not described here.
     """
     paths: dict[str, dict[str, Any]] = {}
-    for route in router.routes:
+    for route in routes:
         paths.setdefault(route.template, {})[route.method.lower()] = _operation(route)
     return {
         "openapi": "3.1.0",
@@ -187,7 +188,7 @@ def _operation(route: Route) -> dict[str, Any]:
     refused = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}
     operation: dict[str, Any] = {
         "summary": route.summary,
-        "description": "For " + ", ".join(sorted(role.value for role in route.roles)) + ".",
+        "description": "For " + ", ".join(sorted(role.value for role in PERMITTED[route.action])) + ".",
         "operationId": re.sub(r"[^a-z]+", "_", name.lower()).strip("_"),
         "parameters": [
             {"name": part, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}

@@ -13,9 +13,12 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from starlette.responses import Response
+
 from shovey_trio.application.jobs import Jobs
 from shovey_trio.core.jobs.model import Run, StreamName
-from shovey_trio.http.messages import JSON, Reply, Response
+from shovey_trio.http.asgi import PiecesResponse
+from shovey_trio.http.messages import JSON
 
 # An answer with less output than this is collected and sent with its length; most are.
 _WHOLE: Final = 64 * 1024
@@ -37,14 +40,8 @@ class Stretch:
         return max(0, self.end - self.begin)
 
 
-async def send_with_output(
-    reply: Reply,
-    jobs: Jobs,
-    run: Run,
-    members: Mapping[str, Any],
-    output: Mapping[str, Stretch],
-) -> None:
-    """Answers with a JSON object of ``members`` and of output.
+async def with_output(jobs: Jobs, run: Run, members: Mapping[str, Any], output: Mapping[str, Stretch]) -> Response:
+    """A JSON object of ``members`` and of output.
 
     Cancellation, or an error while the store is read, cuts a large answer off in the middle; it never looks whole.
     """
@@ -55,10 +52,8 @@ async def send_with_output(
             collected.extend(data)
 
         await _write(collect, jobs, run, members, output)
-        await reply.send(Response(body=bytes(collected)))
-        return
-    await reply.begin(200, {"Content-Type": JSON})
-    await _write(reply.write, jobs, run, members, output)
+        return Response(bytes(collected), media_type=JSON)
+    return PiecesResponse(lambda write: _write(write, jobs, run, members, output), media_type=JSON)
 
 
 async def read_stretch(jobs: Jobs, run: Run, stretch: Stretch, write: Callable[[bytes], Awaitable[None]]) -> None:

@@ -1,8 +1,8 @@
 """From a request to a route: paths, organizations, and what is answered where there is none.
 
 Every route exists in two forms: ``/shovey/…`` for the controller's own organization, and
-``/organizations/ORG/shovey/…``. A path is cut into segments before they are decoded, so that an escaped slash is part
-of a name.
+``/organizations/ORG/shovey/…``. Starlette matches paths in which slashes inside of names are still
+escaped, so that one is part of a name.
 """
 
 from __future__ import annotations
@@ -10,17 +10,21 @@ from __future__ import annotations
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
-from urllib.parse import unquote
+from typing import Final
+from urllib.parse import parse_qsl, quote, unquote
+
+from starlette.convertors import Convertor, register_url_convertor
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Match
+from starlette.routing import Route as PathRoute
+from starlette.routing import Router as PathRouter
 
 from shovey_trio.core.chef.signing import ChefSignature
-from shovey_trio.core.jobs.model import Principal, Role
-from shovey_trio.http.messages import HttpRefused, Reply, Request
-
-ADMINS: Final = frozenset({Role.ADMIN})
-OPERATORS: Final = frozenset({Role.ADMIN, Role.OPERATOR})
-NODES: Final = frozenset({Role.NODE})
-EVERYBODY: Final = frozenset(Role)
+from shovey_trio.core.jobs.model import Principal
+from shovey_trio.core.trust.authz import Action
+from shovey_trio.http.asgi import Receive, Scope, Send
+from shovey_trio.http.messages import HttpRefused
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(?::\d{1,5})?|\[[0-9A-Fa-f:]+\](?::\d{1,5})?")
 
@@ -42,6 +46,11 @@ class Target:
     def area(self) -> str:
         return self.segments[0] if self.segments else ""
 
+    @property
+    def path(self) -> str:
+        """Without the organization, in one spelling: nothing is escaped but slashes inside of names."""
+        return "/" + "/".join([segment.replace("%", "%25").replace("/", "%2F") for segment in self.segments])
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call:
@@ -49,19 +58,29 @@ class Call:
 
     principal: Principal
     target: Target
-    params: Mapping[str, str]
     request: Request
     signature: ChefSignature
     body: bytes
 
+    @property
+    def params(self) -> Mapping[str, str]:
+        """The values in the path."""
+        return self.request.path_params
+
+    @property
+    def query(self) -> dict[str, str]:
+        """Decoded; the first of what is repeated, and empty values are values."""
+        pairs = parse_qsl(self.request.scope["query_string"].decode("ascii"), keep_blank_values=True)
+        return dict(reversed(pairs))
+
     def url(self, path: str) -> str:
         """A URL of ours, absolute if the client said how it reached us; ``path`` begins with a slash."""
         host = self.request.headers.get("host", "")
-        base = f"{self.request.scheme}://{host}" if _HOST.fullmatch(host) else ""
+        base = f"{self.request.scope['scheme']}://{host}" if _HOST.fullmatch(host) else ""
         return f"{base}{self.target.prefix}{path}"
 
 
-Handle = Callable[[Call, Reply], Awaitable[None]]
+Handle = Callable[[Call], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,12 +89,12 @@ class Route:
 
     Attributes:
         template: such as ``/shovey/jobs/{job}``. GET answers HEAD as well.
-        roles: who may; there is no default, so that nobody can forget to decide.
+        action: what it does, in the table of who may do what; there is no default, so that nobody can forget to decide.
     """
 
     method: str
     template: str
-    roles: frozenset[Role]
+    action: Action
     handle: Handle
     summary: str
 
@@ -98,53 +117,72 @@ def read_target(path: str, own_organization: str, *, known_as: str = "") -> Targ
 
 
 class Router:
-    """The table of routes."""
+    """The table of routes, as an ASGI application of requests whose ``scope["path"]`` is ``Target.path``.
 
-    def __init__(self, routes: Iterable[Route]) -> None:
-        self.routes: Sequence[Route] = tuple(routes)
-        self._by_shape: list[tuple[tuple[str, ...], Route]] = [
-            (tuple(route.template.split("/")[1:]), route) for route in self.routes
-        ]
-        # What is spelled out goes before what a name may be: /shovey/jobs/cancel is no job.
-        self._by_shape.sort(key=lambda entry: [segment.startswith("{") for segment in entry[0]])
-        self.areas = frozenset(shape[0] for shape, _ in self._by_shape)
-        # Most of the table has another form than a request's path: this is what is left of it.
-        self._by_form: dict[tuple[int, str], list[tuple[tuple[str, ...], Route]]] = {}
-        for shape, route in self._by_shape:
-            self._by_form.setdefault((len(shape), shape[0]), []).append((shape, route))
+    A request that no route takes raises ``HttpRefused``; status and text are those that Shovey's clients know.
+    """
 
-    def find(self, method: str, target: Target) -> tuple[Route, dict[str, str]]:
-        """The route of a request and the values in its path.
-
-        Raises:
-            HttpRefused: there is none; status and text are those that Shovey's clients know.
+    def __init__(self, routes: Iterable[Route], answer: Callable[[Route, Request], Awaitable[Response]]) -> None:
+        """Args:
+        routes: the table.
+        answer: handles a request that a route takes.
         """
-        wanted = "GET" if method == "HEAD" else method
-        allowed: set[str] = set()
-        for shape, route in self._by_form.get((len(target.segments), target.area), ()):
-            params = _match(shape, target.segments)
-            if params is None:
-                continue
-            if route.method == wanted:
-                return route, params
-            allowed.add(route.method)
-        raise _missing(method, target, allowed)
+        self.routes: Sequence[Route] = tuple(routes)
+        self.areas = frozenset(route.template.split("/")[1] for route in self.routes)
+        # What is spelled out goes before what a name may be: /shovey/jobs/cancel is no job.
+        ordered = sorted(self.routes, key=lambda route: [word.startswith("{") for word in route.template.split("/")])
+        self._paths = PathRouter(
+            [_PathRoute(route, answer) for route in ordered], default=self._missing, redirect_slashes=False
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self._paths(scope, receive, send)
+
+    async def _missing(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raise _missing(scope["method"], scope["path"], set())
 
 
-def _match(shape: Sequence[str], segments: Sequence[str]) -> dict[str, str] | None:
-    if len(shape) != len(segments):
-        return None
-    params: dict[str, Any] = {}
-    for wanted, found in zip(shape, segments, strict=True):
-        if wanted.startswith("{"):
-            params[wanted[1:-1]] = found
-        elif wanted != found:
-            return None
-    return params
+class _PathRoute(PathRoute):
+    """One route, for its method; another method is refused with those that its path has."""
+
+    def __init__(self, route: Route, answer: Callable[[Route, Request], Awaitable[Response]]) -> None:
+        async def endpoint(request: Request) -> Response:
+            return await answer(route, request)
+
+        super().__init__(re.sub(r"{(\w+)}", r"{\1:segment}", route.template), endpoint, methods=[route.method])
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] not in (self.methods or ()):
+            paths: PathRouter = scope["router"]
+            matching = [route for route in paths.routes if route.matches(scope)[0] is not Match.NONE]
+            allowed = {method for route in matching if isinstance(route, PathRoute) for method in route.methods or ()}
+            raise _missing(scope["method"], scope["path"], allowed - {"HEAD"})
+        await self._answer(scope, receive, send)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        request = Request(scope, receive, send)
+        response: Response = await self.endpoint(request)
+        await response(scope, receive, send)
 
 
-def _missing(method: str, target: Target, allowed: set[str]) -> HttpRefused:
-    match target.area, target.segments:
+class _Segment(Convertor[str]):
+    """A segment of a path, decoded; it may be empty, as of a path with a slash at its end."""
+
+    regex = "[^/]*"
+
+    def convert(self, value: str) -> str:
+        return unquote(value)
+
+    def to_string(self, value: str) -> str:
+        return quote(value, safe="")
+
+
+register_url_convertor("segment", _Segment())
+
+
+def _missing(method: str, path: str, allowed: set[str]) -> HttpRefused:
+    area, *_ = segments = tuple(unquote(segment) for segment in path.split("/")[1:])
+    match area, segments:
         case "shovey", (_, "jobs" | "stream", *_) if method not in {"GET", "HEAD", "PUT", "POST"}:
             return _not_allowed("Unrecognized method", allowed or {"GET", "PUT"})
         case "shovey", _ if allowed and method not in {"PUT", "POST"}:

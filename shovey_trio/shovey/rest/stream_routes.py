@@ -6,21 +6,23 @@ from typing import Final
 
 import structlog
 import trio
+from starlette.responses import Response
 
 from shovey_trio.application.jobs import Jobs
 from shovey_trio.core.errors import InvalidRequest, Overloaded
 from shovey_trio.core.jobs.model import OutputExtent, Run, StreamName
-from shovey_trio.http.messages import Reply, json_response
+from shovey_trio.core.trust.authz import Action
+from shovey_trio.http.asgi import PiecesResponse, hold
+from shovey_trio.http.messages import json_response
 from shovey_trio.shovey.protocol.requests import read_object
 from shovey_trio.shovey.protocol.sequence import LOOK_AHEAD, Pieces, boundary, pieces, read_sequence
 from shovey_trio.shovey.rest.lookups import find_run, reporting_node
-from shovey_trio.shovey.rest.output_json import Stretch, read_stretch, send_with_output
+from shovey_trio.shovey.rest.output_json import Stretch, read_stretch, with_output
 from shovey_trio.shovey.rest.ports import LegacyNodes
-from shovey_trio.shovey.rest.routing import NODES, OPERATORS, Call, Route
+from shovey_trio.shovey.rest.routing import Call, Route
 
 _log = structlog.get_logger(__name__)
 
-_TAKEN: Final = json_response({"response": "ok"})
 _STREAMS: Final = {"stdout": StreamName.STDOUT, "stderr": StreamName.STDERR, "both": None}
 
 
@@ -41,19 +43,37 @@ class StreamRoutes:
         """Their table."""
         stream, output = "/shovey/stream/{job}/{node}", "/shovey/output/{job}/{node}"
         return [
-            Route(method="GET", template=stream, roles=OPERATORS, handle=self.get, summary="A run's output, as text"),
-            Route(method="PUT", template=stream, roles=NODES, handle=self.put, summary="A piece of a node's output"),
-            Route(method="GET", template=output, roles=OPERATORS, handle=self.raw, summary="A run's output, its bytes"),
+            Route(
+                method="GET",
+                template=stream,
+                action=Action.USE_CHEF_API,
+                handle=self.get,
+                summary="A run's output, as text",
+            ),
+            Route(
+                method="PUT",
+                template=stream,
+                action=Action.REPORT_RUNS,
+                handle=self.put,
+                summary="A piece of a node's output",
+            ),
+            Route(
+                method="GET",
+                template=output,
+                action=Action.USE_CHEF_API,
+                handle=self.raw,
+                summary="A run's output, its bytes",
+            ),
         ]
 
-    async def get(self, call: Call, reply: Reply) -> None:
+    async def get(self, call: Call) -> Response:
         """Output from a sequence number on; a client gets each byte once, whether or not it moves its number on."""
-        query = call.request.query
+        query = call.query
         kind, stream = _stream(query.get("output_type", "stdout"))
         sequence = read_sequence(query.get("sequence", "0"))
         run, extent = await find_run(self._jobs, call)
         if sequence == 0 and not run.is_terminal and call.request.method == "GET":
-            await self._wait_for_the_end(call, reply)
+            await self._wait_for_the_end(call)
             run, extent = await find_run(self._jobs, call)
         wanted = pieces(sequence, size=_size(extent, stream), complete=run.is_terminal)
         members = {
@@ -66,26 +86,25 @@ class StreamRoutes:
         if wanted.last_seq is not None:
             members["last_seq"] = wanted.last_seq
         stretch = await self._cut(run, stream, wanted, complete_at=_size(extent, stream))
-        await send_with_output(reply, self._jobs, run, members, {"output": stretch})
+        return await with_output(self._jobs, run, members, {"output": stretch})
 
-    async def put(self, call: Call, reply: Reply) -> None:
+    async def put(self, call: Call) -> Response:
         legacy = reporting_node(self._legacy, call)
         await legacy.stream_put(call.principal, call.params["job"], call.params["node"], read_object(call.body))
-        await reply.send(_TAKEN)
+        return json_response({"response": "ok"})
 
-    async def raw(self, call: Call, reply: Reply) -> None:
+    async def raw(self, call: Call) -> Response:
         """The bytes that are there by now, exactly."""
-        _, stream = _stream(call.request.query.get("output_type", "both"))
+        _, stream = _stream(call.query.get("output_type", "both"))
         run, extent = await find_run(self._jobs, call)
-        headers = {
-            "Content-Type": "application/octet-stream",
-            "X-Shovey-Complete": "true" if run.is_terminal else "false",
-        }
-        await reply.begin(200, headers)
         stretch = Stretch(stream=stream, end=_size(extent, stream))
-        await read_stretch(self._jobs, run, stretch, reply.write)
+        return PiecesResponse(
+            lambda write: read_stretch(self._jobs, run, stretch, write),
+            media_type="application/octet-stream",
+            headers={"X-Shovey-Complete": "true" if run.is_terminal else "false"},
+        )
 
-    async def _wait_for_the_end(self, call: Call, reply: Reply) -> None:
+    async def _wait_for_the_end(self, call: Call) -> None:
         async def look() -> bool | None:
             run, _ = await find_run(self._jobs, call)
             return True if run.is_terminal else None
@@ -95,7 +114,7 @@ class StreamRoutes:
 
         with trio.move_on_after(self._hold):
             try:
-                await reply.hold(end)
+                await hold(call.request, end)
             except Overloaded as error:
                 # Nobody can be kept waiting now; the client will ask again.
                 _log.info("stream.not_held", job=call.params["job"], error=error.message)
