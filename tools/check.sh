@@ -27,6 +27,7 @@ step "ruff" "$bin/ruff" check .
 step "flake8-async" async_rules
 step "mypy --strict" "$bin/mypy"
 step "import-linter" "$bin/lint-imports" --no-cache
+step "wings" "$bin/python" tools/check_wings.py
 step "buf lint" "$bin/buf" lint
 step "buf format" "$bin/buf" format --diff --exit-code proto
 step "generated code" generated_code_is_current

@@ -65,7 +65,7 @@ def origin() -> CallOrigin:
 
 def audit_entry(
     at: float,
-    action: AuditAction,
+    action: str,
     *,
     organization: str,
     principal: str,

@@ -16,7 +16,7 @@ import trio
 
 from shovey_trio.bench.figures import Figure
 from shovey_trio.bench.machine import machine
-from shovey_trio.bench.scenarios import SCENARIOS
+from shovey_trio.bench.scenarios import load_scenario
 from shovey_trio.bench.stage import BenchOptions, Stage, open_stage
 from shovey_trio.config.operator import load_client_settings
 
@@ -40,7 +40,7 @@ async def run_scenarios(
     document: dict[str, Any] = {"machine": machine(), "options": asdict(options), "fsync": "on: WAL, synchronous=FULL"}
     document["scenarios"] = {}
     for name in names:
-        measure, _ = SCENARIOS[name]
+        measure = load_scenario(name)
         began = time.perf_counter()
         with tempfile.TemporaryDirectory(prefix="shovey-bench-") as directory, trio.fail_after(_DEADLINE):
             async with open_stage(Path(directory), options) as stage:

@@ -12,27 +12,26 @@ import trio
 
 from shovey_trio.bench.fake_serf import AskedQuery, FakeSerfCluster
 from shovey_trio.bench.gossip import STEP, Gossip, Rumour
-from shovey_trio.shovey.protocol.wire import ORDER_QUERY, STATUS_QUERY, status_payload
 
 _HOST: Final = "127.0.0.1"
-# Heartbeats that come at once: an agent drops what its client has not read beyond 512.
-_HEARTBEATS: Final = 100
 
 
 class EmulatedSerf(FakeSerfCluster):
     """The cluster; made by ``open_emulated_serf``.
 
-    Orders travel as gossip would carry them (``gossip``), and those above the agents' limit are refused. Heartbeats are
-    handed to the server at once: a thousand nodes' would take all that gossip can carry, to every server's loss.
+    Queries of the server's that are called ``gossiped`` travel as gossip would carry them (``gossip``), and those above
+    the agents' limit are refused. All others are there at once: a thousand nodes' heartbeats would take all that gossip
+    can carry, to every server's loss.
 
     Attributes:
         rpc_port: of the server's agent.
-        delivered: what takes an order's payload for a node; to be replaced.
-        lost: how many copies of orders died out in gossip before their node had them.
+        delivered: what takes such a query's payload for a node; to be replaced.
+        lost: how many copies of them died out in gossip before their node had them.
     """
 
-    def __init__(self, server: str, nodes: Sequence[str]) -> None:
+    def __init__(self, server: str, nodes: Sequence[str], *, gossiped: str) -> None:
         super().__init__(server, *nodes)
+        self._gossiped = gossiped
         self.rpc_port = 0
         self.delivered: Callable[[str, bytes], None] = lambda _node, _payload: None
         self.lost = 0
@@ -41,20 +40,12 @@ class EmulatedSerf(FakeSerfCluster):
         self._work = trio.Event()
 
     def deliver(self, asked: AskedQuery, *, name: str, payload: bytes, filter_nodes: tuple[str, ...]) -> None:
-        if name != ORDER_QUERY:
+        if name != self._gossiped:
             super().deliver(asked, name=name, payload=payload, filter_nodes=filter_nodes)
             return
         targets = [node for node in filter_nodes or self.members if node in self.members]
         self._under_way[self._gossip.add(targets, size=self.queries[-1].size)] = asked, payload
         self._work.set()
-
-    async def beat(self, nodes: Sequence[str]) -> None:
-        """Every one of these nodes says that it is up, as a schob does every 30 s."""
-        for number, node in enumerate(nodes, start=1):
-            self.send_query(STATUS_QUERY, status_payload(node))
-            if number % _HEARTBEATS == 0:
-                await trio.sleep(STEP)
-        await trio.sleep(STEP)
 
     async def run_gossip(self) -> None:
         """Lets time pass for what is under way; until cancelled."""
@@ -83,14 +74,15 @@ class EmulatedSerf(FakeSerfCluster):
 
 
 @asynccontextmanager
-async def open_emulated_serf(server: str, nodes: Sequence[str]) -> AsyncIterator[EmulatedSerf]:
+async def open_emulated_serf(server: str, nodes: Sequence[str], *, gossiped: str = "") -> AsyncIterator[EmulatedSerf]:
     """A cluster whose members are all alive, for the block.
 
     Args:
         server: serf name of the server's agent.
         nodes: serf names of the nodes.
+        gossiped: the name of the queries that take their time; empty for none.
     """
-    cluster = EmulatedSerf(server, nodes)
+    cluster = EmulatedSerf(server, nodes, gossiped=gossiped)
     async with trio.open_nursery() as nursery:
         listeners = await nursery.start(partial(trio.serve_tcp, cluster.agent(server).serve, 0, host=_HOST))
         cluster.rpc_port = listeners[0].socket.getsockname()[1]

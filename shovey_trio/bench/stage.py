@@ -51,7 +51,7 @@ class BenchOptions:
         seconds: how long what goes on is watched.
         history_runs: runs that are stored before ``history``.
         output_mib: output of all agents together in ``output``.
-        peer: the other server that ``legacy`` and ``legacy-output`` measure beside this one; empty for none.
+        peer: another server that some scenarios measure beside this one; empty for none.
     """
 
     agents: int = 1000

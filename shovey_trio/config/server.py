@@ -229,6 +229,10 @@ class SecretsSection(Section):
         default=KeySource.FILES, description="RSA keys for old nodes: `files`, `environment` or `vault`"
     )
 
+    def source(self, kind: str) -> KeySource:
+        """Where keys of a kind are: ``signing``, or ``identity.key_kinds.KeyKind.word``."""
+        return KeySource(getattr(self, f"{kind}_keys"))
+
 
 class VaultSection(Section):
     """A Vault (or OpenBao) with secrets of KV version 2; used where `[secrets]` says so."""

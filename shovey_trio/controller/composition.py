@@ -27,6 +27,7 @@ from shovey_trio.controller.settings import (
     ENROLL,
     bounds_of,
     check_files,
+    key_place,
     load_keys,
     load_tls,
     timing_of,
@@ -44,8 +45,9 @@ from shovey_trio.routes.stream import StreamRoute
 from shovey_trio.rpc.bridge import Server
 from shovey_trio.rpc.bridge.health import Health
 from shovey_trio.rpc.signer import Signer
+from shovey_trio.shovey.keys import LEGACY_KEYS
 from shovey_trio.shovey.kind import KIND
-from shovey_trio.shovey.opening import open_legacy_route
+from shovey_trio.shovey.opening import open_shovey, serf_events
 from shovey_trio.shovey.rest.listener import open_rest
 from shovey_trio.shovey.route.reports import LegacyNodes
 from shovey_trio.store.sqlite.files import open_store
@@ -140,11 +142,20 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         store = await enter(open_store(settings.store_path))
         epoch = await store.next_epoch(clock.now())
         records = await enter(open_records(settings, store=store, keys=keys, clock=clock, epoch=epoch))
-        ring = await enter(open_ring(settings, store=store, keys=keys, clock=clock, epoch=epoch))
+        ring = await enter(
+            open_ring(settings, store=store, keys=keys, clock=clock, epoch=epoch, events=serf_events(settings))
+        )
         registry = NodeRegistry(store, None if ring.announcer is None else ring.announcer.presence_changed)
         await registry.load()
         timing = timing_of(settings)
-        legacy = await open_legacy_route(settings, link=ring.link, registry=registry, clock=clock, timing=timing)
+        shovey = await open_shovey(
+            settings,
+            places=partial(key_place, settings, LEGACY_KEYS),
+            link=ring.link,
+            registry=registry,
+            clock=clock,
+            timing=timing,
+        )
         signer, links = Signer(keys.active()), Links()
         stream = StreamRoute(links=links, doorbell=ring.doorbell, signer=signer, timing=timing)
         engine = await enter(
@@ -152,7 +163,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 store,
                 registry=registry,
                 links=links,
-                routes=Routes(agents=stream, others={} if legacy is None else {KIND: legacy.route}),
+                routes=Routes(agents=stream, others={} if shovey is None else {KIND: shovey.route}),
                 doorbell=ring.doorbell,
                 clock=clock,
                 epoch=epoch,
@@ -161,7 +172,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 foreign=records.audit.note_foreign_run,
             )
         )
-        legacy_nodes = None if legacy is None else legacy.start(engine, organization=settings.server.organization)
+        legacy_nodes = None if shovey is None else shovey.start(engine, organization=settings.server.organization)
         await engine.take_up_jobs()
         use_cases = await make_use_cases(settings, engine=engine, tls=tls, keys=keys)
         health = Health()
@@ -191,7 +202,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             links=engine.links,
             callers=callers,
             nodes=use_cases.nodes,
-            legacy=legacy,
+            more={} if shovey is None else {"legacy keys": shovey.keyring.reload},
             keys_changed=news.tell,
             audit=records.audit,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 
 import structlog
@@ -20,7 +20,6 @@ from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.ports import SendKeys
 from shovey_trio.rpc.bridge import Server
 from shovey_trio.rpc.signer import Signer
-from shovey_trio.shovey.opening import LegacyRoute
 
 _log = structlog.get_logger(__name__)
 
@@ -32,6 +31,7 @@ class Reload:
     Each part is by itself: a certificate that is damaged must not keep a revoked key in force.
 
     Attributes:
+        more: parts that a wing brings, by name.
         keys_changed: called when an organization has other keys, after those who are attached were told.
     """
 
@@ -43,7 +43,7 @@ class Reload:
     links: Links
     callers: StoredChefCallers
     nodes: Nodes
-    legacy: LegacyRoute | None
+    more: Mapping[str, Callable[[], Awaitable[None]]]
     keys_changed: Callable[[], None]
     audit: AuditLog
 
@@ -55,9 +55,8 @@ class Reload:
             "nodes": self.nodes.reload,
             "certificates": self._load_tls,
             "chef keys": self.callers.load,
+            **self.more,
         }
-        if self.legacy is not None:
-            parts["legacy keys"] = self.legacy.keyring.reload
         failed = [name for name, load in parts.items() if not await self._part(name, load)]
         if not failed:
             _log.info("controller.reloaded")

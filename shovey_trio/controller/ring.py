@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -35,14 +35,28 @@ class Ring:
 
 @asynccontextmanager
 async def open_ring(
-    settings: ServerSettings, *, store: Store, keys: OrganizationKeys, clock: Clock, epoch: int
+    settings: ServerSettings,
+    *,
+    store: Store,
+    keys: OrganizationKeys,
+    clock: Clock,
+    epoch: int,
+    events: Sequence[str] = (),
 ) -> AsyncIterator[Ring]:
     """Keeps the link to the serf agent for the block, whenever that agent is there.
+
+    Args:
+        settings: of the controller.
+        store: its commits are told to the ring, if that is wished.
+        keys: that sign doorbells.
+        clock: wall-clock time.
+        epoch: of this start.
+        events: what else to hear of the ring, in serf's words, for somebody who reads it.
 
     Raises:
         ShoveyError: the key file of the serf agent cannot be used.
     """
-    link = serf_link_of(settings)
+    link = serf_link_of(settings, events)
     if link is None:
         yield Ring(link=None, doorbell=NoDoorbell(), announcer=None)
         return

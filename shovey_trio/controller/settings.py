@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,20 +10,20 @@ from shovey_trio.application.jobs import JobDefaults
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.addresses import split_address
 from shovey_trio.identity.files import check_private, read_secret
-from shovey_trio.identity.key_places import KeySource
+from shovey_trio.identity.key_files import K, KeyFile, KeyPlace
+from shovey_trio.identity.key_kinds import KeyKind
+from shovey_trio.identity.key_places import SIGNING_VARIABLE, KeySource
 from shovey_trio.identity.organizations import organizations
 from shovey_trio.identity.root_keys import KeyRing
-from shovey_trio.identity.signing_keys import SigningKeys
+from shovey_trio.identity.signing_keys import SigningKeyFile, SigningKeys
 from shovey_trio.identity.tls import ControllerTls, ListenerTls, load_controller_tls, renew_listeners_if_due
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.nursery.settings import Bounds, Timing
 from shovey_trio.rpc.bridge import ServerTls
 from shovey_trio.serf.link import SerfLink, SerfSettings
-from shovey_trio.shovey.keys import LegacyKeyFile
-from shovey_trio.shovey.route.bell import LEGACY_EVENTS
 
 if TYPE_CHECKING:
-    from shovey_trio.identity.key_sources import LegacyKeyDocument, VaultDocument
+    from shovey_trio.identity.key_sources import KeyDocument, VaultDocument
 
 #: The listener with mutual TLS, and the one that serves Enroll and Renew.
 CONTROL = "control"
@@ -58,34 +58,38 @@ def load_signing_keys(settings: ServerSettings, organization: str) -> SigningKey
         ShoveyError: they are not to be had there; the message says why.
         OSError: a file of format 1 cannot be replaced.
     """
-    match settings.secrets.signing_keys:
+    document = _elsewhere(settings, "signing", SIGNING_VARIABLE, SigningKeyFile, organization)
+    if document is not None:
+        return document.load(organization)
+    return KeyRing(settings.directory, organization).ensure_root(WallClock().now())
+
+
+def key_place(settings: ServerSettings, kind: KeyKind[K], organization: str) -> KeyPlace[K]:
+    """Where an organization's keys of a kind are; files are made where there are none. Blocking.
+
+    Raises:
+        OSError: a file cannot be made.
+    """
+    document = _elsewhere(settings, kind.word, kind.variable, kind.file, organization)
+    return document or kind.ensure(settings.directory, organization, now=WallClock().now())
+
+
+def _elsewhere(
+    settings: ServerSettings, kind: str, variable: str, file: type[KeyFile[K]], organization: str
+) -> KeyDocument[K] | None:
+    """Keys that are not in files, or None."""
+    match settings.secrets.source(kind):
         case KeySource.ENVIRONMENT if organization == settings.server.organization:
-            from shovey_trio.identity.key_sources import SIGNING_VARIABLE, EnvironmentDocument, load_signing_document
+            from shovey_trio.identity.key_sources import EnvironmentDocument, KeyDocument
 
-            return load_signing_document(EnvironmentDocument(SIGNING_VARIABLE), SIGNING_VARIABLE, organization)
+            return KeyDocument(file, EnvironmentDocument(variable), variable)
         case KeySource.VAULT:
-            from shovey_trio.identity.key_sources import load_signing_document
+            from shovey_trio.identity.key_sources import KeyDocument
 
-            document = vault_document(settings, organization, "signing")
-            return load_signing_document(document, document.path, organization)
+            document = vault_document(settings, organization, kind)
+            return KeyDocument(file, document, document.path)
         case _:
-            return KeyRing(settings.directory, organization).ensure_root(WallClock().now())
-
-
-def legacy_key_place(settings: ServerSettings, organization: str) -> LegacyKeyFile | LegacyKeyDocument:
-    """Where an organization's keys for old nodes are."""
-    match settings.secrets.legacy_keys:
-        case KeySource.ENVIRONMENT if organization == settings.server.organization:
-            from shovey_trio.identity.key_sources import LEGACY_VARIABLE, EnvironmentDocument, LegacyKeyDocument
-
-            return LegacyKeyDocument(EnvironmentDocument(LEGACY_VARIABLE), LEGACY_VARIABLE)
-        case KeySource.VAULT:
-            from shovey_trio.identity.key_sources import LegacyKeyDocument
-
-            document = vault_document(settings, organization, "legacy")
-            return LegacyKeyDocument(document, document.path)
-        case _:
-            return LegacyKeyFile(settings.directory.legacy_keys(organization))
+            return None
 
 
 def vault_document(settings: ServerSettings, organization: str, kind: str) -> VaultDocument:
@@ -130,11 +134,11 @@ def job_defaults_of(settings: ServerSettings) -> JobDefaults:
     )
 
 
-def serf_link_of(settings: ServerSettings) -> SerfLink | None:
+def serf_link_of(settings: ServerSettings, events: Sequence[str]) -> SerfLink | None:
+    """The link to the serf agent, with these events of its ring for whoever listens; None where serf is not used."""
     if not settings.serf.enabled:
         return None
     host, port = split_address(settings.serf.address)
     key_file = settings.serf.auth_key_file
     auth_key = read_secret(key_file).decode().strip() if key_file else None
-    events = LEGACY_EVENTS if settings.legacy.enabled else ()
-    return SerfLink(SerfSettings(host=host, port=port, auth_key=auth_key, events=events))
+    return SerfLink(SerfSettings(host=host, port=port, auth_key=auth_key, events=tuple(events)))

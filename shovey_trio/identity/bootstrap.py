@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from shovey_trio.core.errors import Code, Exit, ShoveyError
 from shovey_trio.core.jobs.model import Role, User
@@ -24,6 +24,7 @@ from shovey_trio.identity.files import (
     write_public,
     write_secret,
 )
+from shovey_trio.identity.key_kinds import KeyKind
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.identity.names import check_organization, user_identity
 from shovey_trio.identity.organizations import make_organization_keys
@@ -59,6 +60,7 @@ class SetupOptions:
         control_address: ``host:port`` that clients are told.
         configuration: text of ``shovey-trio.toml``.
         now: unix seconds.
+        key_kinds: of the keys that an organization has beside its signing keys.
     """
 
     organization: str
@@ -67,6 +69,7 @@ class SetupOptions:
     control_address: str
     configuration: str
     now: float
+    key_kinds: Collection[KeyKind[Any]] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -150,7 +153,7 @@ def _build(directory: DataDirectory, options: SetupOptions, populate_store: Call
     write_public(directory.ca_certificate, authority.pem)
     for pair in (directory.control, directory.enroll):
         issue_listener_files(authority, pair, hosts=options.hosts, now=options.now)
-    make_organization_keys(directory, options.organization, now=options.now)
+    make_organization_keys(directory, options.organization, now=options.now, kinds=options.key_kinds)
     populate_store(directory.store, _make_admin(directory, authority, options))
     write_public(directory.configuration, options.configuration.encode())
 

@@ -23,6 +23,18 @@ class OrganizationKeys(Protocol):
 K = TypeVar("K", bound=OrganizationKeys)
 
 
+class KeyPlace(Protocol[K]):
+    """Where an organization's keys are: a ``KeyFile``, or a document elsewhere; every method blocks."""
+
+    def load(self, organization: str) -> K:
+        """See ``KeyFile.load``."""
+        ...
+
+    def change(self, organization: str, change: Callable[[K], K]) -> K:
+        """See ``KeyFile.change``."""
+        ...
+
+
 class KeyFile(ABC, Generic[K]):
     """The file; every method blocks.
 

@@ -6,9 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Final
 
 from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.identity.files import read_secret
+
+#: Environment variable with a document of signing keys for the controller's own organization: JSON, or base64 of it.
+SIGNING_VARIABLE: Final = "SHOVEY_TRIO_SIGNING_KEYS"
 
 
 class KeySource(StrEnum):

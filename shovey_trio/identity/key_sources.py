@@ -11,18 +11,14 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final, Generic, Protocol
 
 from shovey_trio.core.errors import ConfigurationInvalid, ShoveyError
 from shovey_trio.identity.files import FileUnusable
+from shovey_trio.identity.key_files import K, KeyFile
 from shovey_trio.identity.key_places import VaultCredentials, VaultOptions
-from shovey_trio.identity.signing_keys import SigningKeys, parse_signing_keys
 from shovey_trio.identity.vault import Vault, VaultRefused
-from shovey_trio.shovey.keys import LegacyKeys, legacy_keys_document, parse_legacy_keys
 
-#: Environment variables with a document for the controller's own organization: JSON, or base64 of it.
-SIGNING_VARIABLE: Final = "SHOVEY_TRIO_SIGNING_KEYS"
-LEGACY_VARIABLE: Final = "SHOVEY_TRIO_LEGACY_KEYS"
 #: The field of a secret in Vault.
 FIELD: Final = "document"
 _BAD_DOCUMENT: Final = (ValueError, KeyError, TypeError, AttributeError, ShoveyError)
@@ -98,52 +94,47 @@ class VaultDocument:
         return document.encode("utf-8"), secret.version
 
 
-class LegacyKeyDocument:
-    """Legacy keys that are not in a file, for ``LegacyKeyring``; every method blocks."""
+class KeyDocument(Generic[K]):
+    """Keys that are not in a file; every method blocks.
 
-    def __init__(self, document: Document, name: str) -> None:
+    Args:
+        kind: the class of the file that would hold them.
+        document: what holds them.
+        name: of the document, for messages.
+    """
+
+    def __init__(self, kind: type[KeyFile[K]], document: Document, name: str) -> None:
+        self._kind = kind
         self._document = document
         self._name = name
 
-    def load(self, organization: str) -> LegacyKeys:
-        """See ``LegacyKeyFile.load``."""
+    def load(self, organization: str) -> K:
+        """See ``KeyFile.load``.
+
+        Raises:
+            FileUnusable: it holds no such keys, or another organization's.
+            And whatever its place raises.
+        """
         return self._parse(self._document.read(), organization)
 
-    def change(self, organization: str, change: Callable[[LegacyKeys], LegacyKeys]) -> LegacyKeys:
-        """See ``LegacyKeyFile.change``."""
+    def change(self, organization: str, change: Callable[[K], K]) -> K:
+        """See ``KeyFile.change``."""
 
         def changed(before: bytes) -> bytes:
             keys = self._parse(before, organization)
             after = change(keys)
-            return before if after == keys else legacy_keys_document(after)
+            return before if after == keys else self._kind.document(after)
 
         return self._parse(self._document.replace(changed), organization)
 
-    def _parse(self, data: bytes, organization: str) -> LegacyKeys:
+    def _parse(self, data: bytes, organization: str) -> K:
         try:
-            keys = parse_legacy_keys(data)
+            keys = self._kind.parse(data)
         except _BAD_DOCUMENT as error:
-            raise FileUnusable(f"{self._name}: no document of legacy keys ({type(error).__name__})") from None
+            raise FileUnusable(f"{self._name}: no document of {self._kind.holds} ({type(error).__name__})") from None
         if keys.organization != organization:
             raise FileUnusable(f"{self._name}: holds the keys of another organization than {organization!r}")
         return keys
-
-
-def load_signing_document(document: Document, name: str, organization: str) -> SigningKeys:
-    """The signing keys in a document.
-
-    Raises:
-        FileUnusable: it is none, was changed by somebody without the root key, or is another organization's.
-        And whatever its place raises.
-    """
-    data = document.read()
-    try:
-        keys = parse_signing_keys(data)
-    except _BAD_DOCUMENT as error:
-        raise FileUnusable(f"{name}: no document of signing keys ({type(error).__name__})") from None
-    if keys.organization != organization:
-        raise FileUnusable(f"{name}: holds the keys of another organization than {organization!r}")
-    return keys
 
 
 @lru_cache(maxsize=8)

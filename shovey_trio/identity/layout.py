@@ -46,9 +46,9 @@ class DataDirectory:
     def signing_keys(self, organization: str) -> Path:
         return self.root / "signing" / f"{organization}.json"
 
-    def legacy_keys(self, organization: str) -> Path:
-        """The RSA keys for old nodes."""
-        return self.root / "signing" / f"{organization}.legacy.json"
+    def more_keys(self, organization: str, kind: str) -> Path:
+        """Keys of another kind than signing keys; see ``key_kinds``."""
+        return self.root / "signing" / f"{organization}.{kind}.json"
 
     def root_key(self, organization: str) -> Path:
         """What key sets are signed with; absent where it is kept elsewhere."""

@@ -6,15 +6,16 @@ nothing; they are history.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shovey_trio.identity.files import sync_directory, write_secret
+from shovey_trio.identity.key_kinds import KeyKind
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.identity.root_keys import make_keys, root_key_pem
 from shovey_trio.identity.signing_keys import SigningKeyFile
-from shovey_trio.shovey.keys import LegacyKeyFile
 
 _KEYS = ".json"
 
@@ -27,16 +28,22 @@ def organizations(directory: DataDirectory) -> Sequence[str]:
     return sorted(name for name in names if name and "." not in name)
 
 
-def make_organization_keys(directory: DataDirectory, organization: str, *, now: float) -> None:
-    """Makes an organization's root key, its signing key and its key for old nodes; durable when it returns.
+def make_organization_keys(
+    directory: DataDirectory, organization: str, *, now: float, kinds: Iterable[KeyKind[Any]] = ()
+) -> None:
+    """Makes an organization's root key, its signing key and those of further kinds; durable when it returns.
 
     Args:
+        directory: of the controller.
         organization: one that is not there; files of an earlier attempt are written over.
+        now: unix seconds.
+        kinds: of the further keys.
 
     Raises:
         OSError: something cannot be written; the organization is not there then.
     """
-    LegacyKeyFile(directory.legacy_keys(organization)).ensure(organization, now=now)
+    for kind in kinds:
+        kind.ensure(directory, organization, now=now)
     root = Ed25519PrivateKey.generate()
     write_secret(directory.root_key(organization), root_key_pem(root))
     # Last, because an organization is there when this file is.

@@ -27,6 +27,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 
 from shovey_trio.core.chef.signing import load_private_key
 from shovey_trio.identity.key_files import KeyFile
+from shovey_trio.identity.key_kinds import KeyKind
+from shovey_trio.shovey.kind import KIND
 
 _FORMAT: Final = 1
 _BITS: Final = 2048  # schob's signatures have 344 characters; a larger key would leave no room for names in a query
@@ -111,17 +113,6 @@ class LegacyKeyFile(KeyFile[LegacyKeys]):
         """See ``parse_legacy_keys``."""
         return parse_legacy_keys(data)
 
-    def ensure(self, organization: str, *, now: float) -> LegacyKeys:
-        """Reads it, or makes it where a data directory is older than it; 0.1 s of CPU then.
-
-        Raises:
-            As ``load``; OSError: it cannot be written.
-        """
-        with self.locked():
-            if not self.path.exists():
-                self.save(LegacyKeys(organization=organization, keys=(make_legacy_key(now),)))
-            return self.load(organization)
-
 
 def legacy_keys_document(keys: LegacyKeys) -> bytes:
     """The contents of a ``LegacyKeyFile``: a secret."""
@@ -170,3 +161,21 @@ def _parse(document: Mapping[str, Any]) -> LegacyKeys:
     if not all(isinstance(key_id, str) for key_id in held.values()):
         raise ValueError("held")
     return LegacyKeys(organization=str(document["organization"]), keys=keys, held=dict(held))
+
+
+def _first_keys(organization: str, now: float) -> LegacyKeys:
+    return LegacyKeys(organization=organization, keys=(make_legacy_key(now),))
+
+
+def _ids(keys: LegacyKeys) -> list[str]:
+    return [key.key_id for key in keys.keys]
+
+
+LEGACY_KEYS: Final = KeyKind(
+    word=KIND,
+    variable="SHOVEY_TRIO_LEGACY_KEYS",
+    about="RSA keys for old nodes",
+    file=LegacyKeyFile,
+    make=_first_keys,
+    ids=_ids,
+)

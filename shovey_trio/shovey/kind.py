@@ -7,6 +7,8 @@ from typing import Final
 
 #: ``Node.link`` of a schob and ``Run.route`` of its runs; the command line and the configuration say it, too.
 KIND: Final = "legacy"
+#: The action of a record of the audit log; published records keep their names.
+KEY_RESET: Final = "legacy_key.reset"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

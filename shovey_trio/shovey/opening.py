@@ -5,22 +5,22 @@ Only there when ``legacy.enabled`` says so: without it no order leaves in a quer
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import trio
 
 from shovey_trio.config.server import ServerSettings
-from shovey_trio.controller.settings import legacy_key_place
+from shovey_trio.identity.key_files import KeyPlace
 from shovey_trio.identity.organizations import organizations
 from shovey_trio.nursery.engine import Engine
 from shovey_trio.nursery.ports import Clock
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.settings import Timing
 from shovey_trio.serf.link import SerfLink
-from shovey_trio.shovey.keys import LegacyKeyFile
+from shovey_trio.shovey.keys import LegacyKeys
 from shovey_trio.shovey.kind import SchobTiming
-from shovey_trio.shovey.route.bell import LegacyListener, SerfLegacyBell
+from shovey_trio.shovey.route.bell import LEGACY_EVENTS, LegacyListener, SerfLegacyBell
 from shovey_trio.shovey.route.dispatch import LegacyDispatcher
 from shovey_trio.shovey.route.keyring import LegacyKeyring, LegacyRing
 from shovey_trio.shovey.route.presence import LegacyPresence
@@ -29,8 +29,8 @@ from shovey_trio.shovey.route.route import SchobRoute
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LegacyRoute:
-    """The parts that exist before any job does; made by ``open_legacy_route``."""
+class ShoveyWing:
+    """The wing in a controller, as far as it is there before any job is; made by ``open_shovey``."""
 
     link: SerfLink
     registry: NodeRegistry
@@ -72,39 +72,46 @@ class LegacyRoute:
         )
 
 
-async def open_legacy_route(
-    settings: ServerSettings, *, link: SerfLink | None, registry: NodeRegistry, clock: Clock, timing: Timing
-) -> LegacyRoute | None:
-    """The route, or None where it is not enabled. An organization without a key for it gets one.
+async def open_shovey(
+    settings: ServerSettings,
+    *,
+    places: Callable[[str], KeyPlace[LegacyKeys]],
+    link: SerfLink | None,
+    registry: NodeRegistry,
+    clock: Clock,
+    timing: Timing,
+) -> ShoveyWing | None:
+    """The wing, or None where it is not enabled.
+
+    Args:
+        settings: of the controller.
+        places: where an organization's keys for old nodes are; blocks.
+        link: to the serf agent; must subscribe to ``serf_events``.
+        registry: of the nodes.
+        clock: wall-clock time.
+        timing: of all nodes.
 
     Raises:
-        ShoveyError: the key cannot be used.
-        OSError: it cannot be made.
+        ShoveyError: a key cannot be used.
+        OSError: one cannot be made.
     """
     if link is None or not settings.legacy.enabled:
         return None
 
     def load() -> Mapping[str, LegacyRing]:
         names = {settings.server.organization, *organizations(settings.directory)}
-        return {name: _ring(settings, name, clock.now()) for name in sorted(names)}
+        found = {name: places(name) for name in sorted(names)}
+        return {name: LegacyRing(place=place, keys=place.load(name)) for name, place in found.items()}
 
     rings = await trio.to_thread.run_sync(load)
     bell = SerfLegacyBell(link, organization=settings.server.organization, limit=settings.serf.query_size_limit)
     keyring = LegacyKeyring(rings, load=load, registry=registry)
-    dispatcher = LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
     waits = SchobTiming()
-    return LegacyRoute(
-        link=link,
-        registry=registry,
-        bell=bell,
-        keyring=keyring,
-        route=SchobRoute(dispatcher, timing=timing, waits=waits),
-        waits=waits,
-    )
+    dispatcher = LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
+    route = SchobRoute(dispatcher, timing=timing, waits=waits)
+    return ShoveyWing(link=link, registry=registry, bell=bell, keyring=keyring, route=route, waits=waits)
 
 
-def _ring(settings: ServerSettings, organization: str, now: float) -> LegacyRing:
-    place = legacy_key_place(settings, organization)
-    if isinstance(place, LegacyKeyFile):
-        return LegacyRing(file=place, keys=place.ensure(organization, now=now))
-    return LegacyRing(file=place, keys=place.load(organization))
+def serf_events(settings: ServerSettings) -> Sequence[str]:
+    """What the wing has to hear of the gossip ring."""
+    return LEGACY_EVENTS if settings.legacy.enabled else ()

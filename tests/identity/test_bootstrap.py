@@ -14,6 +14,7 @@ from shovey_trio.identity.layout import ClientDirectory, DataDirectory
 from shovey_trio.identity.renewal import verify_certificate
 from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.identity.tls import load_controller_tls, renew_listeners_if_due
+from shovey_trio.shovey.keys import LEGACY_KEYS
 
 NOW = 1_767_225_600.0
 OPTIONS = SetupOptions(
@@ -23,6 +24,7 @@ OPTIONS = SetupOptions(
     control_address="ctl.example.com:7443",
     configuration="# settings\n",
     now=NOW,
+    key_kinds=(LEGACY_KEYS,),
 )
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from shovey_trio.identity.files import FileUnusable, InsecureFile
-from shovey_trio.shovey.keys import LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
+from shovey_trio.identity.layout import DataDirectory
+from shovey_trio.shovey.keys import LEGACY_KEYS, LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
 
 
 @pytest.fixture(scope="module")
@@ -86,10 +87,11 @@ def test_another_organization_s_file_is_refused(tmp_path: Path, keys: LegacyKeys
 
 
 def test_a_data_directory_from_before_gets_a_key_once(tmp_path: Path) -> None:
-    file = LegacyKeyFile(tmp_path / "signing" / "o.legacy.json")
-    made = file.ensure("o", now=1.0)
+    directory = DataDirectory(tmp_path)
+    made = LEGACY_KEYS.ensure(directory, "o", now=1.0).load("o")
+    assert (tmp_path / "signing" / "o.legacy.json").exists()
     assert made.current.private_key.key_size == 2048
-    assert file.ensure("o", now=2.0).current.key_id == made.current.key_id
+    assert LEGACY_KEYS.ensure(directory, "o", now=2.0).load("o").current.key_id == made.current.key_id
 
 
 def test_no_change_is_lost_when_many_are_made_at_once(tmp_path: Path, keys: LegacyKeys) -> None:

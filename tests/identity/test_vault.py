@@ -19,12 +19,12 @@ from shovey_trio.identity.files import FileUnusable, write_secret
 from shovey_trio.identity.key_places import VaultCredentials, VaultOptions
 from shovey_trio.identity.key_sources import (
     EnvironmentDocument,
-    LegacyKeyDocument,
+    KeyDocument,
     VaultDocument,
-    load_signing_document,
 )
+from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.identity.vault import Vault, VaultRefused, VaultUnavailable
-from shovey_trio.shovey.keys import LegacyKeys, legacy_keys_document, make_legacy_key
+from shovey_trio.shovey.keys import LegacyKeyFile, LegacyKeys, legacy_keys_document, make_legacy_key
 
 PATH = "shovey-trio/default/signing"
 T = TypeVar("T")
@@ -181,7 +181,7 @@ async def test_legacy_keys_in_vault_change_there(vault: Opened) -> None:
     keys = LegacyKeys(organization="default", keys=(make_legacy_key(1.0),))
     place = VaultDocument(await vault.by_role(), "shovey-trio/default/legacy")
     await blocking(lambda: place.put(legacy_keys_document(keys)))
-    document = LegacyKeyDocument(place, place.path)
+    document = KeyDocument(LegacyKeyFile, place, place.path)
     held = {"web-1": keys.current.key_id}
     await blocking(lambda: document.change("default", lambda before: before.with_held(held)))
     loaded = await blocking(lambda: document.load("default"))
@@ -207,9 +207,9 @@ class Fixed:
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b"\xff", b'{"format": 2}', b'{"format": 9}'])
 def test_what_is_no_document_is_refused_without_quoting_it(data: bytes) -> None:
     with pytest.raises(FileUnusable, match=r"^here: no document of signing keys \(\w+\)$"):
-        load_signing_document(Fixed(data), "here", "default")
+        KeyDocument(SigningKeyFile, Fixed(data), "here").load("default")
     with pytest.raises(FileUnusable, match=r"^here: no document of legacy keys \(\w+\)$"):
-        LegacyKeyDocument(Fixed(data), "here").load("default")
+        KeyDocument(LegacyKeyFile, Fixed(data), "here").load("default")
 
 
 def test_environment_is_read_once_and_not_left_to_children(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,11 +20,11 @@ from shovey_trio.core.chef.signing import SigningVersion, sign_request
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.core.serf.doorbell_plan import PlannedQuery
-from shovey_trio.core.serf.wire import LEGACY_START_EVENT
 from shovey_trio.serf.link import ReceivedQuery, SerfLink, SerfSettings
 from shovey_trio.shovey.protocol.report import RunPut, RunStatus, StreamPut, run_put_body, stream_put_body
 from shovey_trio.shovey.protocol.wire import (
     ORDER_QUERY,
+    START_EVENT,
     STATUS_QUERY,
     Action,
     PayloadMalformed,
@@ -182,7 +182,7 @@ class FakeSchob:
                     await self.send(order.run_id, put)
 
     async def _beat(self) -> None:
-        await self._link.announce(LEGACY_START_EVENT, self.name.encode(), coalesce=True)
+        await self._link.announce(START_EVENT, self.name.encode(), coalesce=True)
         query = PlannedQuery(
             name=STATUS_QUERY,
             payload=status_payload(self.name),

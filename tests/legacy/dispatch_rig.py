@@ -30,7 +30,7 @@ from shovey_trio.serf.doorbell import SerfDoorbell
 from shovey_trio.serf.link import SerfLink, SerfSettings
 from shovey_trio.shovey.keys import LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
 from shovey_trio.shovey.kind import KIND, SchobTiming
-from shovey_trio.shovey.opening import LegacyRoute
+from shovey_trio.shovey.opening import ShoveyWing
 from shovey_trio.shovey.route.bell import LEGACY_EVENTS, SerfLegacyBell
 from shovey_trio.shovey.route.dispatch import LegacyDispatcher
 from shovey_trio.shovey.route.keyring import LegacyKeyring, LegacyRing
@@ -179,7 +179,7 @@ async def open_legacy_rig(
     )
     bell = SerfLegacyBell(link, organization=ORGANIZATION, limit=1024)
     keys = LegacyKeys(organization=ORGANIZATION, keys=(one_key(),))
-    rings = {ORGANIZATION: LegacyRing(file=LegacyKeyFile(directory / "keys.json"), keys=keys)}
+    rings = {ORGANIZATION: LegacyRing(place=LegacyKeyFile(directory / "keys.json"), keys=keys)}
     keyring = LegacyKeyring(rings, load=lambda: rings, registry=registry)
     dispatcher = LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
     key = Ed25519PrivateKey.generate()
@@ -187,7 +187,7 @@ async def open_legacy_rig(
     links = Links()
     stream = StreamRoute(links=links, doorbell=doorbell, signer=make_signer(), timing=timing)
     schob = SchobRoute(dispatcher, timing=timing, waits=SchobTiming())
-    route = LegacyRoute(link=link, registry=registry, bell=bell, keyring=keyring, route=schob)
+    route = ShoveyWing(link=link, registry=registry, bell=bell, keyring=keyring, route=schob)
     opened = open_engine(
         store,
         registry=registry,

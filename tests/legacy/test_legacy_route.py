@@ -19,7 +19,7 @@ from shovey_trio.demo.fleet import ORGANIZATION, Fleet, free_port, run_program
 from shovey_trio.demo.operator import Operator, open_operator
 from shovey_trio.demo.serf_agents import SerfAgentProcess, find_serf, open_serf_agents
 from shovey_trio.serf.link import SerfSettings
-from shovey_trio.shovey.keys import LegacyKeyFile
+from shovey_trio.shovey.keys import LEGACY_KEYS
 from shovey_trio.shovey.protocol.report import RunPut, RunStatus, StreamPut
 from tests.legacy.conftest import make_schob
 
@@ -43,7 +43,7 @@ class Route:
         self.endpoint = endpoint
         self.agents = agents
         self.keys: dict[str, RSAPrivateKey] = {}
-        self.key_file = LegacyKeyFile(fleet.data.legacy_keys(ORGANIZATION))
+        self.key_file = LEGACY_KEYS.file_of(fleet.data, ORGANIZATION)
 
     async def register(self, name: str) -> None:
         """As an admin does, before the controller starts or with a HUP after."""

@@ -18,12 +18,12 @@ from shovey_agent.shovey.gate import LegacyGate, Refusal
 from shovey_agent.shovey.reporter import RunReporter
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.serf.doorbell_plan import PlannedQuery
-from shovey_trio.core.serf.wire import LEGACY_START_EVENT
 from shovey_trio.serf.link import ReceivedQuery, SerfLink
 from shovey_trio.shovey.protocol.report import RunPut, RunStatus
 from shovey_trio.shovey.protocol.wire import (
     HEARTBEAT_INTERVAL,
     ORDER_QUERY,
+    START_EVENT,
     STATUS_QUERY,
     Action,
     ShoveyOrder,
@@ -134,7 +134,7 @@ class LegacyListener:
         while True:
             connects = await self._link.wait_connected(after=connects)
             try:
-                await self._link.announce(LEGACY_START_EVENT, self._node.encode(), coalesce=True)
+                await self._link.announce(START_EVENT, self._node.encode(), coalesce=True)
             except ShoveyError as error:
                 _log.warning("serf.announce_failed", error=error.message)
 

@@ -1,53 +1,62 @@
-"""The scenarios of ``shovey-trio bench`` by name, in the order in which they are run."""
+"""The scenarios of ``shovey-trio bench`` by name, in the order in which they are run; imported when they are."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from importlib import import_module
 from types import MappingProxyType
 from typing import Final
 
 from shovey_trio.bench.figures import Figure
-from shovey_trio.bench.scenarios import (
-    attach,
-    cancel,
-    cost,
-    fanout,
-    footprint,
-    history,
-    idle,
-    latency,
-    latency_real,
-    lines,
-    many_jobs,
-    membership,
-    on_demand,
-    output,
-    submit,
-)
 from shovey_trio.bench.stage import Stage
-from shovey_trio.shovey.bench import fanout_scenario as legacy
-from shovey_trio.shovey.bench import output_scenario as legacy_output
 
 Scenario = Callable[[Stage], Awaitable[Sequence[Figure]]]
 
-SCENARIOS: Final[Mapping[str, tuple[Scenario, str]]] = MappingProxyType(
+# Name → module, and what it measures.
+SCENARIOS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
     {
-        "attach": (attach.measure, "all agents connect at once"),
-        "idle": (idle.measure, "all agents attached, nothing to do"),
-        "fanout": (fanout.measure, "one job on all agents"),
-        "cancel": (cancel.measure, "one job on all agents, cancelled while it runs"),
-        "latency": (latency.measure, "one job on one simulated agent, the others idle"),
-        "latency-real": (latency_real.measure, "one job on one real agent process, the others idle"),
-        "submit": (submit.measure, "jobs from 32 clients at once"),
-        "many-jobs": (many_jobs.measure, "200 jobs of 5 nodes at once"),
-        "output": (output.measure, "100 agents push as fast as they may"),
-        "lines": (lines.measure, "all agents print 10 short lines a second"),
-        "cost": (cost.measure, "CPU per run against the number of agents"),
-        "legacy": (legacy.measure, "one job on emulated old nodes (schob); with --peer, on goiardi too"),
-        "legacy-output": (legacy_output.measure, "output of emulated old nodes; with --peer, to goiardi too"),
-        "on-demand": (on_demand.measure, "one job on 50 real agents that serf wakes"),
-        "membership": (membership.measure, "a serf cluster of 10,000 members, emulated"),
-        "footprint": (footprint.measure, "one real agent, in one process and in two parts, with nothing to do"),
-        "history": (history.measure, "a store with many finished runs"),
+        "attach": ("shovey_trio.bench.scenarios.attach", "all agents connect at once"),
+        "idle": ("shovey_trio.bench.scenarios.idle", "all agents attached, nothing to do"),
+        "fanout": ("shovey_trio.bench.scenarios.fanout", "one job on all agents"),
+        "cancel": ("shovey_trio.bench.scenarios.cancel", "one job on all agents, cancelled while it runs"),
+        "latency": ("shovey_trio.bench.scenarios.latency", "one job on one simulated agent, the others idle"),
+        "latency-real": (
+            "shovey_trio.bench.scenarios.latency_real",
+            "one job on one real agent process, the others idle",
+        ),
+        "submit": ("shovey_trio.bench.scenarios.submit", "jobs from 32 clients at once"),
+        "many-jobs": ("shovey_trio.bench.scenarios.many_jobs", "200 jobs of 5 nodes at once"),
+        "output": ("shovey_trio.bench.scenarios.output", "100 agents push as fast as they may"),
+        "lines": ("shovey_trio.bench.scenarios.lines", "all agents print 10 short lines a second"),
+        "cost": ("shovey_trio.bench.scenarios.cost", "CPU per run against the number of agents"),
+        "legacy": (
+            "shovey_trio.shovey.bench.fanout_scenario",
+            "one job on emulated old nodes (schob); with --peer, on goiardi too",
+        ),
+        "legacy-output": (
+            "shovey_trio.shovey.bench.output_scenario",
+            "output of emulated old nodes; with --peer, to goiardi too",
+        ),
+        "on-demand": ("shovey_trio.bench.scenarios.on_demand", "one job on 50 real agents that serf wakes"),
+        "membership": ("shovey_trio.bench.scenarios.membership", "a serf cluster of 10,000 members, emulated"),
+        "footprint": (
+            "shovey_trio.bench.scenarios.footprint",
+            "one real agent, in one process and in two parts, with nothing to do",
+        ),
+        "history": ("shovey_trio.bench.scenarios.history", "a store with many finished runs"),
     }
 )
+# Other servers that scenarios may measure beside this one: name of the package → module that looks for it.
+PEERS: Final[Mapping[str, str]] = MappingProxyType({"goiardi": "shovey_trio.shovey.bench.servers"})
+
+
+def load_scenario(name: str) -> Scenario:
+    """The ``measure`` of the scenario of that name."""
+    measure: Scenario = import_module(SCENARIOS[name][0]).measure
+    return measure
+
+
+def has_peer(name: str) -> bool:
+    """Whether another server is installed."""
+    found: bool = import_module(PEERS[name]).is_installed()
+    return found

@@ -107,10 +107,10 @@ def _possible(scenarios: Iterable[str]) -> tuple[str, ...]:
 
 def _installed(peer: str | None) -> str:
     """The peer, or nothing when none is wanted or it is not there, which is said."""
-    from shovey_trio.shovey.bench.servers import has_goiardi
+    from shovey_trio.bench.scenarios import has_peer
 
-    if peer and not has_goiardi():
-        click.echo(f"{peer} is not installed (Debian: apt install goiardi): left out", err=True)
+    if peer and not has_peer(peer):
+        click.echo(f"{peer} is not installed (Debian: apt install {peer}): left out", err=True)
         return ""
     return peer or ""
 

@@ -8,10 +8,10 @@ import time
 
 import click
 
-from shovey_trio.core.audit.records import AuditAction, AuditEntry, AuditOutcome
+from shovey_trio.core.audit.records import AuditEntry, AuditOutcome
 
 
-def host_entry(action: AuditAction, organization: str, subject: str, **detail: object) -> AuditEntry:
+def host_entry(action: str, organization: str, subject: str, **detail: object) -> AuditEntry:
     """The entry of the command that is being run, by the account that runs it (as sudo tells it, where it does)."""
     context = click.get_current_context(silent=True)
     account = os.environ.get("SUDO_USER") or _account()

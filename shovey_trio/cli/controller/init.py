@@ -10,6 +10,7 @@ import click
 from shovey_trio.cli.controller.offline_store import run_with_store
 from shovey_trio.config.reference import render_configuration
 from shovey_trio.config.server import DEFAULT_DATA_DIR, ServerSettings, load_server_settings
+from shovey_trio.controller.wings import KEY_KINDS
 from shovey_trio.core.addresses import join_address, split_address
 from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.identity.bootstrap import FirstAdmin, SetupOptions, initialize
@@ -61,6 +62,7 @@ def init(
     values = _choose(organization, hosts, control_listen, enroll_listen)
     settings = load_server_settings(None, environ={}, overrides=tuple(values.items()))
     options = SetupOptions(
+        key_kinds=KEY_KINDS.values(),
         organization=organization,
         admin=admin,
         hosts=hosts,

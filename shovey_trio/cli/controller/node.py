@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import IO
+from typing import IO, ParamSpec, TypeVar
 
 import click
 from cryptography.hazmat.primitives.serialization import Encoding
@@ -19,6 +19,7 @@ from shovey_trio.cli.controller.options import for_organization
 from shovey_trio.cli.controller.removals import note_change, removed_words, revoke_certificates
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.config.types import format_duration, parse_duration
+from shovey_trio.controller.wings import NODE_KINDS
 from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.errors import InvalidRequest
@@ -34,8 +35,10 @@ from shovey_trio.core.trust.enrollment import (
 from shovey_trio.identity.authority import read_certificates
 from shovey_trio.identity.files import check_secret_directory, read_public
 from shovey_trio.identity.names import node_identity
-from shovey_trio.shovey.kind import KIND
 from shovey_trio.store.contract import Store
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 @click.group()
@@ -108,17 +111,23 @@ def token(settings: ServerSettings, name: str, valid_for: float, quiet: bool) ->
     click.echo(f"shovey-agent enroll {join}")
 
 
+def _kind_options(function: Callable[P, T]) -> Callable[P, T]:
+    """Adds a flag for each kind of nodes without an agent of ours, passed as ``kind``; one of them has to be given."""
+    for kind, about in NODE_KINDS.items():
+        function = click.option(f"--{kind}", "kind", flag_value=kind, required=True, help=about)(function)
+    return function
+
+
 @node.command()
 @click.argument("name")
-@click.option("--legacy", is_flag=True, required=True, help="A node without an agent of ours: a schob.")
+@_kind_options
 @click.option("--public-key", type=PUBLIC_KEY, help="PEM of its Chef client's public keys; - for standard input.")
 @for_organization
-def add(settings: ServerSettings, name: str, legacy: bool, public_key: IO[str] | None) -> None:
-    """Register the old node NAME, which takes signed orders over serf and reports over HTTP.
+def add(settings: ServerSettings, name: str, kind: str, public_key: IO[str] | None) -> None:
+    """Register the node NAME, which has no agent of ours and is reached in another way.
 
     Nodes with an agent of ours register themselves when they enrol (`node token`).
     """
-    assert legacy
     identity = node_identity(settings.server.organization, name)
     pem = None if public_key is None else read_pem(public_key)
     now = time.time()
@@ -139,14 +148,16 @@ def add(settings: ServerSettings, name: str, legacy: bool, public_key: IO[str] |
             Node(
                 name=identity.name,
                 organization=identity.organization,
-                link=KIND,
+                link=kind,
                 enrolled_at=now,
                 presence_since=now,
                 presence_reason="registered",
             )
         )
 
-    entry = host_entry(AuditAction.NODE_ADDED, identity.organization, identity.label, legacy=True, key=pem is not None)
+    entry = host_entry(
+        AuditAction.NODE_ADDED, identity.organization, identity.label, key=pem is not None, **{kind: True}
+    )
     run_with_store(settings.store_path, write, audit=entry)
     note_change(settings)
     click.echo(f"{name} is registered. A running controller takes it up at once.")

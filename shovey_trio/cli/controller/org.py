@@ -13,6 +13,7 @@ from shovey_trio.cli.controller.offline_store import run_with_store
 from shovey_trio.cli.controller.options import with_settings
 from shovey_trio.cli.controller.removals import note_change, unfinished_words
 from shovey_trio.config.server import ServerSettings
+from shovey_trio.controller.wings import KEY_KINDS
 from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.errors import InvalidRequest, NotFound
 from shovey_trio.identity.files import check_secret_directory
@@ -30,13 +31,13 @@ def org() -> None:
 @click.argument("name")
 @with_settings
 def add(settings: ServerSettings, name: str) -> None:
-    """Make the organization NAME with its keys: root key, signing key, and RSA key for old nodes."""
+    """Make the organization NAME with its keys: root key, signing key, and those for old nodes."""
     check_organization(name)
     directory = settings.directory
     check_secret_directory(directory.root)
     if name in organizations(directory):
         raise InvalidRequest(f"there is an organization {name} already", field="name")
-    make_organization_keys(directory, name, now=time.time())
+    make_organization_keys(directory, name, now=time.time(), kinds=KEY_KINDS.values())
 
     async def nothing_else(_: Store) -> None:
         """What is recorded was done to files."""

@@ -64,7 +64,6 @@ class AuditAction(StrEnum):
     GRANT_REVOKED = "grant.revoked"
     CERTIFICATES_REVOKED = "certificates.revoked"
     KEYS_CHANGED = "keys.changed"
-    LEGACY_KEY_RESET = "legacy_key.reset"
     CONTROLLER_STARTED = "controller.started"
     AUDIT_PRUNED = "audit.pruned"
 
@@ -82,6 +81,7 @@ class AuditEntry:
     """What happened, before it has its place in the chain.
 
     Attributes:
+        action: an ``AuditAction``, or what a wing calls an action of its own.
         principal: who asked, such as ``user/ada``; ``host/NAME`` for a command on the controller's host; empty for
             nobody who proved it.
         method: gRPC path, ``METHOD /route`` of REST, or the command's words.
@@ -93,7 +93,7 @@ class AuditEntry:
 
     at: float
     organization: str
-    action: AuditAction
+    action: str
     outcome: AuditOutcome
     principal: str = ""
     method: str = ""

@@ -35,7 +35,7 @@ class AuditTally:
         """Counts an entry; whether it is to be recorded as it is, because it is the first of its kind."""
         key = (
             entry.organization,
-            entry.action.value,
+            str(entry.action),
             entry.outcome.value,
             entry.principal,
             entry.method,

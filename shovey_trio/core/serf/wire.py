@@ -27,8 +27,6 @@ DOORBELL_QUERY: Final = "shovey-trio"
 CONTROLLER_START_EVENT: Final = "shovey-trio-controller"
 #: User event an agent sends at its start; the payload is its node name.
 AGENT_START_EVENT: Final = "shovey-trio-agent"
-#: User event an old schob sends at its start; the payload is its node name.
-LEGACY_START_EVENT: Final = "goiardi-join"
 
 
 class Command(StrEnum):

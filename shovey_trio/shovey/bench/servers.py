@@ -19,6 +19,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from shovey_trio.bench.daemon_meter import DaemonMeter
+from shovey_trio.bench.gossip import STEP
 from shovey_trio.bench.serf_emulator import EmulatedSerf, open_emulated_serf
 from shovey_trio.bench.stage import END_DEADLINE, WrongResult, make_fleet, start_daemon
 from shovey_trio.core.chef.signing import SigningVersion, load_private_key, load_public_key
@@ -26,9 +27,12 @@ from shovey_trio.demo.fleet import ORGANIZATION, free_port, run_program
 from shovey_trio.shovey.bench.chef_client import ChefClient, make_key, public_pem
 from shovey_trio.shovey.bench.goiardi import find_goiardi, open_goiardi
 from shovey_trio.shovey.bench.nodes import LegacyNode
-from shovey_trio.shovey.keys import LegacyKeyFile
+from shovey_trio.shovey.keys import LEGACY_KEYS
+from shovey_trio.shovey.protocol.wire import ORDER_QUERY, STATUS_QUERY, status_payload
 
 _POLL: Final = 0.1
+# Heartbeats that come at once: an agent drops what its client has not read beyond 512.
+_HEARTBEATS: Final = 100
 _UP_DEADLINE: Final = 60.0
 # Beside those of the nodes.
 _CONNECTIONS: Final = 100
@@ -89,16 +93,24 @@ class LegacyServer:
         missing = {node.name for node in nodes}
         with trio.move_on_after(_UP_DEADLINE):
             while missing:
-                await self.serf.beat(sorted(missing))
+                await self._beat(sorted(missing))
                 await trio.sleep(_POLL)
                 statuses = await self.ask("GET", "/status/all/nodes")
                 missing -= {status["node_name"] for status in statuses if status["status"] == "up"}
             return
         raise WrongResult(f"{self.name} does not count {len(missing)} of {len(nodes)} nodes as up")
 
+    async def _beat(self, nodes: Sequence[str]) -> None:
+        """Every one of these nodes says that it is up, as a schob does every 30 s."""
+        for number, node in enumerate(nodes, start=1):
+            self.serf.send_query(STATUS_QUERY, status_payload(node))
+            if number % _HEARTBEATS == 0:
+                await trio.sleep(STEP)
+        await trio.sleep(STEP)
 
-def has_goiardi() -> bool:
-    """Whether the peer is installed."""
+
+def is_installed() -> bool:
+    """Whether goiardi is, the peer."""
     return find_goiardi() is not None
 
 
@@ -110,7 +122,9 @@ async def open_own_server(directory: Path, nodes: Sequence[LegacyNode]) -> Async
         ProcessFailed: it did not start.
     """
     await trio.Path(directory).mkdir()
-    async with open_emulated_serf(f"{ORGANIZATION}:controller", [node.name for node in nodes]) as serf:
+    async with open_emulated_serf(
+        f"{ORGANIZATION}:controller", [node.name for node in nodes], gossiped=ORDER_QUERY
+    ) as serf:
         port = free_port()
         fleet = make_fleet(
             directory,
@@ -133,7 +147,7 @@ async def open_own_server(directory: Path, nodes: Sequence[LegacyNode]) -> Async
             await run_program("shovey-trio", "import", "goiardi", str(export), "--data-dir", str(fleet.data.root))
             await start_daemon(fleet)
             assert fleet.controller.pid is not None
-            keys = LegacyKeyFile(fleet.data.legacy_keys(ORGANIZATION)).load(ORGANIZATION)
+            keys = LEGACY_KEYS.file_of(fleet.data, ORGANIZATION).load(ORGANIZATION)
             server = LegacyServer(
                 name="shovey-trio",
                 port=port,
@@ -159,7 +173,7 @@ async def open_goiardi_server(directory: Path, nodes: Sequence[LegacyNode]) -> A
     """
     await trio.Path(directory).mkdir()
     async with (
-        open_emulated_serf("goiardi-srv", [node.name for node in nodes]) as serf,
+        open_emulated_serf("goiardi-srv", [node.name for node in nodes], gossiped=ORDER_QUERY) as serf,
         open_goiardi(directory, serf=serf, log_level="error") as goiardi,
     ):
         assert goiardi.process.pid is not None

@@ -12,11 +12,11 @@ from shovey_trio.cli.controller.offline_store import run_with_store
 from shovey_trio.cli.controller.options import for_organization
 from shovey_trio.cli.controller.removals import note_change
 from shovey_trio.config.server import ServerSettings
-from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.errors import NotFound
 from shovey_trio.identity.files import check_secret_directory
-from shovey_trio.shovey.keys import LegacyKeyFile, LegacyKeys, make_legacy_key
-from shovey_trio.shovey.kind import KIND
+from shovey_trio.identity.key_files import KeyFile
+from shovey_trio.shovey.keys import LEGACY_KEYS, LegacyKeys, make_legacy_key
+from shovey_trio.shovey.kind import KEY_RESET, KIND
 from shovey_trio.store.contract import Store
 
 _TAKEN_UP = "A running controller takes it up at once."
@@ -37,7 +37,7 @@ def key() -> None:
 @for_organization
 def status(settings: ServerSettings, pem: bool) -> None:
     """Show the keys, and which node is signed for with which."""
-    keys = _file(settings).ensure(settings.server.organization, now=time.time())
+    keys = _file(settings).load(settings.server.organization)
     if pem:
         click.echo(keys.current.public_pem, nl=False)
         return
@@ -56,11 +56,9 @@ def status(settings: ServerSettings, pem: bool) -> None:
 def reset(settings: ServerSettings) -> None:
     """Make a new key. Nodes are signed for with the old one until each of them has shown that it holds the new one."""
     organization = settings.server.organization
-    file = _file(settings)
-    file.ensure(organization, now=time.time())
     fresh = make_legacy_key(time.time())
-    file.change(organization, lambda keys: keys.with_key(fresh))
-    entry = host_entry(AuditAction.LEGACY_KEY_RESET, organization, f"key/{fresh.key_id}")
+    _file(settings).change(organization, lambda keys: keys.with_key(fresh))
+    entry = host_entry(KEY_RESET, organization, f"key/{fresh.key_id}")
     run_with_store(settings.store_path, _nothing, audit=entry)
     note_change(settings)
     click.echo(fresh.public_pem, nl=False)
@@ -93,9 +91,9 @@ def _day(at: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(at))
 
 
-def _file(settings: ServerSettings) -> LegacyKeyFile:
+def _file(settings: ServerSettings) -> KeyFile[LegacyKeys]:
     check_secret_directory(settings.directory.root)
-    return LegacyKeyFile(settings.directory.legacy_keys(settings.server.organization))
+    return LEGACY_KEYS.ensure(settings.directory, settings.server.organization, now=time.time())
 
 
 def _registered(settings: ServerSettings) -> Mapping[str, float]:

@@ -33,6 +33,8 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPubl
 ORDER_QUERY: Final = "shovey"
 #: The query by which a schob says every 30 s that it is there.
 STATUS_QUERY: Final = "node_status"
+#: User event an old schob sends at its start; the payload is its node name.
+START_EVENT: Final = "goiardi-join"
 #: What a schob is answered; it waits for nothing else.
 STATUS_OK: Final = b'{"response":"ok"}'
 STATUS_UP: Final = "up"

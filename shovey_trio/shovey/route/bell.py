@@ -18,12 +18,12 @@ from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.serf.doorbell_plan import PlannedQuery
 from shovey_trio.core.serf.records import Member
 from shovey_trio.core.serf.size import QueryFrame, query_timeout
-from shovey_trio.core.serf.wire import LEGACY_START_EVENT
 from shovey_trio.serf.doorbell import serf_name
 from shovey_trio.serf.link import ReceivedQuery, SerfLink
 from shovey_trio.serf.progress import QueryProgress
 from shovey_trio.shovey.protocol.wire import (
     ORDER_QUERY,
+    START_EVENT,
     STATUS_OK,
     STATUS_QUERY,
     STATUS_UP,
@@ -34,7 +34,7 @@ from shovey_trio.shovey.route.ports import LegacyQuery, Packed, SendQuery
 
 _log = structlog.get_logger(__name__)
 #: What the link must subscribe to for ``LegacyListener``.
-LEGACY_EVENTS: Final = (f"query:{STATUS_QUERY}", f"user:{LEGACY_START_EVENT}")
+LEGACY_EVENTS: Final = (f"query:{STATUS_QUERY}", f"user:{START_EVENT}")
 # An answer that takes longer is of no use: the heartbeat's query is over.
 _ANSWER_DEADLINE: Final = 3.0
 
@@ -150,7 +150,7 @@ class LegacyListener:
             if isinstance(event, ReceivedQuery):
                 if event.name == STATUS_QUERY:
                     await self._heartbeat(event)
-            elif event.name == LEGACY_START_EVENT:
+            elif event.name == START_EVENT:
                 name = event.payload.decode("utf-8", "replace")
                 _log.info("legacy.joined", node=name[:200])
                 await self._said(name, STATUS_UP)

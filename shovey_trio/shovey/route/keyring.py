@@ -5,12 +5,13 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 import trio
 
 from shovey_trio.core.errors import NotFound, ShoveyError
+from shovey_trio.identity.key_files import KeyPlace
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.shovey.keys import LegacyKeys, make_legacy_key
 from shovey_trio.shovey.kind import KIND
@@ -22,19 +23,11 @@ _log = structlog.get_logger(__name__)
 _WRITE_AFTER: Final = 1.0
 
 
-class LegacyKeyPlace(Protocol):
-    """Where the keys are kept: ``LegacyKeyFile``, or a document elsewhere; it blocks."""
-
-    def change(self, organization: str, change: Callable[[LegacyKeys], LegacyKeys]) -> LegacyKeys:
-        """See ``LegacyKeyFile.change``."""
-        ...
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LegacyRing:
-    """An organization's keys, and the file they are from."""
+    """An organization's keys, and the place they are from."""
 
-    file: LegacyKeyPlace
+    place: KeyPlace[LegacyKeys]
     keys: LegacyKeys
 
 
@@ -126,9 +119,9 @@ class LegacyKeyring:
             OSError: it cannot be written; nothing has changed.
         """
         self._keys(organization)
-        file = self._rings[organization].file
+        place = self._rings[organization].place
         key = await trio.to_thread.run_sync(make_legacy_key, time.time())
-        written = await trio.to_thread.run_sync(lambda: file.change(organization, lambda keys: keys.with_key(key)))
+        written = await trio.to_thread.run_sync(lambda: place.change(organization, lambda keys: keys.with_key(key)))
         self._keep(written)
         _log.info("legacy_key.reset", organization=organization, key_id=key.key_id, keys=len(written.keys))
         return key.public_pem
@@ -160,10 +153,10 @@ class LegacyKeyring:
     async def _change(self, organization: str, shown: Mapping[str, str]) -> None:
         nodes = self._registry.of(organization).values()
         registered = {node.name: node.enrolled_at for node in nodes if node.link == KIND}
-        file = self._rings[organization].file
+        place = self._rings[organization].place
 
         def write() -> LegacyKeys:
-            return file.change(organization, lambda keys: keys.with_held(shown).pruned(registered))
+            return place.change(organization, lambda keys: keys.with_held(shown).pruned(registered))
 
         written = await trio.to_thread.run_sync(write)
         # What was shown while the file was being written is on its way to it.

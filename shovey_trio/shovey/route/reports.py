@@ -13,7 +13,6 @@ import structlog
 import trio
 
 from shovey_trio.application.audit import audit_entry, origin
-from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.errors import DuplicateChunk, IllegalReport, NotFound, PermissionDenied, StoreUnavailable
 from shovey_trio.core.jobs.events import EndTold, NodeRefused, NodeStarted, OrderUnusable, OutputOver
 from shovey_trio.core.jobs.model import OutputChunk, Principal, Role, Run
@@ -24,7 +23,7 @@ from shovey_trio.nursery.inbound import AgentInbox
 from shovey_trio.nursery.persist import write_latest
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
-from shovey_trio.shovey.kind import KIND, SchobTiming
+from shovey_trio.shovey.kind import KEY_RESET, KIND, SchobTiming
 from shovey_trio.shovey.protocol.report import RunPut, StreamPut, event_of, parse_run_put, parse_stream_put
 from shovey_trio.shovey.route.keyring import LegacyKeyring
 from shovey_trio.shovey.route.ports import LegacyBell
@@ -130,7 +129,7 @@ class LegacyNodes:
         pem = await self._keyring.reset(organization)
         reset = audit_entry(
             self._services.clock.now(),
-            AuditAction.LEGACY_KEY_RESET,
+            KEY_RESET,
             organization=organization,
             principal=origin().principal,
         )
