@@ -31,7 +31,7 @@ from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.nursery.settings import Bounds
 from shovey_trio.store.contract import Store
-from shovey_trio.store.sqlite.files import open_store
+from shovey_trio.store.opening import open_store
 
 
 class Stalls(trio.abc.Instrument):

@@ -23,8 +23,8 @@ from shovey_trio.core.ids import job_id, run_id
 from shovey_trio.core.jobs.model import Job, OutputChunk, Run, StreamName
 from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.store.contract import JobFilter
+from shovey_trio.store.opening import open_store
 from shovey_trio.store.sql.store import SqlStore
-from shovey_trio.store.sqlite.files import open_store
 
 NOW: Final = 1_800_000_000.0
 MEBI: Final = 1024 * 1024

@@ -22,7 +22,7 @@ from shovey_trio.application.nodes import Nodes
 from shovey_trio.core.errors import first_leaf
 from shovey_trio.core.jobs.model import Job, StreamName
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.store.sqlite.files import open_store
+from shovey_trio.store.opening import open_store
 
 F = TypeVar("F")
 
@@ -90,7 +90,11 @@ class KeptController(Generic[F]):
                 ended = await rig.ended((await rig.start(NODES[0])).id)
                 doorbell = FakeDoorbell()
                 nodes = Nodes(
-                    services=rig.services, supervisor=rig.supervisor, registry=rig.registry, doorbell=doorbell
+                    store=store,
+                    services=rig.services,
+                    supervisor=rig.supervisor,
+                    registry=rig.registry,
+                    doorbell=doorbell,
                 )
                 self._insides = Insides(rig=rig, nodes=nodes, ended=ended)
                 async with self._open_front(self._insides) as self._front:

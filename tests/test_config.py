@@ -116,6 +116,31 @@ def test_relative_paths_are_relative_to_the_file(tmp_path: Path) -> None:
     assert ServerSettings().store_path == Path("/var/lib/shovey-trio/store.sqlite3")
 
 
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [("sqlite:////var/db/x.sqlite3", "/var/db/x.sqlite3"), ("sqlite:///db/x.sqlite3", "db/x.sqlite3")],
+)
+def test_store_is_named_by_a_url_or_by_a_path(tmp_path: Path, url: str, path: str) -> None:
+    by_url = load_server_settings(write(tmp_path / "c.toml", f'[store]\nurl = "{url}"\n'), environ={})
+    by_path = load_server_settings(write(tmp_path / "d.toml", f'[store]\npath = "{path}"\n'), environ={})
+    assert by_url.store_path == by_path.store_path == tmp_path / path
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ('url = "postgresql://me:secret@db/shovey"', r"postgresql://….*no store on PostgreSQL yet"),
+        ('url = "mysql://db/shovey"', r"expected sqlite:////PATH"),
+        ('url = "sqlite://"', r"expected sqlite:////PATH"),
+        ('url = "sqlite:////a"\npath = "/a"', "url and path both say where the store is"),
+    ],
+)
+def test_url_of_no_store_is_one_error_that_shows_no_password(tmp_path: Path, lines: str, problem: str) -> None:
+    with pytest.raises(ConfigurationInvalid, match=problem) as raised:
+        _ = load_server_settings(write(tmp_path / "c.toml", f"[store]\n{lines}\n"), environ={}).store_path
+    assert "secret" not in raised.value.message
+
+
 def test_what_is_advertised_defaults_to_what_can_be_reached() -> None:
     def control(listen: str, advertise: str = "") -> str:
         values = (("server.control_listen", listen), ("server.advertise_control", advertise))

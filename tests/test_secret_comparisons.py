@@ -31,7 +31,7 @@ EXPLAINED = {
         "raw[:_DIGEST_BYTES] != _digest(listing)",
     ): "names the listing; anybody can make it",
     (
-        "shovey_trio/store/sql/registry.py",
+        "shovey_trio/store/sql/credentials.py",
         "enrollment_tokens.c.digest == digest",
     ): "SQL, by the SHA-256 of 256 random bits",
     ("shovey_trio/store/sql/job_writes.py", "row[-1] != request.digest"): "the caller's own request",

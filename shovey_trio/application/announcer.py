@@ -25,7 +25,7 @@ import trio
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.jobs.model import NodeStatus
 from shovey_trio.core.jobs.states import JobState
-from shovey_trio.store.contract import Committed, Store
+from shovey_trio.store.contract import Committed, JobHistory
 
 _log = structlog.get_logger(__name__)
 
@@ -47,7 +47,7 @@ Announce = Callable[[str, bytes], Awaitable[None]]
 class Announcer:
     """Tells the ring. ``serve`` must run; ``committed`` and ``presence_changed`` are its ears."""
 
-    def __init__(self, *, organization: str, store: Store, announce: Announce) -> None:
+    def __init__(self, *, organization: str, store: JobHistory, announce: Announce) -> None:
         self._organization = organization
         self._store = store
         self._announce = announce

@@ -23,7 +23,7 @@ from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.jobs.model import Principal
 from shovey_trio.core.trust.key_trust import PublishedKeys
 from shovey_trio.nursery.ports import Clock
-from shovey_trio.store.contract import Store
+from shovey_trio.store.contract import AuditStore
 
 _log = structlog.get_logger(__name__)
 
@@ -93,7 +93,7 @@ def audit_entry(
 class AuditLog:
     """Takes notes from anywhere in the trio thread; ``serve`` writes them."""
 
-    def __init__(self, *, store: Store, clock: Clock, organization: str) -> None:
+    def __init__(self, *, store: AuditStore, clock: Clock, organization: str) -> None:
         self._store = store
         self._clock = clock
         self._organization = organization

@@ -17,7 +17,7 @@ from shovey_trio.core.audit.head import SignedHead, sign_head
 from shovey_trio.core.audit.records import AuditBroken, AuditHead
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.nursery.ports import Clock
-from shovey_trio.store.contract import Store
+from shovey_trio.store.contract import AuditStore
 
 _log = structlog.get_logger(__name__)
 
@@ -48,7 +48,7 @@ class AuditAnchor:
     def __init__(
         self,
         *,
-        store: Store,
+        store: AuditStore,
         file: HeadFile,
         clock: Clock,
         key: Ed25519PrivateKey,
@@ -112,7 +112,7 @@ class AuditAnchor:
             raise AuditBroken(f"record {head.seq} was exchanged while it was read", seq=str(head.seq))
 
 
-async def open_anchor(*, store: Store, file: HeadFile, clock: Clock) -> AuditAnchor:
+async def open_anchor(*, store: AuditStore, file: HeadFile, clock: Clock) -> AuditAnchor:
     """An anchor that goes on from the head that was signed last.
 
     A head that does not hold, or that the log does not reach, is reported and never signed over.

@@ -7,17 +7,21 @@ import json
 from collections.abc import AsyncGenerator, Iterable, Iterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from shovey_trio.core.audit.chain import ChainVerifier
 from shovey_trio.core.audit.records import AuditAction, AuditBroken, AuditHead, AuditRecord, record_hash
 from shovey_trio.core.audit.runs import RunsDigest
-from shovey_trio.store.contract import Store
+from shovey_trio.store.contract import AuditStore, JobHistory
 
 _T = TypeVar("_T")
 
 _PAGE: Final = 500
 _CHAIN_FIELDS: Final = frozenset({"previous", "hash"})
+
+
+class VerifiedStore(AuditStore, JobHistory, Protocol):
+    """What of a store is verified."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,7 +39,7 @@ class VerifiedAudit:
     jobs: int = 0
 
 
-async def verify_audit(store: Store, *, expected: Sequence[AuditHead], runs: bool) -> VerifiedAudit:
+async def verify_audit(store: VerifiedStore, *, expected: Sequence[AuditHead], runs: bool) -> VerifiedAudit:
     """Reads the whole log, a page at a time.
 
     Args:
@@ -58,7 +62,7 @@ async def verify_audit(store: Store, *, expected: Sequence[AuditHead], runs: boo
 
 
 async def read_all(
-    store: Store, *, organization: str = "", since: float | None = None, until: float | None = None
+    store: AuditStore, *, organization: str = "", since: float | None = None, until: float | None = None
 ) -> AsyncGenerator[AuditRecord, None]:
     """Yields every record, in order; to be closed by whoever may not read to the end."""
     after = 0
@@ -135,7 +139,7 @@ def _typed(value: Any, kind: type[_T]) -> _T:
     return value
 
 
-async def _compare_runs(store: Store, record: AuditRecord) -> int:
+async def _compare_runs(store: JobHistory, record: AuditRecord) -> int:
     said = json.loads(record.body)
     if said["action"] != AuditAction.JOB_ENDED.value:
         return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import structlog
 import trio
@@ -28,6 +29,7 @@ from shovey_trio.identity.renewal import verify_renewal
 from shovey_trio.identity.requests import read_request
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
+from shovey_trio.store.contract import ChefPrincipalStore, CredentialStore, UserStore
 
 _log = structlog.get_logger(__name__)
 _MAX_INSTANCE = 64
@@ -52,18 +54,24 @@ class EnrollmentToken:
     expires_at: float
 
 
+class IdentityStore(UserStore, ChefPrincipalStore, CredentialStore, Protocol):
+    """What of a store is about who somebody is."""
+
+
 class Identities:
     """Who may call, and how one becomes somebody who may."""
 
     def __init__(
         self,
         *,
+        store: IdentityStore,
         services: Services,
         registry: NodeRegistry,
         authority: CertificateAuthority,
         ca_certificates: bytes,
         keys: OrganizationKeys,
     ) -> None:
+        self._store = store
         self._services = services
         self._registry = registry
         self._keys = keys
@@ -97,9 +105,9 @@ class Identities:
 
     async def load(self) -> None:
         """Reads users and revocations; at start, and when an offline command may have changed them."""
-        users = await self._services.store.load_users()
+        users = await self._store.load_users()
         self._users = {(user.organization, user.name): user for user in users}
-        self._void(await self._services.store.revoked_serials())
+        self._void(await self._store.revoked_serials())
 
     @property
     def ca_certificates(self) -> bytes:
@@ -150,7 +158,7 @@ class Identities:
             raise InvalidRequest("a token may be valid for up to 30 days", field="valid_for")
         token = encode_token(self._services.random_bytes(SECRET_BYTES))
         expires_at = self._services.clock.now() + lifetime
-        await self._services.store.write_enrollment_token(
+        await self._store.write_enrollment_token(
             digest=token_digest(token),
             organization=identity.organization,
             node=identity.name,
@@ -175,7 +183,7 @@ class Identities:
             raise InvalidRequest("agent_instance must be 1 to 64 letters and digits", field="agent_instance")
         read_request(csr)
         now = self._services.clock.now()
-        used = await self._services.store.use_enrollment_token(
+        used = await self._store.use_enrollment_token(
             digest=token_digest(token),
             organization=organization,
             node=node,
@@ -278,7 +286,7 @@ class Identities:
             principal.label,
             detail={"role": role.value, "before": known.role.value if known else ""},
         )
-        await self._services.store.write_user(user, audit=certified)
+        await self._store.write_user(user, audit=certified)
         self._users[key] = user
         return user, await self._issue(identity, csr, now)
 
@@ -299,14 +307,14 @@ class Identities:
             raise InvalidRequest("you cannot remove the user you are calling as", field="name")
         identity = user_identity(principal.organization, name)
         removed = self._entry(AuditAction.USER_REMOVED, identity, principal.label)
-        if not await self._services.store.remove_user(identity.organization, identity.name, audit=removed):
+        if not await self._store.remove_user(identity.organization, identity.name, audit=removed):
             raise NotFound(f"there is no user {name}")
         self._users.pop((identity.organization, identity.name), None)
-        await self._services.store.remove_chef_principal(identity.organization, ChefPrincipalKind.USER, identity.name)
+        await self._store.remove_chef_principal(identity.organization, ChefPrincipalKind.USER, identity.name)
         await self._revoke(identity)
 
     async def _revoke(self, identity: Identity, audit: AuditEntry | None = None) -> None:
-        self._void(await self._services.store.revoke_certificates(identity.organization, identity.label, audit=audit))
+        self._void(await self._store.revoke_certificates(identity.organization, identity.label, audit=audit))
 
     def _void(self, serials: Collection[str]) -> None:
         """No certificate that was void becomes valid again, so what is known is only added to."""
@@ -339,7 +347,7 @@ class Identities:
         self, identity: Identity, csr: bytes, now: float, audit: AuditEntry | None = None, *, renews: str = ""
     ) -> IssuedCertificate:
         issued = self._authority.issue_client(csr=csr, identity=identity, now=now)
-        written = await self._services.store.write_certificate(
+        written = await self._store.write_certificate(
             serial=issued.serial,
             organization=identity.organization,
             subject=identity.label,

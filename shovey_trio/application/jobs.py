@@ -7,7 +7,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 import structlog
 import trio
@@ -48,7 +48,18 @@ from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.nursery.watch import WatchPosition, follow_output, watch_job
-from shovey_trio.store.contract import JobFilter, JobOverview, JobSnapshot, RequestKey, StoredEvent
+from shovey_trio.store.contract import (
+    AuditStore,
+    GrantStore,
+    JobFeed,
+    JobFilter,
+    JobHistory,
+    JobOverview,
+    JobSnapshot,
+    OutputStore,
+    RequestKey,
+    StoredEvent,
+)
 
 _log = structlog.get_logger(__name__)
 _T = TypeVar("_T")
@@ -116,17 +127,23 @@ class JobDefaults:
     max_kill_grace: float = 600.0
 
 
+class JobsStore(JobHistory, JobFeed, OutputStore, GrantStore, AuditStore, Protocol):
+    """What of a store the use cases of jobs need."""
+
+
 class Jobs:
     """Jobs of the controller."""
 
     def __init__(
         self,
         *,
+        store: JobsStore,
         services: Services,
         supervisor: Supervisor,
         registry: NodeRegistry,
         defaults: JobDefaults,
     ) -> None:
+        self._store = store
         self._services = services
         self._supervisor = supervisor
         self._registry = registry
@@ -191,7 +208,7 @@ class Jobs:
         if key is None:
             return None
         try:
-            return await self._services.store.find_request(key)
+            return await self._store.find_request(key)
         except StoreUnavailable as error:
             # What is wrong with the start itself is the better answer.
             _log.warning("request.not_looked_up", error=error.message)
@@ -281,7 +298,7 @@ class Jobs:
             # What is durable of a live job is in memory; a thousand clients that ask again and again cost no reads.
             await trio.lowlevel.checkpoint()
             return live.stored, self.counts(live.stored)
-        job = await self._services.store.get_job(principal.organization, job_id)
+        job = await self._store.get_job(principal.organization, job_id)
         if job is None:
             raise NotFound(f"there is no job {job_id}", job_id=job_id)
         return job, self.counts(job)
@@ -295,7 +312,7 @@ class Jobs:
         self, principal: Principal, where: JobFilter, *, limit: int, after: str
     ) -> tuple[Sequence[Job], str]:
         """Jobs, newest first; see ``Store.list_jobs``."""
-        return await self._services.store.list_jobs(
+        return await self._store.list_jobs(
             replace(where, organization=principal.organization), limit=limit, after=after
         )
 
@@ -305,7 +322,7 @@ class Jobs:
         Raises:
             NotFound: no such job in the principal's organization.
         """
-        overview = await self._services.store.job_overview(principal.organization, job_id)
+        overview = await self._store.job_overview(principal.organization, job_id)
         if overview is None:
             raise NotFound(f"there is no job {job_id}", job_id=job_id)
         return overview
@@ -316,10 +333,10 @@ class Jobs:
         Raises:
             NotFound: no such run in the principal's organization.
         """
-        run = await self._services.store.get_run(principal.organization, job_id, node)
+        run = await self._store.get_run(principal.organization, job_id, node)
         if run is None:
             raise NotFound(f"job {job_id} has no run on {node}", job_id=job_id, node=node)
-        return run, await self._services.store.output_extent(run.id)
+        return run, await self._store.output_extent(run.id)
 
     async def list_runs(
         self, principal: Principal, job_id: str, *, states: frozenset[RunState], limit: int, after: str
@@ -329,12 +346,12 @@ class Jobs:
         Raises:
             NotFound: no such job in the principal's organization.
         """
-        if await self._services.store.get_job(principal.organization, job_id) is None:
+        if await self._store.get_job(principal.organization, job_id) is None:
             raise NotFound(f"there is no job {job_id}", job_id=job_id)
-        runs, token = await self._services.store.list_runs(
+        runs, token = await self._store.list_runs(
             principal.organization, job_id, states=states, limit=limit, after=after
         )
-        return runs, await self._services.store.output_extents([run.id for run in runs]), token
+        return runs, await self._store.output_extents([run.id for run in runs]), token
 
     async def watch(
         self,
@@ -348,7 +365,7 @@ class Jobs:
     ) -> None:
         """Feeds a watcher until the job is terminal; see ``nursery.watch.watch_job``."""
         await watch_job(
-            store=self._services.store,
+            store=self._store,
             hub=self._services.hub,
             organization=principal.organization,
             job_id=job_id,
@@ -388,7 +405,7 @@ class Jobs:
     ) -> None:
         """Feeds a reader with output; see ``nursery.watch.follow_output``."""
         await follow_output(
-            store=self._services.store,
+            store=self._store,
             hub=self._services.hub,
             organization=principal.organization,
             job_id=job_id,
@@ -401,7 +418,7 @@ class Jobs:
 
     async def read_page(self, run: Run, *, stream: StreamName | None, offset: int, limit: int) -> Sequence[OutputChunk]:
         """A stretch of the durable output of a run that the caller was given; see ``Store.read_output``."""
-        return await self._services.store.read_output(run.id, stream=stream, offset=offset, limit=limit)
+        return await self._store.read_output(run.id, stream=stream, offset=offset, limit=limit)
 
     # -- cancel
 
@@ -421,7 +438,7 @@ class Jobs:
             PermissionDenied: the principal's grants do not cover the command on every node; nothing is cancelled.
         """
         self._check_kill_grace(kill_grace)
-        stored = await self._services.store.get_job(principal.organization, job_id)
+        stored = await self._store.get_job(principal.organization, job_id)
         if stored is None:
             raise NotFound(f"there is no job {job_id}", job_id=job_id)
         live = self._supervisor.job(job_id)
@@ -432,7 +449,7 @@ class Jobs:
         rule = await self._demand_grants(principal, stored.command, names)
         # Before it is carried out: what was asked is on record even if only a part of it is done when power fails.
         asked_for = cancelled_entry(stored, nodes, principal, rule, self._services.clock.now())
-        await self._services.store.append_audit([asked_for])
+        await self._store.append_audit([asked_for])
         if kill_grace is not None:
             live.job = replace(live.job, kill_grace=kill_grace)
         asked = await self._supervisor.cancel(live, names, by=principal.label, whole_job=not nodes)
@@ -450,14 +467,14 @@ class Jobs:
         """What a principal's grants say of a command on nodes. Read from the store, so that a change holds at once."""
         grants: Sequence[Grant] = ()
         if principal.role is Role.OPERATOR:
-            grants = await self._services.store.load_grants(principal.organization, principal.name)
+            grants = await self._store.load_grants(principal.organization, principal.name)
         return decide_grants(principal.role, grants, command, nodes)
 
     async def _cancel_ended(self, job: Job, nodes: Sequence[str]) -> CancelledJob:
         names: set[str] = set()
         after = ""
         while True:
-            runs, after = await self._services.store.list_runs(
+            runs, after = await self._store.list_runs(
                 job.organization, job.id, states=frozenset(), limit=1000, after=after
             )
             names |= {run.node for run in runs}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Protocol
 
 import structlog
 
@@ -17,6 +18,7 @@ from shovey_trio.nursery.ports import Doorbell
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
+from shovey_trio.store.contract import ChefPrincipalStore, NodeStore
 
 _log = structlog.get_logger(__name__)
 
@@ -46,12 +48,23 @@ class NodeView:
     serf_status: str
 
 
+class NodesStore(NodeStore, ChefPrincipalStore, Protocol):
+    """What of a store the use cases of nodes need."""
+
+
 class Nodes:
     """Nodes of the controller."""
 
     def __init__(
-        self, *, services: Services, supervisor: Supervisor, registry: NodeRegistry, doorbell: Doorbell
+        self,
+        *,
+        store: NodesStore,
+        services: Services,
+        supervisor: Supervisor,
+        registry: NodeRegistry,
+        doorbell: Doorbell,
     ) -> None:
+        self._store = store
         self._services = services
         self._supervisor = supervisor
         self._registry = registry
@@ -83,7 +96,7 @@ class Nodes:
             NotFound: no such node in the principal's organization.
         """
         self._known(principal, name)
-        return await self._services.store.list_node_statuses(principal.organization, name, limit=limit, after=after)
+        return await self._store.list_node_statuses(principal.organization, name, limit=limit, after=after)
 
     async def remove(self, principal: Principal, name: str) -> None:
         """Cuts a node off for good, and takes its Chef keys. Its certificates are the caller's to revoke first.
@@ -96,7 +109,7 @@ class Nodes:
         self._known(principal, name)
         self._cut_off(principal.organization, name)
         await self._registry.remove(principal.organization, name)
-        await self._services.store.remove_chef_principal(principal.organization, ChefPrincipalKind.NODE, name)
+        await self._store.remove_chef_principal(principal.organization, ChefPrincipalKind.NODE, name)
         await self._tell_runs(principal.organization, name)
 
     async def reload(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final
+from typing import Final, Protocol
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
@@ -19,7 +19,7 @@ from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.errors import InvalidRequest, NotFound
 from shovey_trio.core.jobs.model import Principal, Role, User
 from shovey_trio.nursery.ports import Clock
-from shovey_trio.store.contract import Store
+from shovey_trio.store.contract import ChefPrincipalStore, UserStore
 
 _log = structlog.get_logger(__name__)
 
@@ -39,10 +39,14 @@ class ChefCaller:
     key: RSAPublicKey
 
 
+class ChefStore(ChefPrincipalStore, UserStore, Protocol):
+    """What of a store Chef principals need."""
+
+
 class StoredChefCallers:
     """The callers in the store, about 1 KiB each in memory. What a command changes holds within ten seconds."""
 
-    def __init__(self, *, store: Store, clock: Clock) -> None:
+    def __init__(self, *, store: ChefStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
         self._loaded_at = float("-inf")
@@ -75,7 +79,7 @@ class StoredChefCallers:
 class ChefPrincipals:
     """Changing the Chef principals in a store; for the offline commands."""
 
-    def __init__(self, *, store: Store, clock: Clock) -> None:
+    def __init__(self, *, store: ChefStore, clock: Clock) -> None:
         self._store = store
         self._clock = clock
 

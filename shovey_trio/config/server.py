@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Final, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, Field, ValidationInfo, model_validator
 
 from shovey_trio.config.sources import Sources, load_settings
 from shovey_trio.config.types import (
@@ -22,12 +22,14 @@ from shovey_trio.config.types import (
     PositiveDuration,
     PositiveInt,
     Section,
+    resolve_path,
 )
 from shovey_trio.core.addresses import is_loopback, reachable_address, split_address
-from shovey_trio.core.errors import InvalidRequest
+from shovey_trio.core.errors import ConfigurationInvalid, InvalidRequest
 from shovey_trio.identity.key_places import KeySource, VaultCredentials, VaultOptions
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.identity.names import check_organization
+from shovey_trio.store.opening import sqlite_path
 
 ENVIRONMENT_PREFIX: Final = "SHOVEY_TRIO"
 #: Names a configuration file for every command, when no flag does.
@@ -62,12 +64,35 @@ class ServerSection(Section):
     drain_timeout: Duration = Field(default=30.0, description="on TERM, how long open calls may take to end")
 
 
+def _resolve_url(value: str, info: ValidationInfo) -> str:
+    """A relative path in a URL is relative to the configuration file, as any other path is.
+
+    Any other URL is kept as it is: it may hold a password, and what is wrong here would be shown with its value.
+    """
+    if not value.startswith("sqlite:"):
+        return value
+    try:
+        return f"sqlite:///{resolve_path(sqlite_path(value), info)}"
+    except ConfigurationInvalid as exc:
+        raise ValueError(exc.message) from None
+
+
+StoreUrl = Annotated[str, AfterValidator(_resolve_url)]
+
+
 class StoreSection(Section):
     """Where state is durable."""
 
+    url: StoreUrl = Field(default="", description="where it is: `sqlite:////PATH`; empty: as `path` says")
     path: FilePath | Literal[""] = Field(
         default="", description="SQLite file; empty: `store.sqlite3` in `server.data_dir`"
     )
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        if self.url and self.path:
+            raise ValueError("url and path both say where the store is; keep url")
+        return self
 
 
 class SerfSection(Section):
@@ -343,7 +368,12 @@ class ServerSettings(Section):
 
     @property
     def store_path(self) -> Path:
-        return self.store.path or self.directory.store
+        """The store's file.
+
+        Raises:
+            ConfigurationInvalid: the URL names another kind of store.
+        """
+        return sqlite_path(self.store.url) if self.store.url else self.store.path or self.directory.store
 
     @property
     def listeners(self) -> Mapping[str, str]:

@@ -73,7 +73,7 @@ def _optional_address(value: str) -> str:
     return _check_address(value) if value else value
 
 
-def _resolve(value: Path, info: ValidationInfo) -> Path:
+def resolve_path(value: Path, info: ValidationInfo) -> Path:
     """Paths are relative to the configuration file they may stand in, so that a directory can be moved as a whole."""
     context: dict[str, Any] = info.context or {}
     base = context.get("base")
@@ -92,7 +92,7 @@ PositiveDuration = Annotated[float, BeforeValidator(parse_duration), Field(gt=0)
 ByteSize = Annotated[int, BeforeValidator(parse_size), Field(gt=0)]
 Address = Annotated[str, AfterValidator(_check_address)]
 OptionalAddress = Annotated[str, AfterValidator(_optional_address)]
-FilePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(_resolve)]
+FilePath = Annotated[Path, BeforeValidator(_not_empty), AfterValidator(resolve_path)]
 PositiveInt = Annotated[int, Field(gt=0)]
 
 

@@ -50,7 +50,7 @@ from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.opening import open_shovey, serf_events
 from shovey_trio.shovey.rest.listener import open_rest
 from shovey_trio.shovey.route.reports import LegacyNodes
-from shovey_trio.store.sqlite.files import open_store
+from shovey_trio.store.opening import open_store
 
 _log = structlog.get_logger(__name__)
 _DAY = 86_400.0
@@ -172,9 +172,11 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 foreign=records.audit.note_foreign_run,
             )
         )
-        legacy_nodes = None if shovey is None else shovey.start(engine, organization=settings.server.organization)
+        legacy_nodes = None
+        if shovey is not None:
+            legacy_nodes = shovey.start(engine, audit=store, organization=settings.server.organization)
         await engine.take_up_jobs()
-        use_cases = await make_use_cases(settings, engine=engine, tls=tls, keys=keys)
+        use_cases = await make_use_cases(settings, store=store, engine=engine, tls=tls, keys=keys)
         health = Health()
         callers = StoredChefCallers(store=store, clock=clock)
         server = await enter(

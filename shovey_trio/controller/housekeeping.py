@@ -15,7 +15,7 @@ from shovey_trio.nursery.ports import Doorbell
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.rpc.bridge.health import Health
 from shovey_trio.serf.link import SerfLink
-from shovey_trio.store.contract import Store
+from shovey_trio.store.contract import Housekeeping
 
 _log = structlog.get_logger(__name__)
 
@@ -71,7 +71,7 @@ async def name_misfits(link: SerfLink, doorbell: Doorbell, registry: NodeRegistr
         _log.warning("serf.names_do_not_fit", nodes=list(misfits))
 
 
-async def keep_health(health: Health, store: Store, doorbell: Doorbell) -> None:
+async def keep_health(health: Health, store: Housekeeping, doorbell: Doorbell) -> None:
     """NOT_SERVING while the store cannot write. Serf being away is no reason, streams carry on without it.
 
     Serf has a health of its own, as service ``serf``, where it is used.
@@ -98,7 +98,7 @@ async def keep_health(health: Health, store: Store, doorbell: Doorbell) -> None:
         await trio.sleep(_HEALTH_TICK)
 
 
-async def delete_history(store: Store, settings: ServerSettings) -> None:
+async def delete_history(store: Housekeeping, settings: ServerSettings) -> None:
     clock = WallClock()
     while True:
         now = clock.now()

@@ -14,6 +14,7 @@ from shovey_trio.controller.settings import job_defaults_of
 from shovey_trio.identity.tls import ControllerTls
 from shovey_trio.nursery.engine import Engine
 from shovey_trio.nursery.whitelist_asks import WhitelistAsks
+from shovey_trio.store.contract import Store
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +29,7 @@ class UseCases:
 
 
 async def make_use_cases(
-    settings: ServerSettings, *, engine: Engine, tls: ControllerTls, keys: OrganizationKeys
+    settings: ServerSettings, *, store: Store, engine: Engine, tls: ControllerTls, keys: OrganizationKeys
 ) -> UseCases:
     """The use cases of a running engine, with users and revocations loaded.
 
@@ -37,14 +38,25 @@ async def make_use_cases(
     """
     services, supervisor, registry = engine.services, engine.supervisor, engine.registry
     identities = Identities(
-        services=services, registry=registry, authority=tls.authority, ca_certificates=tls.ca_pem, keys=keys
+        store=store,
+        services=services,
+        registry=registry,
+        authority=tls.authority,
+        ca_certificates=tls.ca_pem,
+        keys=keys,
     )
     await identities.load()
-    jobs = Jobs(services=services, supervisor=supervisor, registry=registry, defaults=job_defaults_of(settings))
+    jobs = Jobs(
+        store=store,
+        services=services,
+        supervisor=supervisor,
+        registry=registry,
+        defaults=job_defaults_of(settings),
+    )
     asks = WhitelistAsks()
     return UseCases(
         jobs=jobs,
-        nodes=Nodes(services=services, supervisor=supervisor, registry=registry, doorbell=engine.doorbell),
+        nodes=Nodes(store=store, services=services, supervisor=supervisor, registry=registry, doorbell=engine.doorbell),
         identities=identities,
         explain=Explain(
             jobs=jobs,

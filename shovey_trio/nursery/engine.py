@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
@@ -19,7 +20,11 @@ from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Bounds, Timing
 from shovey_trio.nursery.supervisor import Supervisor, open_supervisor
 from shovey_trio.nursery.watch import CommitHub
-from shovey_trio.store.contract import Store
+from shovey_trio.store.contract import CommitNews, LiveJobs
+
+
+class EngineStore(LiveJobs, CommitNews, Protocol):
+    """What of a store the nursery uses."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,10 +44,6 @@ class Engine:
     helpers: trio.Nursery
 
     @property
-    def store(self) -> Store:
-        return self.services.store
-
-    @property
     def links(self) -> Links:
         return self.services.links
 
@@ -53,7 +54,7 @@ class Engine:
 
 @asynccontextmanager
 async def open_engine(
-    store: Store,
+    store: EngineStore,
     *,
     registry: NodeRegistry,
     links: Links,

@@ -17,14 +17,14 @@ from shovey_trio.core.jobs.model import Job, Run
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.route import NodeRoute
 from shovey_trio.nursery.supervisor import Supervisor
-from shovey_trio.store.contract import Store
+from shovey_trio.store.contract import LiveJobs
 
 _log = structlog.get_logger(__name__)
 # Who asks the runs that a cancel of their job had not reached before the stop.
 _BY_JOB = "job"
 
 
-async def take_up_jobs(store: Store, supervisor: Supervisor) -> int:
+async def take_up_jobs(store: LiveJobs, supervisor: Supervisor) -> int:
     """Opens a nursery per unfinished job and returns how many there were."""
     routes = supervisor.services.routes
     pictures = await store.unfinished_jobs()

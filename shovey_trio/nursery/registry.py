@@ -7,7 +7,7 @@ from dataclasses import replace
 from types import MappingProxyType
 
 from shovey_trio.core.jobs.model import Node, NodeStatus, Presence
-from shovey_trio.store.contract import Store
+from shovey_trio.store.contract import NodeStore
 
 _NONE: Mapping[str, Node] = MappingProxyType({})
 
@@ -20,7 +20,7 @@ class NodeRegistry:
     the heartbeat load this design avoids.
     """
 
-    def __init__(self, store: Store, presence_changed: Callable[[NodeStatus], None] | None = None) -> None:
+    def __init__(self, store: NodeStore, presence_changed: Callable[[NodeStatus], None] | None = None) -> None:
         """Args:
         store: where nodes are kept.
         presence_changed: is called with every change of a node's presence; it must not block.

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from shovey_trio.nursery.ports import Clock
     from shovey_trio.nursery.route import Routes
     from shovey_trio.nursery.watch import CommitHub
-    from shovey_trio.store.contract import Store
+    from shovey_trio.store.contract import LiveJobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Services:
     """Shared by every job. A failure of one of them is the daemon's failure, not a run's."""
 
-    store: Store
+    store: LiveJobs
     links: Links
     routes: Routes
     hub: CommitHub

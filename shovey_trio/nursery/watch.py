@@ -16,7 +16,15 @@ import trio
 from shovey_trio.core.errors import NotFound, OffsetOutOfRange, Overloaded
 from shovey_trio.core.jobs.model import OutputChunk, StreamName
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES
-from shovey_trio.store.contract import Committed, JobSnapshot, Store, StoredEvent, StoredJob, StoredOutput
+from shovey_trio.store.contract import (
+    Committed,
+    JobFeed,
+    JobSnapshot,
+    OutputStore,
+    StoredEvent,
+    StoredJob,
+    StoredOutput,
+)
 
 # Events read at a time, some 128 × 1 KiB, beside the store's own bound on the output among them (256 KiB).
 _PAGE = 128
@@ -140,7 +148,7 @@ class WatchPosition:
 
 async def watch_job(
     *,
-    store: Store,
+    store: JobFeed,
     hub: CommitHub,
     organization: str,
     job_id: str,
@@ -191,7 +199,7 @@ async def watch_job(
 
 async def follow_output(
     *,
-    store: Store,
+    store: OutputStore,
     hub: CommitHub,
     organization: str,
     job_id: str,

@@ -26,6 +26,7 @@ from shovey_trio.shovey.route.keyring import LegacyKeyring, LegacyRing
 from shovey_trio.shovey.route.presence import LegacyPresence
 from shovey_trio.shovey.route.reports import LegacyNodes
 from shovey_trio.shovey.route.route import SchobRoute
+from shovey_trio.store.contract import AuditStore
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -43,6 +44,7 @@ class ShoveyWing:
         self,
         engine: Engine,
         *,
+        audit: AuditStore,
         organization: str,
     ) -> LegacyNodes:
         """Starts what serves the route beside the engine's own helpers, and returns what old nodes report to."""
@@ -69,6 +71,7 @@ class ShoveyWing:
             bell=self.bell,
             keyring=self.keyring,
             waits=self.waits,
+            audit=audit,
         )
 
 

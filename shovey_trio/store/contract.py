@@ -1,8 +1,19 @@
 """What is kept of jobs, nodes and people, and what a store promises: values and protocols, no SQL.
 
-``store.sql`` implements them, ``lab.memory_store`` is their plainest reading, and one contract suite (``tests/store``)
-holds both to them. Unless a method says otherwise, an implementation may be cancelled at any await without harm, and a
-write that was started is finished all the same (its caller just does not hear of it).
+There is a small protocol for each of those who need a store, and ``Store`` has them all; a signature names the smallest
+that will do. ``store.sql`` implements them, ``lab.memory_store`` is their plainest reading, and one contract suite
+(``tests/store``) holds both to them.
+
+* Every ``async`` write is durable (fsync) when it returns, in one group commit with whatever else waits: committed at
+  once when the writer is idle, batched only with what arrives while a commit runs. Writes are applied in the order in
+  which they were called, but for output.
+* Any method may be cancelled at any await without harm. A write that was started is finished all the same; its caller
+  just does not hear of it.
+* Commit sequence numbers are store-wide, grow by one per stored event and are never used twice.
+* A write that takes an ``audit`` entry commits the record together with what it records, unless it changed nothing
+  (removed nothing, created nothing): an acknowledged action has its record.
+* Every method raises ``StoreUnavailable`` when it cannot write or read now (disk full, locked, I/O error), and then
+  nothing of the call was applied; and ``StoreCorrupt`` when the file is damaged, which is final.
 """
 
 from __future__ import annotations
@@ -132,102 +143,17 @@ class JobFilter:
     created_by: str = ""
 
 
-class Store(Protocol):
-    """Durable storage of jobs, runs, output, nodes and identities.
-
-    Every ``async`` write is durable (fsync) when it returns, in one group commit with whatever else waits: committed
-    at once when the writer is idle, batched only with what arrives while a commit runs. Writes are applied in the
-    order in which they were called, but for output. Commit sequence numbers are store-wide, grow by one per stored
-    event and are never used twice.
-
-    A write that takes an ``audit`` entry commits the record together with what it records, unless it changed nothing
-    (removed nothing, created nothing): an acknowledged action has its record.
-
-    Raises (all methods):
-        StoreUnavailable: it cannot write or read now (disk full, locked, I/O error); nothing of the call was applied.
-        StoreCorrupt: the file is damaged; final.
-    """
-
-    # -- jobs and runs
-    async def create_job(
-        self,
-        job: Job,
-        runs: Sequence[Run],
-        request: RequestKey | None,
-        *,
-        stdin: bytes = b"",
-        audit: AuditEntry | None = None,
-    ) -> CreatedJob:
-        """Stores a job with its runs, and the standard input of its command, once per request key.
-
-        Raises:
-            RequestIdReused: the key's id was used with another digest.
-        """
-        ...
-
-    async def find_request(self, request: RequestKey) -> Job | None:
-        """The job that an earlier request with this key has made.
-
-        Raises:
-            RequestIdReused: the key's id was used with another digest.
-        """
-        ...
-
-    async def write_job(self, job: Job, *, audit: AuditEntry | None = None) -> None: ...
-
-    async def write_run(self, run: Run, *, passed: Sequence[Run] = ()) -> None:
-        """Stores a run, and before that as events the states it has passed through since it was last written."""
-        ...
-
-    def write_run_soon(self, run: Run) -> None:
-        """Queues a write that nobody waits for (only ``dispatched``); it keeps its place in the order of writes."""
-        ...
-
-    async def get_job(self, organization: str, job_id: str) -> Job | None: ...
-
-    async def list_jobs(self, where: JobFilter, *, limit: int, after: str) -> tuple[Sequence[Job], str]:
-        """Newest first. ``after`` is the opaque continuation of the page before ('' for the first); '' ends it.
-
-        Raises:
-            InvalidToken: ``after`` is not a continuation of this listing.
-        """
-        ...
+class RunLookup(Protocol):
+    """One run, by where it is or by its id."""
 
     async def get_run(self, organization: str, job_id: str, node: str) -> Run | None: ...
 
     async def find_run(self, organization: str, run_id: str) -> Run | None: ...
 
-    async def list_runs(
-        self, organization: str, job_id: str, *, states: frozenset[RunState], limit: int, after: str
-    ) -> tuple[Sequence[Run], str]:
-        """By node name; paging as in ``list_jobs``."""
-        ...
 
-    async def count_runs(self, organization: str, job_id: str) -> Mapping[RunState, int]: ...
+class OutputStore(RunLookup, Protocol):
+    """The output of runs."""
 
-    async def unfinished_jobs(self) -> Sequence[JobSnapshot]:
-        """Every job that is not terminal, for recovery at start."""
-        ...
-
-    async def snapshot_job(self, organization: str, job_id: str) -> JobSnapshot | None:
-        """A consistent picture: events after ``seq`` are exactly those the picture does not hold."""
-        ...
-
-    async def job_overview(self, organization: str, job_id: str) -> JobOverview | None:
-        """A job with how far its runs are, as of one commit: what can be asked for again and again."""
-        ...
-
-    async def read_events(
-        self, job_id: str, *, after_seq: int, limit: int, include_output: bool
-    ) -> Sequence[StoredEvent]:
-        """Stored events of a job with ``seq > after_seq``, in order: at most ``limit``, and 256 KiB of output.
-
-        Raises:
-            HistoryGone: retention deleted events after ``after_seq``.
-        """
-        ...
-
-    # -- output
     async def append_output(self, run: Run, chunks: Sequence[OutputChunk], *, followed: bool = False) -> None:
         """Stores chunks that continue the run's output exactly (the caller has checked position and offsets).
 
@@ -252,7 +178,104 @@ class Store(Protocol):
         """As ``read_output``, with what a follower has to know. A run that is not stored any more has ended."""
         ...
 
-    # -- nodes
+
+class LiveJobs(OutputStore, Protocol):
+    """What the nurseries of jobs write, and what they go on from after a restart."""
+
+    async def create_job(
+        self,
+        job: Job,
+        runs: Sequence[Run],
+        request: RequestKey | None,
+        *,
+        stdin: bytes = b"",
+        audit: AuditEntry | None = None,
+    ) -> CreatedJob:
+        """Stores a job with its runs, and the standard input of its command, once per request key.
+
+        Raises:
+            RequestIdReused: the key's id was used with another digest.
+        """
+        ...
+
+    async def write_job(self, job: Job, *, audit: AuditEntry | None = None) -> None: ...
+
+    async def write_run(self, run: Run, *, passed: Sequence[Run] = ()) -> None:
+        """Stores a run, and before that as events the states it has passed through since it was last written."""
+        ...
+
+    def write_run_soon(self, run: Run) -> None:
+        """Queues a write that nobody waits for (only ``dispatched``); it keeps its place in the order of writes."""
+        ...
+
+    async def unfinished_jobs(self) -> Sequence[JobSnapshot]:
+        """Every job that is not terminal, for recovery at start."""
+        ...
+
+
+class JobHistory(RunLookup, Protocol):
+    """What can be asked of jobs, live or ended."""
+
+    async def find_request(self, request: RequestKey) -> Job | None:
+        """The job that an earlier request with this key has made.
+
+        Raises:
+            RequestIdReused: the key's id was used with another digest.
+        """
+        ...
+
+    async def get_job(self, organization: str, job_id: str) -> Job | None: ...
+
+    async def list_jobs(self, where: JobFilter, *, limit: int, after: str) -> tuple[Sequence[Job], str]:
+        """Newest first. ``after`` is the opaque continuation of the page before ('' for the first); '' ends it.
+
+        Raises:
+            InvalidToken: ``after`` is not a continuation of this listing.
+        """
+        ...
+
+    async def list_runs(
+        self, organization: str, job_id: str, *, states: frozenset[RunState], limit: int, after: str
+    ) -> tuple[Sequence[Run], str]:
+        """By node name; paging as in ``list_jobs``."""
+        ...
+
+    async def count_runs(self, organization: str, job_id: str) -> Mapping[RunState, int]: ...
+
+    async def job_overview(self, organization: str, job_id: str) -> JobOverview | None:
+        """A job with how far its runs are, as of one commit: what can be asked for again and again."""
+        ...
+
+
+class JobFeed(Protocol):
+    """What watchers of a job read."""
+
+    async def snapshot_job(self, organization: str, job_id: str) -> JobSnapshot | None:
+        """A consistent picture: events after ``seq`` are exactly those the picture does not hold."""
+        ...
+
+    async def read_events(
+        self, job_id: str, *, after_seq: int, limit: int, include_output: bool
+    ) -> Sequence[StoredEvent]:
+        """Stored events of a job with ``seq > after_seq``, in order: at most ``limit``, and 256 KiB of output.
+
+        Raises:
+            HistoryGone: retention deleted events after ``after_seq``.
+        """
+        ...
+
+
+class CommitNews(Protocol):
+    """Word of commits."""
+
+    def on_commit(self, listener: Callable[[Committed], None]) -> None:
+        """Registers a function that is called in the trio thread after every commit that touched a job."""
+        ...
+
+
+class NodeStore(Protocol):
+    """Nodes and the history of their presence."""
+
     async def write_node(self, node: Node, *, status: NodeStatus | None = None, only_known: bool = False) -> None:
         """Stores a node and, when given, appends to its presence history.
 
@@ -272,12 +295,19 @@ class Store(Protocol):
         """Newest first; paging as in ``list_jobs``."""
         ...
 
-    # -- identities
+
+class UserStore(Protocol):
+    """Users."""
+
     async def write_user(self, user: User, *, audit: AuditEntry | None = None) -> None: ...
 
     async def remove_user(self, organization: str, name: str, *, audit: AuditEntry | None = None) -> bool: ...
 
     async def load_users(self) -> Sequence[User]: ...
+
+
+class ChefPrincipalStore(Protocol):
+    """Who may sign requests with a Chef key."""
 
     async def write_chef_principals(
         self, principals: Sequence[ChefPrincipal], *, audit: AuditEntry | None = None
@@ -293,6 +323,10 @@ class Store(Protocol):
         """By organization, kind and name."""
         ...
 
+
+class GrantStore(Protocol):
+    """What narrows operators."""
+
     async def write_grant(self, grant: Grant, *, audit: AuditEntry | None = None) -> None:
         """Stores a grant; the same again changes nothing."""
         ...
@@ -302,6 +336,10 @@ class Store(Protocol):
     async def load_grants(self, organization: str, user: str) -> Sequence[Grant]:
         """A user's grants, by command and nodes. They outlive the user and hold for the next of that name."""
         ...
+
+
+class CredentialStore(Protocol):
+    """Certificates that were issued, and enrolment tokens."""
 
     async def write_certificate(
         self,
@@ -341,7 +379,10 @@ class Store(Protocol):
         """Uses a token up; False when it is unknown, used, expired or bound to another name."""
         ...
 
-    # -- the audit log
+
+class AuditStore(Protocol):
+    """The audit log."""
+
     async def append_audit(self, entries: Sequence[AuditEntry]) -> AuditHead:
         """Records what no other write carries; returns the head after it."""
         ...
@@ -366,14 +407,10 @@ class Store(Protocol):
         """Up to ``limit`` records after a number, in order; of one organization and of ``since <= at < until``."""
         ...
 
-    async def prune_audit(self, *, before: float, now: float, organization: str) -> None:
-        """Deletes records older than a time from the log's beginning, and records that in the same commits.
 
-        A checkpoint keeps the hash of the last one that is gone, so that what is left can still be verified.
-        """
-        ...
+class Housekeeping(Protocol):
+    """The store itself: its health, its age, and what is too old to keep."""
 
-    # -- the store itself
     async def next_epoch(self, now: float) -> int:
         """``max(stored + 1, int(now))``, stored before it is returned."""
         ...
@@ -389,11 +426,31 @@ class Store(Protocol):
         """
         ...
 
-    def on_commit(self, listener: Callable[[Committed], None]) -> None:
-        """Registers a function that is called in the trio thread after every commit that touched a job."""
+    async def prune_audit(self, *, before: float, now: float, organization: str) -> None:
+        """Deletes records older than a time from the log's beginning, and records that in the same commits.
+
+        A checkpoint keeps the hash of the last one that is gone, so that what is left can still be verified.
+        """
         ...
 
     @property
     def failure(self) -> str:
         """Why writes fail at present; '' while the last one worked. For health."""
         ...
+
+
+class Store(
+    LiveJobs,
+    JobHistory,
+    JobFeed,
+    CommitNews,
+    NodeStore,
+    UserStore,
+    ChefPrincipalStore,
+    GrantStore,
+    CredentialStore,
+    AuditStore,
+    Housekeeping,
+    Protocol,
+):
+    """All of it: what is opened, and handed out in parts."""

@@ -19,7 +19,7 @@ from shovey_trio.core.errors import Exit
 from shovey_trio.identity.audit_files import AuditFiles
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.store.sqlite.files import open_store
+from shovey_trio.store.opening import open_store
 
 DAY = 1_800_000_000.0  # 2027-01-15T08:00:00Z
 TAMPER = {

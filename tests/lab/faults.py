@@ -29,7 +29,7 @@ from shovey_trio.rpc.bridge.methods import service_methods
 from shovey_trio.rpc.client.client import ShoveyClient, open_client
 from shovey_trio.rpc.client.retry import RetryPolicy
 from shovey_trio.rpc.services.paging import decode_resume
-from shovey_trio.store.sqlite.files import open_store
+from shovey_trio.store.opening import open_store
 from shovey_trio.v1 import job_pb2 as job_pb
 from shovey_trio.v1 import job_service_pb2 as jobs_pb
 

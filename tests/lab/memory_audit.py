@@ -12,7 +12,7 @@ from shovey_trio.store.sql.audit import PRUNE_ROWS, has_changed, pruned_entry
 
 
 class MemoryAudit:
-    """See ``nursery.ports.Store``; the part of ``MemoryStore`` that is about audit."""
+    """See ``store.contract.AuditStore``; the part of ``MemoryStore`` that is about audit."""
 
     def __init__(self) -> None:
         self._audit: list[AuditRecord] = []

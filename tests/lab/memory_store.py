@@ -48,9 +48,9 @@ from shovey_trio.store.contract import (
 )
 from shovey_trio.store.sql.failures import StoreConflict
 from shovey_trio.store.sql.job_reads import EVENT_OUTPUT_BYTES, jobs_listing, runs_listing
+from shovey_trio.store.sql.nodes import statuses_listing
 from shovey_trio.store.sql.output_reads import cut_chunk
 from shovey_trio.store.sql.pages import Listing, decode_key, decode_page, encode_page
-from shovey_trio.store.sql.registry import statuses_listing
 
 _log = structlog.get_logger(__name__)
 

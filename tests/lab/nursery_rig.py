@@ -47,6 +47,7 @@ class NurseryRig:
     """A controller's insides, to be driven by tests. Made by ``open_rig``."""
 
     engine: Engine
+    store: Store
     jobs: Jobs
     nursery: trio.Nursery
 
@@ -109,7 +110,7 @@ class NurseryRig:
         live = self.supervisor.job(job_id)
         if live is not None:
             await live.ended.wait()
-        job = await self.services.store.get_job(ORGANIZATION, job_id)
+        job = await self.store.get_job(ORGANIZATION, job_id)
         assert job is not None
         return job
 
@@ -167,13 +168,14 @@ async def open_rig(
     )
     async with trio.open_nursery() as nursery, opened as engine:
         await engine.take_up_jobs()
-        yield NurseryRig(engine=engine, jobs=make_jobs(engine), nursery=nursery)
+        yield NurseryRig(engine=engine, store=store, jobs=make_jobs(engine, store), nursery=nursery)
         nursery.cancel_scope.cancel(reason="the rig is done")
 
 
-def make_jobs(engine: Engine) -> Jobs:
+def make_jobs(engine: Engine, store: Store) -> Jobs:
     """The use cases of jobs on an engine, with the usual defaults."""
     return Jobs(
+        store=store,
         services=engine.services,
         supervisor=engine.supervisor,
         registry=engine.registry,

@@ -203,7 +203,7 @@ async def open_legacy_rig(
         helpers.start_soon(agent.run)
         await helpers.start(link.run)
         await link.wait_connected()
-        legacy_nodes = route.start(engine, organization=ORGANIZATION)
+        legacy_nodes = route.start(engine, audit=store, organization=ORGANIZATION)
         rig = LegacyRig(
             cluster=cluster,
             agent=agent,

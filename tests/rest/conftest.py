@@ -150,7 +150,11 @@ async def open_shim(
             for agent in agents.values():
                 agent.connect(rig.inbox)
             nodes = Nodes(
-                services=rig.services, supervisor=rig.supervisor, registry=rig.registry, doorbell=FakeDoorbell()
+                store=store,
+                services=rig.services,
+                supervisor=rig.supervisor,
+                registry=rig.registry,
+                doorbell=FakeDoorbell(),
             )
             callers = StoredChefCallers(store=store, clock=clock)
             audit = AuditLog(store=store, clock=clock, organization="default")

@@ -13,7 +13,7 @@ from lab.memory_store import MemoryStore
 from shovey_trio.core.ids import job_id, run_id
 from shovey_trio.core.jobs.model import Job, Node, NodeStatus, OutputChunk, Presence, Run, StreamName
 from shovey_trio.store.contract import Committed, RequestKey, Store
-from shovey_trio.store.sqlite.files import open_store
+from shovey_trio.store.opening import open_store
 
 NOW = 1_800_000_000.0
 

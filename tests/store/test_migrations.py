@@ -17,11 +17,13 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import create_engine
 
 from shovey_trio.core.errors import StoreCorrupt
-from shovey_trio.core.jobs.model import ToldEnd
+from shovey_trio.core.jobs.model import Presence, ToldEnd
 from shovey_trio.core.jobs.states import RunState
+from shovey_trio.store.opening import open_store
 from shovey_trio.store.sql import schema
 from shovey_trio.store.sql.tables import metadata
-from shovey_trio.store.sqlite.files import open_store
+from shovey_trio.store.sqlite import schema as sqlite_schema
+from shovey_trio.store.sqlite.schema import APPLICATION_ID, AUDIT_TRIGGERS
 from tests.store.conftest import Make
 
 _OWN = "alembic_version"
@@ -40,6 +42,9 @@ async def test_migrations_make_exactly_the_tables_that_the_code_uses(tmp_path: P
         pass
     engine = create_engine(f"sqlite:///{tmp_path / 'created.db'}")
     metadata.create_all(engine)
+    with engine.begin() as connection:
+        for trigger in AUDIT_TRIGGERS:
+            connection.exec_driver_sql(trigger)
     engine.dispose()
     assert shape(tmp_path / "migrated.db") == shape(tmp_path / "created.db")
 
@@ -61,7 +66,7 @@ async def test_up_to_date_file_is_opened_without_alembic(tmp_path: Path) -> None
     script = (
         "import sys, trio\n"
         "from pathlib import Path\n"
-        "from shovey_trio.store.sqlite.files import open_store\n"
+        "from shovey_trio.store.opening import open_store\n"
         "async def main():\n"
         "    async with open_store(Path(sys.argv[1])) as store:\n"
         "        await store.next_epoch(0.0)\n"
@@ -87,7 +92,7 @@ async def test_file_of_a_newer_version_is_refused_and_left_alone(tmp_path: Path)
 
 async def test_migration_that_fails_leaves_the_file_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "store.db"
-    monkeypatch.setattr(schema, "APPLICATION_ID", "not a number; the last statement fails")
+    monkeypatch.setattr(sqlite_schema, "APPLICATION_ID", "not a number; the last statement fails")
     with pytest.raises(Exception, match="syntax error"):
         async with open_store(path):
             pass
@@ -112,3 +117,114 @@ async def test_an_end_that_was_held_as_a_late_report_is_held_still(tmp_path: Pat
         (picture,) = await store.unfinished_jobs()
         found = {run.node: (run.held_end, run.late_report) for run in picture.runs}
         assert found == {"running": (told, None), "ended": (None, told)}
+
+
+OLDEST_ROWS: dict[str, dict[str, object]] = {
+    "jobs": {
+        "job_pk": 1,
+        "job_id": "0199-job",
+        "organization": "default",
+        "command": "uptime",
+        "quorum": "100%",
+        "run_timeout": 60.0,
+        "kill_grace": 10.0,
+        "created_by": "user/admin",
+        "created_at": 1.5,
+        "updated_at": 2.5,
+        "state": "running",
+        "cause": "",
+        "detail": "",
+        "cancel_requested": 0,
+        "run_total": 1,
+        "run_counts": '{"running":1}',
+    },
+    "runs": {
+        "run_pk": 1,
+        "run_id": "0199-run",
+        "job_pk": 1,
+        "node": "web-1",
+        "created_at": 1.5,
+        "nonce": b"0123456789abcdef",
+        "agent_instance": "i-1",
+        "state": "running",
+        "cause": "",
+        "detail": "",
+        "updated_at": 2.5,
+        "accepted_at": 2.0,
+        "started_at": 2.5,
+        "cancelling": 0,
+        "cancel_reason": "",
+        "route": "stream",
+        "attempts": 1,
+        "order_expires_at": 61.5,
+        "dropped_bytes": 0,
+    },
+    "events": {"seq": 1, "job_pk": 1, "run_pk": 1, "body": '{"updated_at":2.5,"state":"running","attempts":1}'},
+    "output": {
+        "seq": 2,
+        "job_pk": 1,
+        "run_pk": 1,
+        "position": 0,
+        "stream": "stdout",
+        "stream_offset": 0,
+        "read_at": 2.5,
+        "data": b"up 3 days\n",
+    },
+    "nodes": {
+        "organization": "default",
+        "name": "web-1",
+        "agent_instance": "i-1",
+        "agent_version": "0.1.0",
+        "link": "attached",
+        "tags": '{"role":"web"}',
+        "enrolled_at": 1.0,
+        "presence": "up",
+        "presence_since": 1.0,
+        "presence_reason": "attached",
+    },
+    "users": {"organization": "default", "name": "admin", "role": "admin", "created_at": 1.0},
+    "certificates": {
+        "serial": "7",
+        "organization": "default",
+        "subject": "user/admin",
+        "expires_at": 9.0,
+        "revoked": 1,
+    },
+}
+
+
+async def test_store_of_the_first_version_is_taken_over_with_all_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    path.touch(0o600)
+    engine = create_engine(f"sqlite:///{path}")
+    with engine.begin() as connection:
+        schema.migrate(connection, "0001")
+        connection.exec_driver_sql(f"PRAGMA application_id = {APPLICATION_ID}")
+        for table, row in OLDEST_ROWS.items():
+            marks = ", ".join("?" for _ in row)
+            connection.exec_driver_sql(
+                f"INSERT INTO {table} ({', '.join(row)}) VALUES ({marks})",  # names from above
+                tuple(row.values()),
+            )
+    engine.dispose()
+    async with open_store(path) as store:
+        (taken_up,) = await store.unfinished_jobs()
+        (run,) = taken_up.runs
+        assert (taken_up.job.command, taken_up.job.run_counts) == ("uptime", {RunState.RUNNING: 1})
+        assert (run.node, run.state, run.route, run.nonce) == (
+            "web-1",
+            RunState.RUNNING,
+            "stream",
+            b"0123456789abcdef",
+        )
+        assert (run.organization, run.job_id, run.key_id) == ("default", "0199-job", "")
+        events = await store.read_events("0199-job", after_seq=0, limit=10, include_output=True)
+        assert [event.seq for event in events] == [1, 2]
+        (chunk,) = await store.read_output("0199-run", stream=None, offset=0, limit=100)
+        assert chunk.data == b"up 3 days\n"
+        (node,) = await store.load_nodes()
+        assert (node.name, node.tags, node.presence) == ("web-1", {"role": "web"}, Presence.UP)
+        assert [user.name for user in await store.load_users()] == ["admin"]
+        assert list(await store.revoked_serials()) == ["7"]
+        await store.write_run(replace(run, state=RunState.SUCCEEDED, finished_at=3.0))
+        assert (await store.count_runs("default", "0199-job")) == {RunState.SUCCEEDED: 1}

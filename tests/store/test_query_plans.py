@@ -16,8 +16,8 @@ from shovey_trio.core.audit.records import AuditAction, AuditEntry, AuditOutcome
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.store.contract import JobFilter
+from shovey_trio.store.opening import open_store
 from shovey_trio.store.sql.store import SqlStore
-from shovey_trio.store.sqlite.files import open_store
 
 from .conftest import Make
 

@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 import pytest
 
 from shovey_trio.core.jobs.command_input import InputRecord
-from shovey_trio.core.jobs.model import Job, LateReport, Node, Run
+from shovey_trio.core.jobs.model import Job, Node, Run, ToldEnd
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.store.sql.rows import JOB, NODE, RUN, RowCodec, UndecodableRow
 
@@ -19,7 +19,7 @@ SPECIAL: dict[str, Any] = {
     "run_counts": {RunState.FAILED: 2},
     "tags": {"role": "web"},
     "input": InputRecord(args={"a": "ü"}, secret_env=("TOKEN",), secret_stdin=True),
-    "late_report": LateReport(state=RunState.FAILED, cause="c", exit_code=None, signal=9, reported_at=1.5),
+    "late_report": ToldEnd(state=RunState.FAILED, cause="c", exit_code=None, signal=9, reported_at=1.5),
 }
 
 

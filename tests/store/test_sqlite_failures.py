@@ -20,8 +20,8 @@ from shovey_trio.core.errors import NotFound, StoreUnavailable
 from shovey_trio.core.jobs.model import Run, StreamName
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.store.contract import Committed
+from shovey_trio.store.opening import open_store
 from shovey_trio.store.sql.failures import StoreConflict
-from shovey_trio.store.sqlite.files import open_store
 
 from .conftest import Make
 
@@ -30,7 +30,7 @@ APPEND = """
 import sys, trio
 from pathlib import Path
 from shovey_trio.core.jobs.model import Job, OutputChunk, Run, StreamName
-from shovey_trio.store.sqlite.files import open_store
+from shovey_trio.store.opening import open_store
 
 async def main():
     job = Job(id="job", organization="default", command="true", quorum="1", run_timeout=1.0, kill_grace=1.0,
@@ -56,7 +56,7 @@ import json, resource, sys, trio
 from pathlib import Path
 from shovey_trio.core.errors import StoreUnavailable
 from shovey_trio.core.jobs.model import User, Role
-from shovey_trio.store.sqlite.files import open_store
+from shovey_trio.store.opening import open_store
 
 def limit(size):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

@@ -14,7 +14,8 @@ import pytest
 from shovey_trio.core.errors import ConfigurationInvalid, StoreCorrupt, StoreUnavailable
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.core.jobs.states import JobState
-from shovey_trio.store.sqlite.files import CHECKED_AT_OPEN, open_store
+from shovey_trio.store.opening import open_store
+from shovey_trio.store.sqlite.files import CHECKED_AT_OPEN
 
 from .conftest import Make
 

@@ -14,8 +14,8 @@ from shovey_trio.core.audit.chain import ChainVerifier
 from shovey_trio.core.audit.records import GENESIS, AuditAction, AuditEntry, AuditOutcome, AuditRecord
 from shovey_trio.core.jobs.model import Grant, Role, User
 from shovey_trio.store.contract import Store
+from shovey_trio.store.opening import open_store
 from shovey_trio.store.sql.audit import PRUNE_ROWS
-from shovey_trio.store.sqlite.files import open_store
 
 from .conftest import NOW, Make
 

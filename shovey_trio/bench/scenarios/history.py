@@ -18,7 +18,7 @@ from shovey_trio.core.jobs.model import Job, Run
 from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.demo.fleet import ORGANIZATION, Fleet
 from shovey_trio.store.contract import Store
-from shovey_trio.store.sqlite.files import open_store
+from shovey_trio.store.opening import open_store
 
 _RUNS_PER_JOB: Final = 100
 _PAGES: Final = 200

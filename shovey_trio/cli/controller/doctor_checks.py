@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Final
-from urllib.parse import quote
 
 from shovey_trio.cli.controller.offline_store import run_with_store
 from shovey_trio.config.server import ServerSettings
@@ -31,6 +28,7 @@ from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.identity.tls import load_controller_tls
 from shovey_trio.store.contract import Store
 from shovey_trio.store.sql.schema import HEAD
+from shovey_trio.store.sqlite.schema import outdated_schema
 
 _CA_WARNING: Final = 365 * DAY
 # The store refuses to write when the disk is full; this is some hours of a busy fleet's output before that.
@@ -163,7 +161,7 @@ def check_disk(settings: ServerSettings) -> Iterator[Finding]:
 
 def check_store(settings: ServerSettings) -> tuple[Sequence[Finding], Sequence[Node]]:
     """Whether the store opens, and the nodes in it. An older schema is reported, not migrated: that is serve's part."""
-    outdated = _outdated_schema(settings.store_path)
+    outdated = outdated_schema(settings.store_path)
     if outdated:
         return [
             Finding(
@@ -219,19 +217,6 @@ def check_node_clocks(nodes: Sequence[Node]) -> Iterator[Finding]:
         message=f"{len(skewed)} off this controller's: {names}{' …' if len(skewed) > _NAMED else ''}",
         advice=f"set their clocks; beyond {format_duration(MAX_CLOCK_SKEW)} a doorbell does not wake a node",
     )
-
-
-def _outdated_schema(path: Path) -> str:
-    """What is to be said of a store that opening would migrate; '' for one that is up to date, missing or damaged."""
-    try:
-        with closing(sqlite3.connect(f"file:{quote(str(path))}?mode=ro", uri=True)) as connection:
-            tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
-            if tables == 0:
-                return f"{path.name} is empty"
-            revision = connection.execute("SELECT version_num FROM alembic_version").fetchone()[0]
-    except (sqlite3.Error, TypeError):
-        return ""  # opening it for real says what is wrong
-    return f"{path.name} has schema {revision}, this program {HEAD}" if revision < HEAD else ""
 
 
 def _problems(check: Callable[[Path], None], paths: Sequence[Path]) -> Iterator[str]:

@@ -11,7 +11,7 @@ import trio
 from shovey_trio.core.audit.records import AuditEntry
 from shovey_trio.identity.files import FileUnusable
 from shovey_trio.store.contract import Store
-from shovey_trio.store.sqlite.files import open_store
+from shovey_trio.store.opening import open_store
 
 T = TypeVar("T")
 

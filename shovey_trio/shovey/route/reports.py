@@ -29,6 +29,7 @@ from shovey_trio.shovey.route.keyring import LegacyKeyring
 from shovey_trio.shovey.route.ports import LegacyBell
 from shovey_trio.shovey.route.presence import LegacyPresence
 from shovey_trio.shovey.route.sequences import RunSequences, SequenceBook
+from shovey_trio.store.contract import AuditStore
 
 _log = structlog.get_logger(__name__)
 # How long a caller that went away holds on to a piece that is being stored, so that a repeat of it is known as one.
@@ -52,8 +53,10 @@ class LegacyNodes:
         bell: LegacyBell,
         keyring: LegacyKeyring,
         waits: SchobTiming,
+        audit: AuditStore,
     ) -> None:
         self._services = services
+        self._audit = audit
         self._supervisor = supervisor
         self._inbox = inbox
         self._presence = presence
@@ -133,7 +136,7 @@ class LegacyNodes:
             organization=organization,
             principal=origin().principal,
         )
-        await self._services.store.append_audit([reset])
+        await self._audit.append_audit([reset])
         return pem
 
     # -- reports

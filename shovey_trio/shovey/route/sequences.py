@@ -14,7 +14,7 @@ from typing import Final
 import trio
 
 from shovey_trio.core.jobs.model import StreamName
-from shovey_trio.store.contract import Store
+from shovey_trio.store.contract import OutputStore
 
 # Runs that are remembered, about 2 KiB each.
 _REMEMBERED: Final = 10_000
@@ -82,7 +82,7 @@ class RunSequences:
 class SequenceBook:
     """The numbers of all runs that have reported lately."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: OutputStore) -> None:
         self._store = store
         self._runs: OrderedDict[str, RunSequences] = OrderedDict()
         self._loading = trio.Lock()

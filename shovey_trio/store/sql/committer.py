@@ -17,7 +17,7 @@ from sqlalchemy import Connection
 from shovey_trio.core.errors import ShoveyError, StoreCorrupt, StoreUnavailable
 from shovey_trio.observe import failpoints
 from shovey_trio.store.contract import Committed
-from shovey_trio.store.sql.failures import translate
+from shovey_trio.store.sql.failures import Translate
 from shovey_trio.store.sql.transaction import LiveKeys, WriteTransaction
 
 # A write. It raises a ShoveyError only before it has changed anything; its caller gets it.
@@ -36,9 +36,9 @@ class CommittedGroup:
 class Committer:
     """Commits groups of writes on one connection; used by one thread at a time."""
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection, translate: Translate) -> None:
         self._connection = connection
-        self._name = name
+        self._translate = translate
         self._live: LiveKeys = {}
 
     def commit(self, works: Sequence[Work]) -> CommittedGroup:
@@ -53,7 +53,7 @@ class Committer:
         except Exception as error:  # noqa: BLE001  # of whatever kind, it concerns one write or all; sorted out below
             self._raise_if_shared(error)
             if len(works) == 1:
-                return _nothing_but(translate(error, self._name))
+                return _nothing_but(self._translate(error))
         try:
             return self._commit_each(works)
         except Exception as error:
@@ -84,7 +84,7 @@ class Committer:
                         transaction.flush()
                 except Exception as error:  # noqa: BLE001  # handed to the caller of the write
                     self._raise_if_shared(error)
-                    result = outcome.Error(translate(error, self._name))
+                    result = outcome.Error(self._translate(error))
                 else:
                     applied.append(transaction)
                     jobs.update(transaction.committed.jobs)
@@ -97,7 +97,7 @@ class Committer:
         return CommittedGroup(outcomes=outcomes, committed=Committed(jobs=jobs, runs=runs))
 
     def _raise_if_shared(self, error: Exception) -> None:
-        failure = translate(error, self._name)
+        failure = self._translate(error)
         if isinstance(failure, StoreUnavailable | StoreCorrupt):
             raise failure from error
 

@@ -10,7 +10,7 @@ import trio
 from sqlalchemy import Connection, Engine
 
 from shovey_trio.core.errors import StoreCorrupt
-from shovey_trio.store.sql.failures import translate
+from shovey_trio.store.sql.failures import Translate
 from shovey_trio.store.sql.health import StoreHealth
 
 P = ParamSpec("P")
@@ -24,9 +24,9 @@ READERS: Final = 4
 class ReadPool:
     """Runs queries on the engine's connections, which must number ``READERS``."""
 
-    def __init__(self, engine: Engine, name: str, health: StoreHealth) -> None:
+    def __init__(self, engine: Engine, translate: Translate, health: StoreHealth) -> None:
         self._engine = engine
-        self._name = name
+        self._translate = translate
         self._health = health
         self._limiter = trio.CapacityLimiter(READERS)
 
@@ -54,7 +54,7 @@ class ReadPool:
             with self._engine.connect() as connection, connection.begin():
                 return query(connection, *args, **kwargs)
         except Exception as error:
-            translated = translate(error, self._name)
+            translated = self._translate(error)
             if translated is error:
                 raise
             raise translated from error

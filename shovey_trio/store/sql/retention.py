@@ -11,7 +11,7 @@ from typing import Any, Final
 
 from sqlalchemy import Column, Table, delete, insert, select
 
-from shovey_trio.store.sql.registry import set_counter
+from shovey_trio.store.sql.counters import set_counter
 from shovey_trio.store.sql.tables import (
     FINISHED,
     deleted_jobs,

@@ -120,6 +120,8 @@ def _coded(kind: type, field: Field[Any], column: Column[Any]) -> _Coded:
     optional = NoneType in get_args(hint)
     encode, decode = _codes(get_args(hint)[0] if optional else hint)
     default = _default(field)
+    if isinstance(default, StrEnum) and encode is None:
+        encode = str  # open to other words than the enumeration's, and no driver has to know its class
     null = default if column.nullable and not optional else None
     if null is not None and encode is not None:
         encode = _null_for(null, encode)

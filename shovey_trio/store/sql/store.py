@@ -1,4 +1,4 @@
-"""The ``Store`` of ``nursery.ports`` on SQL: every write through the group writer, every read through the pool."""
+"""``store.contract.Store`` on SQL: every write through the group writer, every read through the pool."""
 
 from __future__ import annotations
 
@@ -21,7 +21,16 @@ from shovey_trio.store.contract import (
     StoredEvent,
 )
 from shovey_trio.store.sql import audit as audit_log
-from shovey_trio.store.sql import chef_principals, job_reads, job_writes, output_reads, registry, retention
+from shovey_trio.store.sql import (
+    counters,
+    credentials,
+    job_reads,
+    job_writes,
+    nodes,
+    output_reads,
+    people,
+    retention,
+)
 from shovey_trio.store.sql.audit import recorded
 from shovey_trio.store.sql.health import StoreHealth
 from shovey_trio.store.sql.reader import ReadPool
@@ -131,50 +140,50 @@ class SqlStore:
         return await self._reader.read(output_reads.read_output_page, run_id, stream=stream, offset=offset, limit=limit)
 
     async def write_node(self, node: Node, *, status: NodeStatus | None = None, only_known: bool = False) -> None:
-        await self._write(registry.write_node, 0, node, status, only_known)
+        await self._write(nodes.write_node, 0, node, status, only_known)
 
     async def remove_node(self, organization: str, name: str) -> bool:
-        return await self._write(registry.remove_node, 0, organization, name)
+        return await self._write(nodes.remove_node, 0, organization, name)
 
     async def load_nodes(self) -> Sequence[Node]:
-        return await self._reader.read(registry.load_nodes)
+        return await self._reader.read(nodes.load_nodes)
 
     async def list_node_statuses(
         self, organization: str, name: str, *, limit: int, after: str
     ) -> tuple[Sequence[NodeStatus], str]:
-        return await self._reader.read(registry.list_node_statuses, organization, name, limit=limit, after=after)
+        return await self._reader.read(nodes.list_node_statuses, organization, name, limit=limit, after=after)
 
     async def write_user(self, user: User, *, audit: AuditEntry | None = None) -> None:
-        await self._write(recorded(registry.write_user, audit), 0, user)
+        await self._write(recorded(people.write_user, audit), 0, user)
 
     async def remove_user(self, organization: str, name: str, *, audit: AuditEntry | None = None) -> bool:
-        return await self._write(recorded(registry.remove_user, audit), 0, organization, name)
+        return await self._write(recorded(people.remove_user, audit), 0, organization, name)
 
     async def load_users(self) -> Sequence[User]:
-        return await self._reader.read(registry.load_users)
+        return await self._reader.read(people.load_users)
 
     async def write_chef_principals(
         self, principals: Sequence[ChefPrincipal], *, audit: AuditEntry | None = None
     ) -> None:
         payload = sum(len(principal.public_key) for principal in principals)
-        await self._write(recorded(chef_principals.write_chef_principals, audit), payload, tuple(principals))
+        await self._write(recorded(people.write_chef_principals, audit), payload, tuple(principals))
 
     async def remove_chef_principal(
         self, organization: str, kind: ChefPrincipalKind, name: str, *, audit: AuditEntry | None = None
     ) -> bool:
-        return await self._write(recorded(chef_principals.remove_chef_principal, audit), 0, organization, kind, name)
+        return await self._write(recorded(people.remove_chef_principal, audit), 0, organization, kind, name)
 
     async def load_chef_principals(self) -> Sequence[ChefPrincipal]:
-        return await self._reader.read(chef_principals.load_chef_principals)
+        return await self._reader.read(people.load_chef_principals)
 
     async def write_grant(self, grant: Grant, *, audit: AuditEntry | None = None) -> None:
-        await self._write(recorded(registry.write_grant, audit), 0, grant)
+        await self._write(recorded(people.write_grant, audit), 0, grant)
 
     async def remove_grant(self, grant: Grant, *, audit: AuditEntry | None = None) -> bool:
-        return await self._write(recorded(registry.remove_grant, audit), 0, grant)
+        return await self._write(recorded(people.remove_grant, audit), 0, grant)
 
     async def load_grants(self, organization: str, user: str) -> Sequence[Grant]:
-        return await self._reader.read(registry.load_grants, organization, user)
+        return await self._reader.read(people.load_grants, organization, user)
 
     async def write_certificate(
         self,
@@ -187,7 +196,7 @@ class SqlStore:
         audit: AuditEntry | None = None,
     ) -> bool:
         return await self._write(
-            recorded(registry.write_certificate, audit),
+            recorded(credentials.write_certificate, audit),
             0,
             serial=serial,
             organization=organization,
@@ -199,16 +208,16 @@ class SqlStore:
     async def revoke_certificates(
         self, organization: str, subject: str, *, audit: AuditEntry | None = None
     ) -> Sequence[str]:
-        return await self._write(recorded(registry.revoke_certificates, audit), 0, organization, subject)
+        return await self._write(recorded(credentials.revoke_certificates, audit), 0, organization, subject)
 
     async def revoked_serials(self) -> Sequence[str]:
-        return await self._reader.read(registry.revoked_serials)
+        return await self._reader.read(credentials.revoked_serials)
 
     async def write_enrollment_token(
         self, *, digest: bytes, organization: str, node: str, expires_at: float, audit: AuditEntry | None = None
     ) -> None:
         await self._write(
-            recorded(registry.write_enrollment_token, audit),
+            recorded(credentials.write_enrollment_token, audit),
             0,
             digest=digest,
             organization=organization,
@@ -220,7 +229,7 @@ class SqlStore:
         self, *, digest: bytes, organization: str, node: str, now: float, audit: AuditEntry | None = None
     ) -> bool:
         return await self._write(
-            recorded(registry.use_enrollment_token, audit),
+            recorded(credentials.use_enrollment_token, audit),
             0,
             digest=digest,
             organization=organization,
@@ -260,10 +269,10 @@ class SqlStore:
             pass
 
     async def next_epoch(self, now: float) -> int:
-        return await self._write(registry.next_epoch, 0, now)
+        return await self._write(counters.next_epoch, 0, now)
 
     async def probe(self, now: float) -> None:
-        await self._write(registry.probe, 0, now)
+        await self._write(counters.probe, 0, now)
 
     async def delete_history(self, *, jobs_before: float, statuses_before: float, limit: int) -> int:
         """See the contract. Cancellation: jobs that disappeared stay so; the next call sweeps the rest of them."""

@@ -21,7 +21,6 @@ from typing import Final
 from sqlalchemy import (
     BigInteger,
     Column,
-    Connection,
     Double,
     Index,
     Integer,
@@ -30,7 +29,6 @@ from sqlalchemy import (
     PrimaryKeyConstraint,
     Table,
     Text,
-    event,
     text,
 )
 
@@ -251,23 +249,6 @@ audit_checkpoints: Final = Table(
     Column("seq", _Key, primary_key=True, autoincrement=False),
     Column("hash", LargeBinary, nullable=False),
 )
-
-# Against our own mistakes; who can write to the file can drop them, and is found out by the chain.
-AUDIT_TRIGGERS: Final = (
-    "CREATE TRIGGER audit_is_not_changed BEFORE UPDATE ON audit "
-    "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
-    "CREATE TRIGGER audit_is_pruned_from_its_beginning BEFORE DELETE ON audit "
-    "WHEN old.seq > (SELECT coalesce(max(seq), 0) FROM audit_checkpoints) "
-    "BEGIN SELECT RAISE(ABORT, 'the audit log is append-only'); END",
-)
-
-
-@event.listens_for(audit_checkpoints, "after_create")
-def _guard_audit(_: Table, connection: Connection, **__: object) -> None:
-    if connection.dialect.name == "sqlite":
-        for trigger in AUDIT_TRIGGERS:
-            connection.exec_driver_sql(trigger)
-
 
 # Numbers of the store itself: ``epoch``, and ``sequence`` as it was when history was last deleted.
 counters: Final = Table(

@@ -20,12 +20,14 @@ from sqlalchemy import URL, Connection, Engine, QueuePool, create_engine, event,
 
 from shovey_trio.core.errors import ConfigurationInvalid, StoreCorrupt, StoreUnavailable
 from shovey_trio.store.sql.committer import Committer
-from shovey_trio.store.sql.failures import translate
+from shovey_trio.store.sql.failures import translator
 from shovey_trio.store.sql.health import StoreHealth
 from shovey_trio.store.sql.reader import READERS, ReadPool
-from shovey_trio.store.sql.schema import SchemaState, inspect_schema, migrate
+from shovey_trio.store.sql.schema import SchemaState
 from shovey_trio.store.sql.store import SqlStore
 from shovey_trio.store.sql.writer import GroupWriter
+from shovey_trio.store.sqlite.failures import sqlite_failure
+from shovey_trio.store.sqlite.schema import inspect_schema, migrate_file
 
 # Seconds that a statement waits for another process's write before the store counts as unavailable.
 BUSY_WAIT: Final = 2.0
@@ -40,7 +42,7 @@ _CLOSE_DEADLINE: Final = 10.0
 
 
 @asynccontextmanager
-async def open_store(path: Path, *, exclusive: bool = True) -> AsyncIterator[SqlStore]:
+async def open_sqlite(path: Path, *, exclusive: bool = True) -> AsyncIterator[SqlStore]:
     """Opens the store in the file ``path``, made (mode 0600) and migrated if need be.
 
     Leaving the block takes no more writes, finishes those under way within 10 s and fails the rest. Both ends are
@@ -58,9 +60,9 @@ async def open_store(path: Path, *, exclusive: bool = True) -> AsyncIterator[Sql
     files = await trio.to_thread.run_sync(partial(_StoreFile, path, exclusive=exclusive))
     try:
         health = StoreHealth()
-        writer = GroupWriter(Committer(files.writing, str(path)).commit, health)
+        writer = GroupWriter(Committer(files.writing, files.translate).commit, health)
         try:
-            yield SqlStore(writer, ReadPool(files.readers, str(path), health), health)
+            yield SqlStore(writer, ReadPool(files.readers, files.translate, health), health)
         finally:
             await writer.aclose()
     finally:
@@ -74,6 +76,7 @@ class _StoreFile:
 
     def __init__(self, path: Path, *, exclusive: bool) -> None:
         self._name = str(path)
+        self.translate = translator(self._name, sqlite_failure)
         with ExitStack() as stack:
             _check_files(path)
             lock = _Lock(path)
@@ -86,7 +89,7 @@ class _StoreFile:
                 self.readers = _engine(path, connections=READERS, begin="BEGIN", pragmas=("query_only = ON",))
                 stack.callback(self.readers.dispose)
             except Exception as error:
-                translated = translate(error, self._name)
+                translated = self.translate(error)
                 if translated is error:
                     raise
                 raise translated from error
@@ -121,7 +124,7 @@ class _StoreFile:
                     self._check_pages()
                 return
             lock.acquire()
-            migrate(self.writing)
+            migrate_file(self.writing)
 
     def _check_pages(self) -> None:
         found = self.writing.execute(text("PRAGMA quick_check(1)")).scalar_one()
