@@ -15,11 +15,13 @@ from shovey_trio.store.sql.rows import JOB, NODE, RUN, RowCodec, UndecodableRow
 
 from .conftest import Make
 
+TOLD = ToldEnd(state=RunState.FAILED, cause="c", exit_code=None, signal=9, reported_at=1.5)
 SPECIAL: dict[str, Any] = {
     "run_counts": {RunState.FAILED: 2},
     "tags": {"role": "web"},
     "input": InputRecord(args={"a": "ü"}, secret_env=("TOKEN",), secret_stdin=True),
-    "late_report": ToldEnd(state=RunState.FAILED, cause="c", exit_code=None, signal=9, reported_at=1.5),
+    "late_report": TOLD,
+    "held_end": TOLD,
 }
 
 
