@@ -209,7 +209,7 @@ async def open_legacy_rig(
             agent=agent,
             engine=engine,
             nodes=legacy_nodes,
-            jobs=make_jobs(engine),
+            jobs=make_jobs(engine, store),
         )
         if before_jobs is not None:
             await before_jobs(rig)
