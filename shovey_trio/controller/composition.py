@@ -49,7 +49,6 @@ from shovey_trio.shovey.keys import LEGACY_KEYS
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.opening import open_shovey, serf_events
 from shovey_trio.shovey.rest.listener import open_rest
-from shovey_trio.shovey.route.reports import LegacyNodes
 from shovey_trio.store.opening import open_store
 
 _log = structlog.get_logger(__name__)
@@ -67,7 +66,6 @@ class Controller:
         supervisor: Supervisor,
         links: Links,
         health: Health,
-        legacy_nodes: LegacyNodes | None,
         rest: HttpServer | None,
         reload: Reload,
     ) -> None:
@@ -76,7 +74,6 @@ class Controller:
         self._supervisor = supervisor
         self._links = links
         self._health = health
-        self.legacy_nodes = legacy_nodes
         self._rest = rest
         self._reload = reload
 
@@ -225,7 +222,6 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             supervisor=engine.supervisor,
             links=engine.links,
             health=health,
-            legacy_nodes=legacy_nodes,
             rest=rest,
             reload=reload,
         )

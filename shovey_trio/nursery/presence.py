@@ -12,19 +12,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import structlog
 import trio
 
 from shovey_trio.core.jobs.events import NodeSilent
 from shovey_trio.core.jobs.model import LinkMode, Node, Presence
 from shovey_trio.nursery.handles import RunHandle
 from shovey_trio.nursery.links import Links, NodeKey
-from shovey_trio.nursery.persist import until_stored
 from shovey_trio.nursery.ports import AgentLink, Clock, Doorbell
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.settings import Timing
 
-_log = structlog.get_logger(__name__)
 # How often due checks are looked for: a node is marked down at most this much late.
 _TICK = 0.5
 
@@ -66,7 +63,7 @@ class NodePresence:
         now = self._clock.now()
         self._due.pop((link.organization, link.node), None)
         self._registry.saw(link.organization, link.node, now)
-        await self._set(link.organization, link.node, Presence.UP, "attached", now)
+        await self._set((link.organization, link.node), Presence.UP, "attached", now)
 
     def detached(self, link: AgentLink, *, asked: bool) -> None:
         """Notes that a node's stream is gone; ``asked``: an on-demand agent that took its leave."""
@@ -103,7 +100,7 @@ class NodePresence:
                     self._due.pop(_key(node), None)
                     await self._down(_key(node), f"serf_{change.status}", now)
             elif node.presence is Presence.DOWN and node.presence_reason.startswith("serf_") and self._is_fresh(node):
-                await self._set(node.organization, node.name, Presence.UP, "serf_alive", now)
+                await self._set(_key(node), Presence.UP, "serf_alive", now)
                 self._look_at(_key(node), self._fresh_until(node), since=now)
 
     def _fresh_until(self, node: Node) -> float:
@@ -137,23 +134,17 @@ class NodePresence:
     async def _down(self, key: NodeKey, reason: str, since: float) -> None:
         node = self._registry.get(*key)
         if node is not None and node.presence is Presence.UP:
-            await self._set(*key, Presence.DOWN, reason, since)
+            await self._set(key, Presence.DOWN, reason, since)
         await self._tell_runs(key, reason, since)
 
     async def _tell_runs(self, key: NodeKey, reason: str, since: float) -> None:
         for run in self._runs_of_node(*key):
             await run.post(NodeSilent(since=since, reason=reason))
 
-    async def _set(self, organization: str, name: str, presence: Presence, reason: str, since: float) -> None:
-        status = self._registry.note_presence(organization, name, presence=presence, reason=reason, since=since)
-        if status is None:
-            return
-
-        async def write() -> None:
-            await self._registry.write_presence(status)
-
-        await until_stored(write, longest_pause=self._timing.store_retry)
-        _log.info("node.presence", node=name, presence=presence.value, reason=reason)
+    async def _set(self, key: NodeKey, presence: Presence, reason: str, since: float) -> None:
+        await self._registry.set_presence(
+            *key, presence, reason=reason, since=since, longest_pause=self._timing.store_retry
+        )
 
 
 def _key(node: Node) -> NodeKey:

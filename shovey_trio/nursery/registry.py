@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 
+import structlog
+
 from shovey_trio.core.jobs.model import Node, NodeStatus, Presence
+from shovey_trio.nursery.persist import until_stored
 from shovey_trio.store.contract import NodeStore
 
+_log = structlog.get_logger(__name__)
 _NONE: Mapping[str, Node] = MappingProxyType({})
 
 
@@ -78,31 +82,33 @@ class NodeRegistry:
         if now is not None and now is not before:
             await self._store.write_node(node, only_known=only_known)
 
-    def note_presence(
-        self, organization: str, name: str, *, presence: Presence, reason: str, since: float
-    ) -> NodeStatus | None:
-        """Changes a node's presence in memory; returns what ``write_presence`` has to make durable, None for nothing.
+    async def set_presence(
+        self, organization: str, name: str, presence: Presence, *, reason: str, since: float, longest_pause: float
+    ) -> None:
+        """Changes a node's presence and returns when its history has it; nothing if that is no news.
 
-        In memory first: two changes in a row must not overtake each other while the first is being written.
+        In memory first: two changes in a row must not overtake each other while the first is being written, for which
+        it is tried again and again, at most ``longest_pause`` seconds apart.
+
+        Raises:
+            StoreCorrupt: final; the daemon has to stop.
         """
         node = self.get(organization, name)
         if node is None or (node.presence is presence and node.presence_reason == reason):
-            return None
+            return
         self._nodes[organization][name] = replace(node, presence=presence, presence_since=since, presence_reason=reason)
         status = NodeStatus(node=name, organization=organization, presence=presence, since=since, reason=reason)
         if self._presence_changed is not None:
             self._presence_changed(status)
-        return status
 
-    async def write_presence(self, status: NodeStatus) -> None:
-        """Stores an entry of a node's history, and the node as it is by now; nothing for a node that is gone.
+        async def write() -> None:
+            # As it is by then, if it is still there.
+            now = self.get(organization, name)
+            if now is not None:
+                await self._store.write_node(now, status=status, only_known=True)
 
-        Raises:
-            StoreUnavailable: to be called again with the same status.
-        """
-        node = self.get(status.organization, status.node)
-        if node is not None:
-            await self._store.write_node(node, status=status, only_known=True)
+        await until_stored(write, longest_pause=longest_pause)
+        _log.info("node.presence", node=name, presence=presence.value, reason=reason)
 
     def saw(self, organization: str, name: str, at: float) -> None:
         """Notes a sign of life."""

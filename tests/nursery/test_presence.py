@@ -177,9 +177,7 @@ async def test_a_change_of_tags_does_not_undo_a_change_of_presence(autojump_cloc
         async with trio.open_nursery() as nursery:
             nursery.start_soon(fleet.rig.registry.put, replace(node, tags={"a": "b"}))
             await trio.sleep(0.5)
-            status = fleet.rig.registry.note_presence("default", "n", presence=DOWN, reason="gone", since=5.0)
-            assert status is not None
-            await fleet.rig.registry.write_presence(status)
+            await fleet.rig.registry.set_presence("default", "n", DOWN, reason="gone", since=5.0, longest_pause=1.0)
         known, [stored] = fleet.rig.registry.get("default", "n"), await store.load_nodes()
         assert known == stored
         assert (stored.presence, stored.presence_reason, dict(stored.tags)) == (DOWN, "gone", {"a": "b"})

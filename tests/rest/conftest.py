@@ -44,7 +44,7 @@ def key_of(name: str) -> RSAPrivateKey:
 
 @dataclass
 class RecordingLegacy:
-    """``shovey.rest.ports.LegacyNodes`` that only keeps what it is told."""
+    """``LegacyNodes`` that only keeps what it is told."""
 
     runs: list[tuple[Principal, str, str, Mapping[str, object]]] = field(default_factory=list)
     streams: list[tuple[Principal, str, str, Mapping[str, object]]] = field(default_factory=list)

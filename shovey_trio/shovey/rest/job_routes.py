@@ -23,8 +23,8 @@ from shovey_trio.shovey.protocol.requests import read_cancel_request, read_job_r
 from shovey_trio.shovey.protocol.views import job_view, run_view, started_view
 from shovey_trio.shovey.rest.lookups import find_job, find_run, reporting_node
 from shovey_trio.shovey.rest.output_json import Stretch, with_output
-from shovey_trio.shovey.rest.ports import LegacyNodes
 from shovey_trio.shovey.rest.routing import Call, Route
+from shovey_trio.shovey.route.reports import LegacyNodes
 from shovey_trio.store.contract import JobFilter, JobOverview
 
 _log = structlog.get_logger(__name__)

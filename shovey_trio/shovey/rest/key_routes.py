@@ -7,8 +7,8 @@ from starlette.responses import Response
 from shovey_trio.core.errors import NotFound
 from shovey_trio.core.trust.authz import Action
 from shovey_trio.http.messages import json_response
-from shovey_trio.shovey.rest.ports import LegacyNodes
 from shovey_trio.shovey.rest.routing import Call, Route
+from shovey_trio.shovey.route.reports import LegacyNodes
 
 
 class KeyRoutes:

@@ -27,9 +27,9 @@ from shovey_trio.shovey.rest.application import RestApplication
 from shovey_trio.shovey.rest.job_routes import JobPolicy, JobRoutes
 from shovey_trio.shovey.rest.key_routes import KeyRoutes
 from shovey_trio.shovey.rest.node_routes import NodeRoutes
-from shovey_trio.shovey.rest.ports import LegacyNodes
 from shovey_trio.shovey.rest.routing import Route
 from shovey_trio.shovey.rest.stream_routes import StreamRoutes
+from shovey_trio.shovey.route.reports import LegacyNodes
 
 _log = structlog.get_logger(__name__)
 

@@ -6,8 +6,8 @@ from shovey_trio.application.jobs import Jobs
 from shovey_trio.core.errors import NotFound, PermissionDenied
 from shovey_trio.core.jobs.model import OutputExtent, Run
 from shovey_trio.core.jobs.states import JobState
-from shovey_trio.shovey.rest.ports import LegacyNodes
 from shovey_trio.shovey.rest.routing import Call
+from shovey_trio.shovey.route.reports import LegacyNodes
 from shovey_trio.store.contract import JobOverview
 
 

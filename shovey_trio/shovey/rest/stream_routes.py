@@ -18,8 +18,8 @@ from shovey_trio.shovey.protocol.requests import read_object
 from shovey_trio.shovey.protocol.sequence import LOOK_AHEAD, Pieces, boundary, pieces, read_sequence
 from shovey_trio.shovey.rest.lookups import find_run, reporting_node
 from shovey_trio.shovey.rest.output_json import Stretch, read_stretch, with_output
-from shovey_trio.shovey.rest.ports import LegacyNodes
 from shovey_trio.shovey.rest.routing import Call, Route
+from shovey_trio.shovey.route.reports import LegacyNodes
 
 _log = structlog.get_logger(__name__)
 

@@ -1,4 +1,4 @@
-"""Old nodes over a serf agent: ``shovey.route.ports.LegacyBell``, and the ear for what they say.
+"""Old nodes over a serf agent: what hands them whole orders, and the ear for what they say.
 
 A node of goiardi 0.11 is in serf under its own name, one of goiardi 1.0 under ``organization:name``. Both are looked
 for; where both exist, the longer is meant, because the plain one may be somebody else's. Plain names are those of the
@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from dataclasses import dataclass
+from typing import Final, TypeAlias
 
 import structlog
 import trio
@@ -30,13 +31,34 @@ from shovey_trio.shovey.protocol.wire import (
     PayloadMalformed,
     parse_status,
 )
-from shovey_trio.shovey.route.ports import LegacyQuery, Packed, SendQuery
 
 _log = structlog.get_logger(__name__)
 #: What the link must subscribe to for ``LegacyListener``.
 LEGACY_EVENTS: Final = (f"query:{STATUS_QUERY}", f"user:{START_EVENT}")
 # An answer that takes longer is of no use: the heartbeat's query is over.
 _ANSWER_DEADLINE: Final = 3.0
+
+
+@dataclass(frozen=True, slots=True)
+class LegacyQuery:
+    """One query: a signed order and the nodes it is for."""
+
+    organization: str
+    nodes: tuple[str, ...]
+    payload: bytes
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Packed:
+    """Which nodes go into the next query.
+
+    Attributes:
+        together: in the order given, as many as fit.
+        never: nodes whose name does not fit beside this payload, not even alone.
+    """
+
+    together: tuple[str, ...]
+    never: tuple[str, ...]
 
 
 class SerfLegacyBell:
@@ -56,10 +78,12 @@ class SerfLegacyBell:
         self._open: list[QueryProgress] = []
 
     def member_status(self, organization: str, node: str) -> str:
+        """Serf's word for the node's serf agent, whichever of its two names it goes by; '' when serf has neither."""
         member = self._member(organization, node)
         return "" if member is None else member.status.value
 
     def pack(self, organization: str, nodes: Sequence[str], payload_size: int) -> Packed:
+        """Fills one query, exactly to the agent's limit."""
         frame, names = self._frame(), list[str]()
         together, never = list[str](), list[str]()
         for node in nodes:
@@ -75,6 +99,12 @@ class SerfLegacyBell:
 
     @asynccontextmanager
     async def turn(self) -> AsyncIterator[SendQuery]:
+        """A block that begins when the pace of queries allows one more, with what sends it; others wait meanwhile.
+
+        Raises:
+            SerfUnavailable: at the beginning, there is no connection; by the sender, the query may have been sent.
+            ShoveyError: serf refused it; nobody got it.
+        """
         async with self._link.turn() as issue:
 
             async def send(query: LegacyQuery) -> SerfLegacyDelivery:
@@ -86,6 +116,7 @@ class SerfLegacyBell:
             yield send
 
     def heard(self, organization: str, node: str) -> None:
+        """Notes that a node has answered, so that its query makes room for others."""
         plain = [node] if organization == self._organization else []
         for progress in self._open:
             progress.mark_heard(*plain, serf_name(organization, node))
@@ -118,18 +149,26 @@ class SerfLegacyBell:
 
 
 class SerfLegacyDelivery:
-    """What became of one query; see ``shovey.route.ports.LegacyDelivery``."""
+    """What serf says of one query that was sent."""
 
     def __init__(self, progress: QueryProgress, names: dict[str, str]) -> None:
         self._progress = progress
         self._names = names
 
     async def is_lost_on(self, node: str) -> bool:
+        """Waits until it is known, and then whether the node's serf agent has not had the query.
+
+        False when it has, and also when it can never be known: whoever sends an order again on the strength of this
+        must be sure that nobody got it twice.
+        """
         name = self._names[node]
         while name not in self._progress.acked and not self._progress.settled:
             await self._progress.wait_changed()
         # A connection that broke has taken the acknowledgements with it: then nobody knows.
         return name not in self._progress.acked and self._progress.done
+
+
+SendQuery: TypeAlias = Callable[[LegacyQuery], Awaitable[SerfLegacyDelivery]]
 
 
 class LegacyListener:

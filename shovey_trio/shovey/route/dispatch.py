@@ -29,7 +29,8 @@ from shovey_trio.nursery.route import RunAtWork
 from shovey_trio.nursery.settings import Timing
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.protocol.wire import DEFAULT_TIME_SLEW, cancel_fields, start_fields
-from shovey_trio.shovey.route.ports import LegacyBell, LegacyDelivery, LegacyQuery, LegacySigner
+from shovey_trio.shovey.route.bell import LegacyQuery, SerfLegacyBell, SerfLegacyDelivery
+from shovey_trio.shovey.route.keyring import LegacyKeyring
 
 _log = structlog.get_logger(__name__)
 # How often nodes that serf does not see are looked for again, and how long a full serf is left alone.
@@ -61,7 +62,7 @@ class _Order:
     run: RunAtWork
     kind: OrderKind
     settled: trio.Event = field(default_factory=trio.Event)
-    delivery: LegacyDelivery | None = None
+    delivery: SerfLegacyDelivery | None = None
     error: ShoveyError | None = None
 
     @property
@@ -88,7 +89,7 @@ class _Order:
 class LegacyDispatcher:
     """Sends orders to old nodes. ``serve`` must run."""
 
-    def __init__(self, *, bell: LegacyBell, signer: LegacySigner, clock: Clock, timing: Timing) -> None:
+    def __init__(self, *, bell: SerfLegacyBell, signer: LegacyKeyring, clock: Clock, timing: Timing) -> None:
         self.bell = bell
         self._signer = signer
         self._clock = clock
@@ -98,7 +99,7 @@ class LegacyDispatcher:
         self._signed: dict[_Batch, tuple[float, bytes]] = {}
         self._work = trio.Event()
 
-    async def send(self, run: RunAtWork, kind: OrderKind) -> LegacyDelivery | None:
+    async def send(self, run: RunAtWork, kind: OrderKind) -> SerfLegacyDelivery | None:
         """Waits for the turn of a run's order and sends it; None when it was not wanted any more by then.
 
         Waits for as long as serf does not see the node. Cancelled before its turn, nothing is sent.
@@ -148,7 +149,7 @@ class LegacyDispatcher:
 
     async def _send_one(self, batch: _Batch) -> None:
         going: list[_Order] = []
-        delivery: LegacyDelivery | None = None
+        delivery: SerfLegacyDelivery | None = None
         try:
             async with self.bell.turn() as send:
                 payload = self._payload(batch)
@@ -222,7 +223,9 @@ class LegacyDispatcher:
                 del self._waiting[batch]
 
 
-def _settle(orders: list[_Order], *, delivery: LegacyDelivery | None = None, error: ShoveyError | None = None) -> None:
+def _settle(
+    orders: list[_Order], *, delivery: SerfLegacyDelivery | None = None, error: ShoveyError | None = None
+) -> None:
     for order in orders:
         order.delivery, order.error = delivery, error
         order.settled.set()

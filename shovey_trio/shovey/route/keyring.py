@@ -36,7 +36,7 @@ LoadRings = Callable[[], Mapping[str, LegacyRing]]
 
 
 class LegacyKeyring:
-    """Implements ``nursery.ports.LegacySigner``. ``serve`` must run for what nodes show to become durable.
+    """Signs with the key that a node holds. ``serve`` must run for what nodes show to become durable.
 
     Args:
         rings: by organization, as ``load`` has read them.

@@ -22,13 +22,12 @@ from shovey_trio.core.jobs.events import NodeHeard, NodeSilent
 from shovey_trio.core.jobs.model import Node, Presence
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.handles import RunHandle
-from shovey_trio.nursery.persist import until_stored
 from shovey_trio.nursery.ports import Clock, MemberChange
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.settings import Timing
 from shovey_trio.shovey.kind import KIND, SchobTiming
 from shovey_trio.shovey.protocol.wire import STATUS_UP
-from shovey_trio.shovey.route.ports import LegacyBell
+from shovey_trio.shovey.route.bell import SerfLegacyBell
 
 _log = structlog.get_logger(__name__)
 # How exactly it is known when a node was last heard, in seconds; a node that sends output is heard all the time.
@@ -43,7 +42,7 @@ class LegacyPresence:
         *,
         organization: str,
         registry: NodeRegistry,
-        bell: LegacyBell,
+        bell: SerfLegacyBell,
         changes: Callable[[], AsyncIterator[MemberChange]],
         clock: Clock,
         timing: Timing,
@@ -130,14 +129,11 @@ class LegacyPresence:
             await run.post(NodeSilent(since=since, reason=reason))
 
     async def _set(self, node: Node, presence: Presence, reason: str, since: float) -> None:
-        status = self._registry.note_presence(
-            node.organization, node.name, presence=presence, reason=reason, since=since
+        await self._registry.set_presence(
+            node.organization,
+            node.name,
+            presence,
+            reason=reason,
+            since=since,
+            longest_pause=self._timing.store_retry,
         )
-        if status is None:
-            return
-
-        async def write() -> None:
-            await self._registry.write_presence(status)
-
-        await until_stored(write, longest_pause=self._timing.store_retry)
-        _log.info("node.presence", node=node.name, presence=presence.value, reason=reason)

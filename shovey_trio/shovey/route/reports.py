@@ -25,8 +25,8 @@ from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.shovey.kind import KEY_RESET, KIND, SchobTiming
 from shovey_trio.shovey.protocol.report import RunPut, StreamPut, event_of, parse_run_put, parse_stream_put
+from shovey_trio.shovey.route.bell import SerfLegacyBell
 from shovey_trio.shovey.route.keyring import LegacyKeyring
-from shovey_trio.shovey.route.ports import LegacyBell
 from shovey_trio.shovey.route.presence import LegacyPresence
 from shovey_trio.shovey.route.sequences import RunSequences, SequenceBook
 from shovey_trio.store.contract import AuditStore
@@ -41,7 +41,11 @@ _Report = NodeStarted | NodeRefused | EndTold | OrderUnusable
 
 
 class LegacyNodes:
-    """What old nodes may do; implements ``shovey.rest.ports.LegacyNodes``."""
+    """What old nodes may do over HTTP.
+
+    The caller's signature and role, and that ``node`` is its own name, were checked before; ``body`` is the request's
+    JSON object, its members not yet checked.
+    """
 
     def __init__(
         self,
@@ -50,7 +54,7 @@ class LegacyNodes:
         supervisor: Supervisor,
         inbox: AgentInbox,
         presence: LegacyPresence,
-        bell: LegacyBell,
+        bell: SerfLegacyBell,
         keyring: LegacyKeyring,
         waits: SchobTiming,
         audit: AuditStore,
