@@ -9,14 +9,16 @@ from typing import Final, Literal
 from pydantic import Field
 
 from shovey_trio.config.sources import Sources, load_settings
-from shovey_trio.config.types import Address, FilePath, PositiveDuration, Section
+from shovey_trio.config.types import Address, FilePath, OptionalAddress, PositiveDuration, Section
+from shovey_trio.core.addresses import join_address, split_address
 from shovey_trio.identity.authority import INTERNAL_NAME
-from shovey_trio.identity.files import read_public, read_secret
 from shovey_trio.identity.layout import ClientDirectory
+from shovey_trio.identity.user_certificate import UserCertificate, read_user_certificate
 
 ENVIRONMENT_PREFIX: Final = "SHOVEY"
 #: Names a configuration file for every command, when no flag does.
 CONFIG_VARIABLE: Final = "SHOVEY_CONFIG"
+_ENROLL_PORT: Final = 7444
 
 
 class ClientSection(Section):
@@ -26,11 +28,19 @@ class ClientSection(Section):
     server_name: str = Field(
         default=INTERNAL_NAME, description="name the controller's certificate is checked for; empty: as in `server`"
     )
+    enroll_server: OptionalAddress = Field(
+        default="", description="enroll address of the controller, for `login renew`; empty: port 7444 there"
+    )
     ca_file: FilePath = Field(default=Path("ca.crt"), description="PEM, what the controller's certificate chains to")
     certificate_file: FilePath = Field(default=Path("client.crt"), description="PEM, the user's certificate")
     key_file: FilePath = Field(default=Path("client.key"), description="PEM, its key (mode 0600)")
     call_deadline: PositiveDuration = Field(default=30.0, description="how long a call that does not follow may take")
     output: Literal["table", "json", "jsonl", "yaml", "name"] = Field(default="table", description="as `-o`")
+
+    @property
+    def enroll_address(self) -> str:
+        """Where certificates are renewed."""
+        return self.enroll_server or join_address(split_address(self.server)[0], _ENROLL_PORT)
 
 
 class ClientSettings(Section):
@@ -38,15 +48,10 @@ class ClientSettings(Section):
 
     client: ClientSection = Field(default_factory=ClientSection)
 
-    def read_credentials(self) -> tuple[bytes, bytes, bytes]:
-        """CA certificates, certificate chain and private key as PEM; blocking.
-
-        Raises:
-            InsecureFile: somebody other than its owner can read the key.
-            FileUnusable: a file is missing.
-        """
+    def read_certificate(self) -> UserCertificate:
+        """The user's certificate with its key and CA; blocking. Raises as ``read_user_certificate``."""
         client = self.client
-        return read_public(client.ca_file), read_public(client.certificate_file), read_secret(client.key_file)
+        return read_user_certificate(file=client.certificate_file, key_file=client.key_file, ca_file=client.ca_file)
 
 
 def load_client_settings(

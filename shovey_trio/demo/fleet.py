@@ -130,8 +130,8 @@ class Fleet:
     def client_tls(self) -> tuple[str, ClientTls, str]:
         """Address, identity and server name of the admin's client."""
         settings = load_client_settings(self.client_directory.configuration, environ={})
-        ca, certificate, key = settings.read_credentials()
-        tls = ClientTls(ca=ca, certificate=certificate, private_key=key)
+        own = settings.read_certificate()
+        tls = ClientTls(ca=own.ca, certificate=own.chain, private_key=own.private_key)
         return settings.client.server, tls, settings.client.server_name
 
     @asynccontextmanager

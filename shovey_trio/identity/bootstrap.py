@@ -57,7 +57,7 @@ class SetupOptions:
         organization: name of the organization.
         admin: name of the first admin.
         hosts: names and addresses by which nodes and clients reach the listeners, beside the local ones.
-        control_address: ``host:port`` that clients are told.
+        control_address, enroll_address: ``host:port`` that clients are told.
         configuration: text of ``shovey-trio.toml``.
         now: unix seconds.
         key_kinds: of the keys that an organization has beside its signing keys.
@@ -67,6 +67,7 @@ class SetupOptions:
     admin: str
     hosts: tuple[str, ...]
     control_address: str
+    enroll_address: str
     configuration: str
     now: float
     key_kinds: Collection[KeyKind[Any]] = ()
@@ -166,6 +167,7 @@ def _make_admin(directory: DataDirectory, authority: CertificateAuthority, optio
         organization=options.organization,
         label=identity.label,
         server=options.control_address,
+        enroll_server=options.enroll_address,
         server_name=INTERNAL_NAME,
         ca_certificates=authority.pem,
         certificate=issued.chain,

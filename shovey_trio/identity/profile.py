@@ -16,6 +16,8 @@ _CONFIGURATION: Final = """\
 server = "{server}"
 # The controller's certificate is checked for this name, whatever address it is reached by.
 server_name = "{server_name}"
+# Where `shovey login renew` goes.
+enroll_server = "{enroll_server}"
 # Relative to this file.
 ca_file = "ca.crt"
 certificate_file = "client.crt"
@@ -25,11 +27,12 @@ key_file = "client.key"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClientProfile:
-    """What a user's client needs. ``server`` is ``host:port`` of the control listener; the rest is PEM."""
+    """What a user's client needs. ``server`` and ``enroll_server`` are ``host:port`` of the two listeners."""
 
     organization: str
     label: str
     server: str
+    enroll_server: str
     server_name: str
     ca_certificates: bytes
     certificate: bytes
@@ -54,6 +57,7 @@ def write_profile(profile: ClientProfile, root: Path) -> ClientDirectory:
         label=profile.label,
         organization=profile.organization,
         server=profile.server,
+        enroll_server=profile.enroll_server,
         server_name=profile.server_name,
     )
     write_public(directory.configuration, configuration.encode())

@@ -71,10 +71,10 @@ def test_init_makes_the_store_with_the_first_admin(data: Path) -> None:
 def test_init_makes_a_client_directory_that_loads(data: Path) -> None:
     directory = DataDirectory(data)
     settings = load_client_settings(ClientDirectory(directory.admin).configuration, environ={})
-    ca, chain, _key = settings.read_credentials()
+    own = settings.read_certificate()
     assert settings.client.server == "ctl.example.com:7443"
-    now = read_certificates(chain)[0].not_valid_before_utc.timestamp() + 1
-    verified = verify_certificate(chain, authorities=read_certificates(ca), revoked=(), now=now)
+    now = own.leaf.not_valid_before_utc.timestamp() + 1
+    verified = verify_certificate(own.chain, authorities=read_certificates(own.ca), revoked=(), now=now)
     assert verified.identity.uri == "shovey://acme/user/admin"
 
 

@@ -18,7 +18,7 @@ import pytest
 import trio
 
 from shovey_trio.cli.controller.doctor import diagnose
-from shovey_trio.cli.controller.doctor_checks import Finding, Status, check_certificates, check_clock
+from shovey_trio.cli.controller.doctor_checks import Finding, Status, check_admin, check_certificates, check_clock
 from shovey_trio.cli.controller.main import run
 from shovey_trio.cli.controller.offline_store import run_with_store
 from shovey_trio.config.server import load_server_settings
@@ -115,6 +115,23 @@ def test_an_older_store_is_reported_and_not_migrated(data: Path) -> None:
     assert finding.status is Status.WARN
     assert "schema 0000" in finding.message
     assert store.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("days", "status", "words"),
+    [
+        (300, Status.OK, "holds until"),
+        (340, Status.WARN, "holds until"),
+        (370, Status.WARN, "you can renew it: shovey login renew"),
+    ],
+)
+def test_the_admins_certificate_is_told_from_30_days_before_its_end(
+    data: Path, days: float, status: Status, words: str
+) -> None:
+    settings = load_server_settings(DataDirectory(data).configuration, environ={})
+    [finding] = check_admin(settings, time.time() + days * DAY)
+    assert (finding.status, words in finding.message) == (status, True)
+    assert finding.advice == ("" if status is Status.OK else f"shovey --config {data}/admin login renew")
 
 
 def test_certificates_warn_before_they_fail(data: Path) -> None:

@@ -129,8 +129,8 @@ async def test_refused_call_is_on_record_with_the_rule_that_refused_it(fleet: Fl
         "shovey-trio", "user", "cert", "vic", "--role", "viewer", "--out", str(out), "--data-dir", str(fleet.data.root)
     )
     settings = load_client_settings(ClientDirectory(out).configuration, environ={})
-    ca, certificate, key = settings.read_credentials()
-    tls = ClientTls(ca=ca, certificate=certificate, private_key=key)
+    own = settings.read_certificate()
+    tls = ClientTls(ca=own.ca, certificate=own.chain, private_key=own.private_key)
     async with open_client(settings.client.server, tls, server_name=settings.client.server_name) as client:
         with pytest.raises(RpcError):
             await client.remove_node("a")

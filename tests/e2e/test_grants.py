@@ -40,8 +40,8 @@ async def client_of(fleet: Fleet, name: str, role: str) -> AsyncIterator[ShoveyC
     out = fleet.directory / f"client-{name}"
     await user(fleet, "cert", name, "--role", role, "--out", str(out))
     settings = load_client_settings(ClientDirectory(out).configuration, environ={})
-    ca, certificate, key = settings.read_credentials()
-    tls = ClientTls(ca=ca, certificate=certificate, private_key=key)
+    own = settings.read_certificate()
+    tls = ClientTls(ca=own.ca, certificate=own.chain, private_key=own.private_key)
     async with open_client(settings.client.server, tls, server_name=settings.client.server_name) as client:
         yield client
 

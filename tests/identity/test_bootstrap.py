@@ -22,6 +22,7 @@ OPTIONS = SetupOptions(
     admin="ann",
     hosts=("ctl.example.com",),
     control_address="ctl.example.com:7443",
+    enroll_address="ctl.example.com:7444",
     configuration="# settings\n",
     now=NOW,
     key_kinds=(LEGACY_KEYS,),

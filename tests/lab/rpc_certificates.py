@@ -1,4 +1,4 @@
-"""A certificate authority for tests: ECDSA P-256, identities as URIs, valid for an hour, nothing on disk."""
+"""A certificate authority for tests: ECDSA P-256, identities as URIs, valid for a quarter, nothing on disk."""
 
 from __future__ import annotations
 
@@ -67,5 +67,5 @@ def _builder(subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicK
         .public_key(key)
         .serial_number(x509.random_serial_number())
         .not_valid_before(now - datetime.timedelta(minutes=5))
-        .not_valid_after(now + datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(days=90))
     )

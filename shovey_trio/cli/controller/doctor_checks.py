@@ -23,9 +23,10 @@ from shovey_trio.core.trust.orders import MAX_CLOCK_SKEW
 from shovey_trio.identity.authority import DAY, hosts_of, listener_hosts, read_certificates, renew_at
 from shovey_trio.identity.files import check_secret_directory, check_secret_file, read_public
 from shovey_trio.identity.key_places import KeySource
-from shovey_trio.identity.layout import DataDirectory
+from shovey_trio.identity.layout import ClientDirectory, DataDirectory
 from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.identity.tls import load_controller_tls
+from shovey_trio.identity.user_certificate import read_user_certificate
 from shovey_trio.store.contract import Store
 from shovey_trio.store.sql.schema import HEAD
 from shovey_trio.store.sqlite.schema import outdated_schema
@@ -119,6 +120,29 @@ def check_certificates(settings: ServerSettings, now: float) -> Iterator[Finding
         else:
             status, message, advice = Status.OK, f"holds until {_day(until)}", ""
         yield Finding(check="certificates", status=status, message=f"{name}: {message}", advice=advice)
+
+
+def check_admin(settings: ServerSettings, now: float) -> Iterator[Finding]:
+    """Whether the first admin's certificate, if it is still kept here, is valid and for how long."""
+    admin = ClientDirectory(settings.directory.admin)
+    if not admin.identity.certificate.exists():
+        return
+    renewal = f"shovey --config {admin.root} login renew"
+    try:
+        own = read_user_certificate(
+            file=admin.identity.certificate, key_file=admin.identity.key, ca_file=admin.ca_certificate
+        )
+        own.check(now)
+    except ShoveyError as exc:
+        yield Finding(check="certificates", status=Status.WARN, message=f"admin: {exc.message}", advice=renewal)
+        return
+    due = own.is_due(now)
+    yield Finding(
+        check="certificates",
+        status=Status.WARN if due else Status.OK,
+        message=f"admin: {own.identity.label} holds until {_day(own.expires_at)}",
+        advice=renewal if due else "",
+    )
 
 
 def check_signing_keys(settings: ServerSettings) -> Iterator[Finding]:

@@ -67,6 +67,7 @@ def init(
         admin=admin,
         hosts=hosts,
         control_address=settings.control_address,
+        enroll_address=settings.enroll_address,
         configuration=render_configuration(ServerSettings, {**values, "server.data_dir": "."}, header=_HEADER),
         now=time.time(),
     )

@@ -184,6 +184,7 @@ def cert(settings: ServerSettings, name: str, role: str, out: Path | None) -> No
         organization=identity.organization,
         label=identity.label,
         server=settings.control_address,
+        enroll_server=settings.enroll_address,
         server_name=INTERNAL_NAME,
         ca_certificates=ca_certificates,
         certificate=issued.chain,

@@ -28,9 +28,13 @@ _NODE: Final = {
     "list": ("shovey_trio.cli.operator.node_list:list_nodes", "List the registered nodes."),
     "status": ("shovey_trio.cli.operator.node_status:status", "Show which nodes are up, and why."),
 }
+_LOGIN: Final = {
+    "renew": ("shovey_trio.cli.operator.login_renew:renew", "Exchange your certificate for a fresh one."),
+}
 _ROOT: Final = {
     "job": ("shovey_trio.cli.operator.main:job", "Start, follow and cancel jobs."),
     "node": ("shovey_trio.cli.operator.main:node", "See nodes and whether they are up."),
+    "login": ("shovey_trio.cli.operator.main:login", "Your certificate."),
     "explain": ("shovey_trio.cli.operator.explain:explain", "Say whether a command would run, and why."),
     "version": ("shovey_trio.cli.operator.version:version", "Show the versions of client and controller."),
 }
@@ -66,6 +70,11 @@ def job() -> None:
 @click.command(cls=LazyGroup, commands_at=_NODE)
 def node() -> None:
     """See nodes and whether they are up."""
+
+
+@click.command(cls=LazyGroup, commands_at=_LOGIN)
+def login() -> None:
+    """Your certificate, by which the controller knows you."""
 
 
 def main() -> None:

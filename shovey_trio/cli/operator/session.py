@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,8 +15,12 @@ import click
 import trio
 
 from shovey_trio.cli.operator.options import LAST_JOB, OperatorOptions
+from shovey_trio.cli.operator.reach import why_unreachable
+from shovey_trio.cli.text.failures import Failed
 from shovey_trio.config.operator import ClientSettings, find_client_file, load_client_settings
-from shovey_trio.core.errors import Exit, NotFound, Unreachable
+from shovey_trio.core.errors import Exit, NotFound, Unreachable, first_leaf
+from shovey_trio.identity.authority import DAY
+from shovey_trio.identity.user_certificate import UserCertificate, moment
 from shovey_trio.rpc.bridge import ClientTls
 from shovey_trio.rpc.client.client import ShoveyClient, open_client
 
@@ -80,10 +85,12 @@ def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Ex
         click.exceptions.Exit: always, unless the controller or the settings are at fault.
     """
     section = settings.client
+    own = settings.read_certificate()
+    own.check(time.time())
+    _warn_of_end(own)
 
     async def run() -> Exit:
-        ca, certificate, key = settings.read_credentials()
-        tls = ClientTls(ca=ca, certificate=certificate, private_key=key)
+        tls = ClientTls(ca=own.ca, certificate=own.chain, private_key=own.private_key)
         code = Exit.INTERRUPTED
         # Not KeyboardInterrupt: it would be raised wherever trio happens to be, in the middle of grpc's loop too.
         with trio.open_signal_receiver(signal.SIGINT) as signals:
@@ -94,7 +101,22 @@ def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Ex
                 nursery.cancel_scope.cancel(reason="the command is done")
         return code
 
-    raise click.exceptions.Exit(trio.run(run).value)
+    try:
+        code = trio.run(run)
+    except* Unreachable as lost:
+        said = first_leaf(lost)
+        advice = trio.run(why_unreachable, section, own)
+        raise Failed(str(said), reason=Unreachable.reason, exit=Exit.UNREACHABLE, advice=advice) from None
+    raise click.exceptions.Exit(code.value)
+
+
+def _warn_of_end(own: UserCertificate) -> None:
+    if own.is_due(time.time()):
+        left = int((own.expires_at - time.time()) / DAY)
+        click.echo(
+            f"warning: {own} expires on {moment(own.expires_at)}, in {left} days; renew it: shovey login renew",
+            err=True,
+        )
 
 
 async def _leave_at(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:

@@ -23,6 +23,7 @@ def version(options: OperatorOptions, *, output: Format | None) -> None:
     from shovey_trio.cli.operator.session import load_settings, run_session
     from shovey_trio.cli.text.plain import plain_message
     from shovey_trio.cli.text.terminal_text import printable
+    from shovey_trio.identity.user_certificate import moment
 
     client = installed("shovey-trio")
     settings = load_settings(options)
@@ -33,14 +34,19 @@ def version(options: OperatorOptions, *, output: Format | None) -> None:
     async def work(session: Session) -> Exit:
         with session.call():
             info = await session.client.get_server_info()
+        own = settings.read_certificate()
+        until = own.leaf.not_valid_after_utc.isoformat().replace("+00:00", "Z")
         match chosen:
             case Format.TABLE:
                 click.echo(f"controller  {printable(info.version)} at {settings.client.server}")
                 click.echo(f"you are     {printable(info.caller)} of {printable(info.organization)}")
+                click.echo(f"certificate {own.file}, until {moment(own.expires_at)}")
             case Format.NAME:
                 click.echo(info.version)
             case _:
-                write_document({"client": client, "server": plain_message(info)}, chosen)
+                write_document(
+                    {"client": client, "server": plain_message(info), "certificate_expires_at": until}, chosen
+                )
         return Exit.OK
 
     run_session(settings, work)

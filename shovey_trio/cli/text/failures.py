@@ -18,7 +18,6 @@ _ADVICE: Final = {
     "NO_TARGETS": "name nodes, or use --all, --tag or --match",
     "PERMISSION_DENIED": "ask an admin for a role that may do this; `shovey version` shows who you are",
     "UNAUTHENTICATED": "ask an admin for a certificate (`shovey-trio user cert NAME`)",
-    "UNREACHABLE": "check --server, that `shovey-trio serve` runs there, and that your certificate is of its CA",
     "REQUEST_ID_REUSED": "use another --request-id for another job",
     "HISTORY_GONE": "watch again without a token",
     "DRAINING": "the controller is stopping; try again when it is back",
