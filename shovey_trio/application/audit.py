@@ -63,6 +63,12 @@ def origin() -> CallOrigin:
     return _origin.get()
 
 
+def caller_key() -> str:
+    """Whose share the call that is being handled uses: who calls if that is proven, else where it comes from."""
+    came = origin()
+    return f"{came.organization}/{came.principal}" if came.principal else came.peer
+
+
 def audit_entry(
     at: float,
     action: str,

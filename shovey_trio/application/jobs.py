@@ -12,6 +12,7 @@ from typing import Protocol, TypeVar
 import structlog
 import trio
 
+from shovey_trio.application.audit import caller_key
 from shovey_trio.application.job_audit import cancelled_entry, started_entry
 from shovey_trio.core import ids
 from shovey_trio.core.errors import (
@@ -367,6 +368,7 @@ class Jobs:
         await watch_job(
             store=self._store,
             hub=self._services.hub,
+            who=caller_key(),
             organization=principal.organization,
             job_id=job_id,
             position=position,
@@ -383,7 +385,7 @@ class Jobs:
             And whatever ``look`` raises.
         """
         hub = self._services.hub
-        with hub.watching(job_id):
+        with hub.watching(job_id, who=caller_key()):
             while True:
                 mark = hub.mark(job_id)
                 found = await look()
@@ -407,6 +409,7 @@ class Jobs:
         await follow_output(
             store=self._store,
             hub=self._services.hub,
+            who=caller_key(),
             organization=principal.organization,
             job_id=job_id,
             node=node,

@@ -312,11 +312,19 @@ class LimitsSection(Section):
     max_live_jobs: PositiveInt = Field(default=2000, description="jobs that are not finished")
     max_live_runs: PositiveInt = Field(default=50_000, description="runs of those jobs")
     max_watchers: PositiveInt = Field(default=2000, description="open WatchJob and following ReadOutput calls")
+    max_watchers_per_caller: PositiveInt = Field(default=200, description="those of one user, however many commands")
     max_attached: PositiveInt = Field(default=20_000, description="attached agents")
     output_buffer: ByteSize = Field(
         default=64 * 2**20, description="output received and not yet durable, all runs together"
     )
     max_message: ByteSize = Field(default=4 * 2**20, description="one gRPC message")
+    max_calls_per_caller: PositiveInt = Field(
+        default=500, description="calls at a time of one user or node, over all its connections"
+    )
+    max_stranger_calls: PositiveInt = Field(
+        default=2000,
+        description="calls at a time without a client certificate, half of them streams; a twentieth is one address's",
+    )
     max_streams: PositiveInt = Field(default=2000, description="calls at a time on one gRPC connection")
     max_connections: PositiveInt = Field(default=25_000, description="connections to one gRPC listener")
     enroll_per_minute: PositiveInt = Field(default=60, description="Enroll and Renew calls, all callers together")

@@ -29,6 +29,7 @@ from shovey_trio.rpc.services.call_rate import CallRate
 from shovey_trio.rpc.services.callers import Gatekeeper
 from shovey_trio.rpc.services.job_service import JobService
 from shovey_trio.rpc.services.node_service import NodeService
+from shovey_trio.rpc.services.places import CallPlaces
 
 _log = structlog.get_logger(__name__)
 
@@ -62,6 +63,9 @@ async def open_grpc(
             Listener(name=CONTROL, address=server.control_listen, routes=control, tls=server_tls(tls.control)),
             Listener(name=ENROLL, address=server.enroll_listen, routes=enroll, tls=server_tls(tls.enroll)),
         ],
+        reserve=CallPlaces(
+            per_caller=settings.limits.max_calls_per_caller, strangers=settings.limits.max_stranger_calls
+        ),
         authorize=gatekeeper,
         map_error=gatekeeper.status_of,
         options=ServerOptions(

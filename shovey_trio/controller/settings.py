@@ -122,6 +122,7 @@ def bounds_of(settings: ServerSettings) -> Bounds:
         live_jobs=limits.max_live_jobs,
         live_runs=limits.max_live_runs,
         watchers=limits.max_watchers,
+        watchers_per_caller=limits.max_watchers_per_caller,
         attached=limits.max_attached,
         output_buffer=limits.output_buffer,
     )

@@ -89,7 +89,7 @@ async def open_engine(
     def follow_changed(job_id: str, node: str | None, followed: bool) -> None:
         tell_followed(supervisor, links, job_id, node, followed)
 
-    hub = CommitHub(max_watchers=bounds.watchers, follow_changed=follow_changed)
+    hub = CommitHub(max_watchers=bounds.watchers, per_caller=bounds.watchers_per_caller, follow_changed=follow_changed)
     store.on_commit(hub.committed)
     services = Services(
         store=store,

@@ -54,6 +54,7 @@ class Bounds:
         live_jobs: jobs with an open nursery.
         live_runs: runs of all those jobs, about 8 KiB each while they wait.
         watchers: open WatchJob and following ReadOutput calls.
+        watchers_per_caller: those of one caller.
         attached: open control streams, about 94 KiB each with TLS.
         slice: runs started or cancelled before other tasks get a turn. A run is about 15 steps of 60 µs until it ends,
             and slices overlap by as many: 25 × 15 × 60 µs = 22 ms is one round of the loop (bench/fanout_fake.py).
@@ -63,6 +64,7 @@ class Bounds:
     live_jobs: int = 2_000
     live_runs: int = 50_000
     watchers: int = 2_000
+    watchers_per_caller: int = 200
     attached: int = 20_000
     slice: int = 25
     output_buffer: int = 64 * 1024 * 1024

@@ -13,9 +13,10 @@ from dataclasses import dataclass
 
 import trio
 
-from shovey_trio.core.errors import NotFound, OffsetOutOfRange, Overloaded
+from shovey_trio.core.errors import NotFound, OffsetOutOfRange
 from shovey_trio.core.jobs.model import OutputChunk, StreamName
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES
+from shovey_trio.core.shares import Shares
 from shovey_trio.store.contract import (
     Committed,
     JobFeed,
@@ -40,13 +41,15 @@ _Topic = tuple[str, str | None]  # a job, and of one that only one run matters o
 class CommitHub:
     """Wakes whoever waits for a job's next commit, and knows which output somebody follows."""
 
-    def __init__(self, *, max_watchers: int, follow_changed: FollowChanged = lambda *_: None) -> None:
+    def __init__(
+        self, *, max_watchers: int, per_caller: int | None = None, follow_changed: FollowChanged = lambda *_: None
+    ) -> None:
         """Args:
         max_watchers: how many may watch or follow at a time.
+        per_caller: how many of them may be one caller's; None for all.
         follow_changed: tells agents to flush more or less often.
         """
-        self._max_watchers = max_watchers
-        self._watchers = 0
+        self._watchers = Shares("watchers", total=max_watchers, each=per_caller or max_watchers)
         self._waiting: dict[_Topic, trio.Event] = {}
         self._last: dict[_Topic, int] = {}
         self._interest: Counter[_Topic] = Counter()
@@ -70,28 +73,28 @@ class CommitHub:
                 event.set()
 
     @contextmanager
-    def watching(self, job_id: str, node: str | None = None) -> Iterator[None]:
+    def watching(self, job_id: str, node: str | None = None, *, who: str) -> Iterator[None]:
         """Keeps note of a job's commits meanwhile, or of those alone that say something of its run on ``node``.
 
+        Args:
+            who: whose place it takes.
+
         Raises:
-            Overloaded: as many watchers as there may be.
+            Overloaded: as many watchers as there may be, altogether or of ``who``.
         """
-        if self._watchers >= self._max_watchers:
-            raise Overloaded(f"{self._watchers} calls already watch or follow", limit="watchers", retry_after_s="5")
         topic = (job_id, node)
-        self._watchers += 1
-        self._runs_watched += node is not None
-        self._interest[topic] += 1
-        try:
-            yield
-        finally:
-            self._watchers -= 1
-            self._runs_watched -= node is not None
-            self._interest[topic] -= 1
-            if not self._interest[topic]:
-                del self._interest[topic]
-                self._last.pop(topic, None)
-                self._waiting.pop(topic, None)
+        with self._watchers.place(who):
+            self._runs_watched += node is not None
+            self._interest[topic] += 1
+            try:
+                yield
+            finally:
+                self._runs_watched -= node is not None
+                self._interest[topic] -= 1
+                if not self._interest[topic]:
+                    del self._interest[topic]
+                    self._last.pop(topic, None)
+                    self._waiting.pop(topic, None)
 
     async def wait(self, job_id: str, seen: int, node: str | None = None) -> int:
         """Waits, inside ``watching`` of the same, for a commit after ``seen``; returns its sequence."""
@@ -150,6 +153,7 @@ async def watch_job(
     *,
     store: JobFeed,
     hub: CommitHub,
+    who: str,
     organization: str,
     job_id: str,
     position: WatchPosition | None,
@@ -162,6 +166,7 @@ async def watch_job(
     With output, the chunks that were stored before the snapshot follow it, so that nothing is missing.
 
     Args:
+        who: whose watcher's place it takes.
         position: what the watcher has been given; None to begin with a snapshot.
         snapshot, event: where they go, with the position after each; awaiting them is the watcher's backpressure.
 
@@ -170,7 +175,7 @@ async def watch_job(
         HistoryGone: retention deleted what follows ``position``.
         Overloaded: too many watchers.
     """
-    with hub.watching(job_id):
+    with hub.watching(job_id, who=who):
         picture = await store.snapshot_job(organization, job_id)
         if picture is None:
             raise NotFound(f"there is no job {job_id}", job_id=job_id)
@@ -201,6 +206,7 @@ async def follow_output(
     *,
     store: OutputStore,
     hub: CommitHub,
+    who: str,
     organization: str,
     job_id: str,
     node: str,
@@ -220,7 +226,7 @@ async def follow_output(
     """
     if offset < 0:
         raise OffsetOutOfRange("an offset counts bytes from 0", offset=str(offset))
-    with hub.watching(job_id, node):
+    with hub.watching(job_id, node, who=who):
         run = await store.get_run(organization, job_id, node)
         if run is None:
             raise NotFound(f"job {job_id} has no run on {node}", job_id=job_id, node=node)

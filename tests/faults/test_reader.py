@@ -47,6 +47,7 @@ async def test_a_reader_that_is_still_being_given_output_when_the_run_ends_is_le
         await follow_output(
             store=store,
             hub=hub,
+            who="",
             organization="default",
             job_id=JOB.id,
             node="n",

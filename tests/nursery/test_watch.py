@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lab.fake_agents import Script
 from lab.memory_store import MemoryStore
 from lab.nursery_rig import OPERATOR
+from shovey_trio.application.audit import CallOrigin, set_origin
 from shovey_trio.core.errors import NotFound, OffsetOutOfRange, Overloaded
 from shovey_trio.core.jobs.model import Job, OutputChunk, Run, StreamName
 from shovey_trio.core.jobs.states import JobState, RunState
@@ -63,6 +64,7 @@ class _Watcher:
                 await watch_job(
                     store=self.store,
                     hub=self.hub,
+                    who="",
                     organization="default",
                     job_id=JOB.id,
                     position=self.position,
@@ -137,7 +139,9 @@ async def _watch_at_random(seed: int) -> None:
     history = list(await store.read_events(JOB.id, after_seq=0, limit=10_000, include_output=True))
     for watcher in watchers:
         watcher.check(history)
-    assert (hub._watchers, hub._interest, hub._waiting, hub._last, hub._followed) == (0, {}, {}, {}, {}), "no trace"
+    assert (hub._watchers.taken, hub._interest, hub._waiting, hub._last, hub._followed) == (0, {}, {}, {}, {}), (
+        "no trace"
+    )
 
 
 @given(seed=st.integers(0, 2**32))
@@ -180,6 +184,32 @@ async def test_watchers_beyond_the_bound_are_refused_and_room_comes_back(autojum
             nursery.cancel_scope.cancel(reason="they have seen enough")
         with trio.fail_after(200):
             await watch()
+
+
+async def test_one_caller_cannot_take_every_watchers_place(autojump_clock: object) -> None:
+    bounds = Bounds(watchers=10, watchers_per_caller=2)
+    async with open_fleet("n", script=Script(run_for=100), bounds=bounds) as fleet:
+        job = await fleet.rig.start("n")
+
+        async def watch(who: str) -> None:
+            async def ignore(*_: object) -> None: ...
+
+            set_origin(CallOrigin(method="/m", peer="192.0.2.7", principal=who, organization="default"))
+            await fleet.rig.jobs.watch(
+                OPERATOR, job.id, position=None, include_output=False, snapshot=ignore, event=ignore
+            )
+
+        async with trio.open_nursery() as nursery:
+            for who in ("user/greedy", "user/greedy", "user/modest"):
+                nursery.start_soon(watch, who)
+            await trio.sleep(1)
+            with pytest.raises(Overloaded) as caught:
+                await watch("user/greedy")
+            assert caught.value.details["limit"] == "watchers_per_caller"
+            nursery.start_soon(watch, "user/modest")
+            await trio.sleep(1)
+            assert fleet.rig.services.hub._watchers.taken == 4
+            nursery.cancel_scope.cancel(reason="they have seen enough")
 
 
 async def test_a_slow_watcher_holds_nobody_up_and_misses_nothing(autojump_clock: object) -> None:
@@ -248,6 +278,7 @@ async def _follow(fleet: Fleet, job_id: str, node: str, offset: int, chunk: obje
     await follow_output(
         store=fleet.store,
         hub=fleet.rig.services.hub,
+        who="",
         organization="default",
         job_id=job_id,
         node=node,
@@ -305,6 +336,7 @@ async def test_a_follower_reads_once_for_news_of_its_run_and_never_for_others(au
                 follow_output,
                 store=store,
                 hub=hub,
+                who="",
                 organization="default",
                 job_id=JOB.id,
                 node="a",

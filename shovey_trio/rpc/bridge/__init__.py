@@ -11,6 +11,7 @@ import shovey_trio.rpc.bridge._environment  # noqa: F401  # must come before any
 from shovey_trio.rpc.bridge._runtime import open_runtime as open_bridge
 from shovey_trio.rpc.bridge.calls import (
     Authorize,
+    Reserve,
     Route,
     ServerCall,
     bidi_route,
@@ -36,6 +37,7 @@ __all__ = [
     "Listener",
     "MapError",
     "Method",
+    "Reserve",
     "Route",
     "RpcError",
     "RpcStatus",

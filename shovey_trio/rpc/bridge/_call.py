@@ -88,6 +88,11 @@ class CoreServerCall(HandledCall):
     def open(self) -> None:
         """Begin; in the task that completions are handed out in."""
         self._start((cygrpc.ReceiveCloseOnServerOperation(NO_FLAGS),), self._on_close)
+        try:
+            self._give_back = self._host.reserve(self)
+        except Exception as error:  # noqa: BLE001  # a refused call ends its RPC and nothing else
+            self.refuse(self._host.status_for(error, self))
+            return
         if self._route.method.client_streaming:
             self._host.begin(self)
         else:
@@ -237,6 +242,8 @@ class CoreServerCall(HandledCall):
 
     def _conclude(self) -> None:
         self._count_as_opened()
+        if self._give_back is not None:
+            self._give_back()
         if not self._is_usable():
             return
         if self._status is not None:

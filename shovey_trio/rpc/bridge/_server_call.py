@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections import deque
+from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
 import trio
@@ -20,6 +21,9 @@ GOING_AWAY = RpcStatus(code=Code.UNAVAILABLE, message="the server is going away"
 
 class CallHost(Protocol):
     """What a call needs of its server."""
+
+    def reserve(self, call: HandledCall) -> Callable[[], None] | None:
+        """Take a place for a call that has come in; raises to refuse it. What it returns gives the place back."""
 
     def begin(self, call: HandledCall) -> None:
         """Start ``call.handle`` as a trio task."""
@@ -42,6 +46,7 @@ class HandledCall:
         "_cause",
         "_deadline",
         "_ended",
+        "_give_back",
         "_gone",
         "_half_closed",
         "_host",
@@ -72,6 +77,7 @@ class HandledCall:
         self._cause: RpcStatus | None = None  # why the server has cut this call
         self._status: RpcStatus | None = None
         self._response: bytes | None = None
+        self._give_back: Callable[[], None] | None = None  # its place
         self.owner = ""
 
     # -- what handlers see

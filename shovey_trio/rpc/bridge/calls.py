@@ -107,6 +107,11 @@ Authorize = Callable[[ServerCall[Any, Any]], Awaitable[None]]
 """Runs before each handler, in the handler's task (context variables it sets reach the handler); raises to refuse."""
 
 
+Reserve = Callable[[ServerCall[Any, Any]], Callable[[], None]]
+"""Runs when a call comes in, before anything of it is read; raises to refuse it. What it returns is called once, when
+the call has ended."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
     """A method and its handler; built by the four functions below, which check that their shapes agree.

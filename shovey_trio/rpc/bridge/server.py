@@ -14,7 +14,7 @@ from shovey_trio.core.errors import Code
 from shovey_trio.rpc.bridge._cygrpc import check_grpcio
 from shovey_trio.rpc.bridge._engine import Engine, open_engine
 from shovey_trio.rpc.bridge._server_call import HandledCall
-from shovey_trio.rpc.bridge.calls import Authorize
+from shovey_trio.rpc.bridge.calls import Authorize, Reserve
 from shovey_trio.rpc.bridge.listener import Listener, ServerOptions
 from shovey_trio.rpc.bridge.status import AbortRpc, RpcStatus
 from shovey_trio.rpc.bridge.tls import ReloadableServerTls, ServerTls
@@ -32,7 +32,8 @@ _START_DEADLINE: Final = 10.0
 class Server:
     """A running server; made by ``open_server``."""
 
-    def __init__(self, authorize: Authorize | None, map_error: MapError | None) -> None:
+    def __init__(self, reserve: Reserve | None, authorize: Authorize | None, map_error: MapError | None) -> None:
+        self._reserve = reserve
         self._authorize = authorize
         self._map_error = map_error
         self._engine: Engine | None = None
@@ -98,6 +99,9 @@ class Server:
 
     # -- what calls need (CallHost)
 
+    def reserve(self, call: HandledCall) -> Callable[[], None] | None:
+        return None if self._reserve is None else self._reserve(call)
+
     def begin(self, call: HandledCall) -> None:
         if not self._calls:
             self._idle = trio.Event()
@@ -152,6 +156,7 @@ class Server:
 async def open_server(
     listeners: Sequence[Listener],
     *,
+    reserve: Reserve | None = None,
     authorize: Authorize | None = None,
     map_error: MapError | None = None,
     options: ServerOptions | None = None,
@@ -168,7 +173,7 @@ async def open_server(
         ListenError: an address cannot be listened on.
     """
     check_grpcio()
-    server = Server(authorize, map_error)
+    server = Server(reserve, authorize, map_error)
     async with open_engine(server) as engine:
         server.bind(engine, listeners, options or ServerOptions())
         async with trio.open_nursery() as nursery:
