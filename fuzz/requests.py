@@ -216,7 +216,7 @@ class _Reports:
         await trio.lowlevel.checkpoint()
         parse_stream_put(body)
 
-    def legacy_public_key(self, organization: str) -> str:
+    def public_key(self, organization: str) -> str:
         return organization
 
     async def reset_key(self, organization: str) -> str:
@@ -252,7 +252,7 @@ class _Shim:
 async def _open_shim(insides: Insides) -> AsyncIterator[_Shim]:
     failures: list[BaseException] = []
     application = RestApplication(
-        shim_routes(_settings(), jobs=insides.rig.jobs, nodes=insides.nodes, legacy=_Reports()),
+        shim_routes(_settings(), jobs=insides.rig.jobs, nodes=insides.nodes, reports=_Reports()),
         cast(Any, _Everybody()),
         organization="default",
         body_limit=_BODY,

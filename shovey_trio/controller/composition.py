@@ -45,7 +45,7 @@ from shovey_trio.routes.stream import StreamRoute
 from shovey_trio.rpc.bridge import Server
 from shovey_trio.rpc.bridge.health import Health
 from shovey_trio.rpc.signer import Signer
-from shovey_trio.shovey.keys import LEGACY_KEYS
+from shovey_trio.shovey.keys import SCHOB_KEYS
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.opening import open_shovey, serf_events
 from shovey_trio.shovey.rest.listener import open_rest
@@ -147,7 +147,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         timing = timing_of(settings)
         shovey = await open_shovey(
             settings,
-            places=partial(key_place, settings, LEGACY_KEYS),
+            places=partial(key_place, settings, SCHOB_KEYS),
             link=ring.link,
             registry=registry,
             clock=clock,
@@ -169,9 +169,9 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 foreign=records.audit.note_foreign_run,
             )
         )
-        legacy_nodes = None
+        reports = None
         if shovey is not None:
-            legacy_nodes = shovey.start(engine, audit=store, organization=settings.server.organization)
+            reports = shovey.start(engine, audit=store, organization=settings.server.organization)
         await engine.take_up_jobs()
         use_cases = await make_use_cases(settings, store=store, engine=engine, tls=tls, keys=keys)
         health = Health()
@@ -185,7 +185,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 jobs=use_cases.jobs,
                 nodes=use_cases.nodes,
                 callers=callers,
-                legacy=legacy_nodes,
+                reports=reports,
                 clock=clock,
                 audit=records.audit,
                 attempts=records.attempts,

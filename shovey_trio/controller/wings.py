@@ -11,9 +11,9 @@ from types import MappingProxyType
 from typing import Any, Final
 
 from shovey_trio.identity.key_kinds import KeyKind
-from shovey_trio.shovey.keys import LEGACY_KEYS
+from shovey_trio.shovey.keys import SCHOB_KEYS
 from shovey_trio.shovey.kind import KIND
 
-KEY_KINDS: Final[Mapping[str, KeyKind[Any]]] = MappingProxyType({LEGACY_KEYS.word: LEGACY_KEYS})
+KEY_KINDS: Final[Mapping[str, KeyKind[Any]]] = MappingProxyType({SCHOB_KEYS.word: SCHOB_KEYS})
 #: Nodes that are registered by hand (``Node.link``), and what they are.
 NODE_KINDS: Final[Mapping[str, str]] = MappingProxyType({KIND: "A node without an agent of ours: a schob."})

@@ -35,7 +35,7 @@ _BITS: Final = 2048  # schob's signatures have 344 characters; a larger key woul
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LegacyKey:
+class SchobKey:
     """A key and its short name: the first 8 bytes of its public half's SHA-256, in hex."""
 
     key_id: str
@@ -50,7 +50,7 @@ class LegacyKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LegacyKeys:
+class SchobKeys:
     """All keys of an organization that a node may hold.
 
     Attributes:
@@ -59,14 +59,14 @@ class LegacyKeys:
     """
 
     organization: str
-    keys: tuple[LegacyKey, ...]
+    keys: tuple[SchobKey, ...]
     held: Mapping[str, str] = field(default_factory=dict)
 
     @property
-    def current(self) -> LegacyKey:
+    def current(self) -> SchobKey:
         return self.keys[-1]
 
-    def key_of(self, node: str, *, registered_at: float) -> LegacyKey:
+    def key_of(self, node: str, *, registered_at: float) -> SchobKey:
         """The key that orders for this node are signed with."""
         for key in self.keys:
             if key.key_id == self.held.get(node):
@@ -74,19 +74,19 @@ class LegacyKeys:
         before = [key for key in self.keys if key.created_at <= registered_at]
         return before[-1] if before else self.keys[0]
 
-    def other_than(self, key_id: str) -> LegacyKey | None:
+    def other_than(self, key_id: str) -> SchobKey | None:
         """What to try when a node does not hold that key: the newest other one."""
         return next((key for key in reversed(self.keys) if key.key_id != key_id), None)
 
-    def with_key(self, key: LegacyKey) -> LegacyKeys:
+    def with_key(self, key: SchobKey) -> SchobKeys:
         """With a new current key."""
         return replace(self, keys=(*self.keys, key))
 
-    def with_held(self, held: Mapping[str, str]) -> LegacyKeys:
+    def with_held(self, held: Mapping[str, str]) -> SchobKeys:
         """With what some nodes have shown to hold."""
         return replace(self, held={**self.held, **held})
 
-    def pruned(self, registered: Mapping[str, float]) -> LegacyKeys:
+    def pruned(self, registered: Mapping[str, float]) -> SchobKeys:
         """Without the keys that no registered node holds, and without what is known of nodes that are gone.
 
         Args:
@@ -98,24 +98,24 @@ class LegacyKeys:
         return replace(self, keys=tuple(key for key in self.keys if key.key_id in in_use), held=held)
 
 
-class LegacyKeyFile(KeyFile[LegacyKeys]):
-    """The file that holds an organization's ``LegacyKeys``."""
+class SchobKeyFile(KeyFile[SchobKeys]):
+    """The file that holds an organization's ``SchobKeys``."""
 
     holds = "legacy keys"
 
     @staticmethod
-    def document(keys: LegacyKeys) -> bytes:
-        """See ``legacy_keys_document``."""
-        return legacy_keys_document(keys)
+    def document(keys: SchobKeys) -> bytes:
+        """See ``schob_keys_document``."""
+        return schob_keys_document(keys)
 
     @staticmethod
-    def parse(data: bytes) -> LegacyKeys:
-        """See ``parse_legacy_keys``."""
-        return parse_legacy_keys(data)
+    def parse(data: bytes) -> SchobKeys:
+        """See ``parse_schob_keys``."""
+        return parse_schob_keys(data)
 
 
-def legacy_keys_document(keys: LegacyKeys) -> bytes:
-    """The contents of a ``LegacyKeyFile``: a secret."""
+def schob_keys_document(keys: SchobKeys) -> bytes:
+    """The contents of a ``SchobKeyFile``: a secret."""
     document = {
         "format": _FORMAT,
         "organization": keys.organization,
@@ -125,8 +125,8 @@ def legacy_keys_document(keys: LegacyKeys) -> bytes:
     return json.dumps(document, indent=1).encode("ascii") + b"\n"
 
 
-def parse_legacy_keys(data: bytes) -> LegacyKeys:
-    """Reads what ``legacy_keys_document`` wrote.
+def parse_schob_keys(data: bytes) -> SchobKeys:
+    """Reads what ``schob_keys_document`` wrote.
 
     Raises:
         ValueError, KeyError, TypeError, InvalidRequest: it is no such document; the message may quote it.
@@ -134,22 +134,22 @@ def parse_legacy_keys(data: bytes) -> LegacyKeys:
     return _parse(json.loads(data))
 
 
-def make_legacy_key(now: float) -> LegacyKey:
+def make_schob_key(now: float) -> SchobKey:
     """A new RSA-2048 key; some 0.1 s of CPU."""
     return _with_id(generate_private_key(public_exponent=65537, key_size=_BITS), now)
 
 
-def _with_id(private: RSAPrivateKey, created_at: float) -> LegacyKey:
+def _with_id(private: RSAPrivateKey, created_at: float) -> SchobKey:
     public = private.public_key().public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
-    return LegacyKey(key_id=hashlib.sha256(public).hexdigest()[:16], private_key=private, created_at=created_at)
+    return SchobKey(key_id=hashlib.sha256(public).hexdigest()[:16], private_key=private, created_at=created_at)
 
 
-def _entry(key: LegacyKey) -> dict[str, object]:
+def _entry(key: SchobKey) -> dict[str, object]:
     pem = key.private_key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
     return {"key_id": key.key_id, "created_at": key.created_at, "private_key": pem.decode("ascii")}
 
 
-def _parse(document: Mapping[str, Any]) -> LegacyKeys:
+def _parse(document: Mapping[str, Any]) -> SchobKeys:
     if document["format"] != _FORMAT:
         raise ValueError("unknown format")
     keys = tuple(
@@ -160,22 +160,22 @@ def _parse(document: Mapping[str, Any]) -> LegacyKeys:
     held = document["held"]
     if not all(isinstance(key_id, str) for key_id in held.values()):
         raise ValueError("held")
-    return LegacyKeys(organization=str(document["organization"]), keys=keys, held=dict(held))
+    return SchobKeys(organization=str(document["organization"]), keys=keys, held=dict(held))
 
 
-def _first_keys(organization: str, now: float) -> LegacyKeys:
-    return LegacyKeys(organization=organization, keys=(make_legacy_key(now),))
+def _first_keys(organization: str, now: float) -> SchobKeys:
+    return SchobKeys(organization=organization, keys=(make_schob_key(now),))
 
 
-def _ids(keys: LegacyKeys) -> list[str]:
+def _ids(keys: SchobKeys) -> list[str]:
     return [key.key_id for key in keys.keys]
 
 
-LEGACY_KEYS: Final = KeyKind(
+SCHOB_KEYS: Final = KeyKind(
     word=KIND,
     variable="SHOVEY_TRIO_LEGACY_KEYS",
     about="RSA keys for old nodes",
-    file=LegacyKeyFile,
+    file=SchobKeyFile,
     make=_first_keys,
     ids=_ids,
 )

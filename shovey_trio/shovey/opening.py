@@ -18,13 +18,13 @@ from shovey_trio.nursery.ports import Clock
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.settings import Timing
 from shovey_trio.serf.link import SerfLink
-from shovey_trio.shovey.keys import LegacyKeys
+from shovey_trio.shovey.keys import SchobKeys
 from shovey_trio.shovey.kind import SchobTiming
-from shovey_trio.shovey.route.bell import LEGACY_EVENTS, LegacyListener, SerfLegacyBell
-from shovey_trio.shovey.route.dispatch import LegacyDispatcher
-from shovey_trio.shovey.route.keyring import LegacyKeyring, LegacyRing
-from shovey_trio.shovey.route.presence import LegacyPresence
-from shovey_trio.shovey.route.reports import LegacyNodes
+from shovey_trio.shovey.route.bell import RING_EVENTS, SchobBell, SchobListener
+from shovey_trio.shovey.route.dispatch import SchobDispatcher
+from shovey_trio.shovey.route.keyring import KeptKeys, SchobKeyring
+from shovey_trio.shovey.route.presence import SchobPresence
+from shovey_trio.shovey.route.reports import SchobReports
 from shovey_trio.shovey.route.route import SchobRoute
 from shovey_trio.store.contract import AuditStore
 
@@ -35,8 +35,8 @@ class ShoveyWing:
 
     link: SerfLink
     registry: NodeRegistry
-    bell: SerfLegacyBell
-    keyring: LegacyKeyring
+    bell: SchobBell
+    keyring: SchobKeyring
     route: SchobRoute
     waits: SchobTiming = field(default_factory=SchobTiming)
 
@@ -46,10 +46,10 @@ class ShoveyWing:
         *,
         audit: AuditStore,
         organization: str,
-    ) -> LegacyNodes:
+    ) -> SchobReports:
         """Starts what serves the route beside the engine's own helpers, and returns what old nodes report to."""
         services, supervisor, helpers = engine.services, engine.supervisor, engine.helpers
-        presence = LegacyPresence(
+        presence = SchobPresence(
             organization=organization,
             registry=self.registry,
             bell=self.bell,
@@ -62,8 +62,8 @@ class ShoveyWing:
         helpers.start_soon(self.keyring.serve)
         helpers.start_soon(presence.serve)
         helpers.start_soon(presence.serve_members)
-        helpers.start_soon(LegacyListener(self.link, said=presence.said).serve)
-        return LegacyNodes(
+        helpers.start_soon(SchobListener(self.link, said=presence.said).serve)
+        return SchobReports(
             services=services,
             supervisor=supervisor,
             inbox=engine.inbox,
@@ -78,7 +78,7 @@ class ShoveyWing:
 async def open_shovey(
     settings: ServerSettings,
     *,
-    places: Callable[[str], KeyPlace[LegacyKeys]],
+    places: Callable[[str], KeyPlace[SchobKeys]],
     link: SerfLink | None,
     registry: NodeRegistry,
     clock: Clock,
@@ -101,20 +101,20 @@ async def open_shovey(
     if link is None or not settings.legacy.enabled:
         return None
 
-    def load() -> Mapping[str, LegacyRing]:
+    def load() -> Mapping[str, KeptKeys]:
         names = {settings.server.organization, *organizations(settings.directory)}
         found = {name: places(name) for name in sorted(names)}
-        return {name: LegacyRing(place=place, keys=place.load(name)) for name, place in found.items()}
+        return {name: KeptKeys(place=place, keys=place.load(name)) for name, place in found.items()}
 
     rings = await trio.to_thread.run_sync(load)
-    bell = SerfLegacyBell(link, organization=settings.server.organization, limit=settings.serf.query_size_limit)
-    keyring = LegacyKeyring(rings, load=load, registry=registry)
+    bell = SchobBell(link, organization=settings.server.organization, limit=settings.serf.query_size_limit)
+    keyring = SchobKeyring(rings, load=load, registry=registry)
     waits = SchobTiming()
-    dispatcher = LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
+    dispatcher = SchobDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
     route = SchobRoute(dispatcher, timing=timing, waits=waits)
     return ShoveyWing(link=link, registry=registry, bell=bell, keyring=keyring, route=route, waits=waits)
 
 
 def serf_events(settings: ServerSettings) -> Sequence[str]:
     """What the wing has to hear of the gossip ring."""
-    return LEGACY_EVENTS if settings.legacy.enabled else ()
+    return RING_EVENTS if settings.legacy.enabled else ()

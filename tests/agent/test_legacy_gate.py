@@ -16,7 +16,7 @@ from shovey_agent.run.runs import RunSpec
 from shovey_agent.shovey.gate import LegacyGate, Refusal
 from shovey_agent.shovey.schob_config import go_duration, is_schob_file, schob_settings
 from shovey_trio.core.errors import ConfigurationInvalid
-from shovey_trio.shovey.protocol.report import RunStatus
+from shovey_trio.shovey.protocol.report import PutStatus
 from shovey_trio.shovey.protocol.wire import ShoveyOrder, cancel_fields, format_time, sign_payload, start_fields
 
 _NOW = float(int(time.time()))
@@ -106,7 +106,7 @@ async def test_a_bad_signature_is_told_once_and_never_of_a_run_that_this_node_ha
     strange = gate.start("run-2").replace(b"hello", b"hellp")
     put = (await _refused(opened, strange)).put
     assert put is not None
-    assert put.status is RunStatus.INVALID
+    assert put.status is PutStatus.INVALID
     assert "could not be verified! crypto/rsa: verification error" in put.error
     assert (await _refused(opened, strange)).put is None
 
@@ -127,7 +127,7 @@ async def test_an_old_order_is_refused_in_silence_and_one_from_the_future_is_tol
     assert (await _refused(opened, gate.start(at=_NOW - 901))).put is None
     put = (await _refused(opened, gate.start(at=_NOW + 901))).put
     assert put is not None
-    assert put.status is RunStatus.INVALID
+    assert put.status is PutStatus.INVALID
     for at in (_NOW - 899, _NOW + 899):
         await _believed(opened, gate.start(at=at))
 
@@ -138,7 +138,7 @@ async def test_what_is_not_whitelisted_is_nacked_in_schob_s_words(gate: Gate) ->
     refusal = await opened.admit(await _believed(opened, payload), payload, now=_NOW)
     assert isinstance(refusal, Refusal)
     assert refusal.put is not None
-    assert (refusal.put.status, refusal.put.error) == (RunStatus.NACKED, "command rm -rf / not in whitelist")
+    assert (refusal.put.status, refusal.put.error) == (PutStatus.NACKED, "command rm -rf / not in whitelist")
 
 
 @pytest.mark.parametrize("payload", [b"", b"not json", b"{}", b"\xff" * 100, b"[]"])

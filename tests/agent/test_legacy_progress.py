@@ -12,7 +12,7 @@ from shovey_agent.run.runs import ExitCause, ExitReport
 from shovey_agent.shovey.progress import Progress, ProgressFiles
 from shovey_agent.shovey.reporter import end_of
 from shovey_trio.core.jobs.model import OutputChunk, ProofKind, StreamName
-from shovey_trio.shovey.protocol.report import RunPut, RunStatus, StreamPut
+from shovey_trio.shovey.protocol.report import PutStatus, RunPut, StreamPut
 
 _CHUNKS = st.lists(st.tuples(st.sampled_from(StreamName), st.binary(min_size=1, max_size=7)), max_size=20)
 _TEXTS = st.lists(st.tuples(st.sampled_from(StreamName), st.text(min_size=1, max_size=4)), max_size=20)
@@ -84,26 +84,26 @@ def test_a_damaged_file_is_no_progress(tmp_path: Path, text: bytes) -> None:
 @pytest.mark.parametrize(
     ("report", "put"),
     [
-        ({"cause": ExitCause.EXITED, "exit_code": 0}, RunPut(status=RunStatus.SUCCEEDED)),
+        ({"cause": ExitCause.EXITED, "exit_code": 0}, RunPut(status=PutStatus.SUCCEEDED)),
         (
             {"cause": ExitCause.EXITED, "exit_code": 3},
-            RunPut(status=RunStatus.FAILED, exit_status=3, error="exit status 3"),
+            RunPut(status=PutStatus.FAILED, exit_status=3, error="exit status 3"),
         ),
         (
             {"cause": ExitCause.SIGNALLED, "signal": 9},
-            RunPut(status=RunStatus.FAILED, exit_status=255, error="signal: killed"),
+            RunPut(status=PutStatus.FAILED, exit_status=255, error="signal: killed"),
         ),
         (
             {"cause": ExitCause.TIMED_OUT, "signal": 15, "proof": ProofKind.EMPTY_SUBREAPER},
-            RunPut(status=RunStatus.FAILED, error="Job r on node n timed out"),
+            RunPut(status=PutStatus.FAILED, error="Job r on node n timed out"),
         ),
         (
             {"cause": ExitCause.SPAWN_FAILED, "detail": "x: no"},
-            RunPut(status=RunStatus.INVALID, error="fork/exec x: no"),
+            RunPut(status=PutStatus.INVALID, error="fork/exec x: no"),
         ),
         (
             {"cause": ExitCause.NODE_REBOOTED},
-            RunPut(status=RunStatus.KILLED, error="job r on node n was killed: node_rebooted"),
+            RunPut(status=PutStatus.KILLED, error="job r on node n was killed: node_rebooted"),
         ),
     ],
 )

@@ -19,7 +19,7 @@ from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.shovey.bench.chef_client import make_key, public_pem
-from shovey_trio.shovey.keys import LEGACY_KEYS
+from shovey_trio.shovey.keys import SCHOB_KEYS
 from shovey_trio.store.contract import Store
 
 T = TypeVar("T")
@@ -87,7 +87,7 @@ def test_new_organization_has_keys_of_its_own_and_is_listed(cli: Commands) -> No
     assert cli("org", "list") == "acme\t0 users\t0 nodes\ndefault\t1 users\t0 nodes\town\n"
     own, acme = (SigningKeyFile(cli.directory.signing_keys(name)).load(name) for name in ("default", "acme"))
     assert own.active.key_id != acme.active.key_id
-    old, new = (LEGACY_KEYS.file_of(cli.directory, name).load(name) for name in ("default", "acme"))
+    old, new = (SCHOB_KEYS.file_of(cli.directory, name).load(name) for name in ("default", "acme"))
     assert old.current.key_id != new.current.key_id
     assert cli("legacy", "key", "status", "--pem", "--org", "acme") == new.current.public_pem
 

@@ -33,8 +33,8 @@ from shovey_trio.core.jobs.run_machine import handle
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.protocol.report import (
+    PutStatus,
     RunPut,
-    RunStatus,
     StreamPut,
     event_of,
     output_bytes,
@@ -254,7 +254,7 @@ def test_a_long_error_is_cut_and_clean() -> None:
 
 
 def test_created_says_nothing() -> None:
-    assert event_of(RunPut(status=RunStatus.CREATED), 1.0) is None
-    assert isinstance(event_of(RunPut(status=RunStatus.RUNNING), 1.0), NodeStarted)
-    assert isinstance(event_of(RunPut(status=RunStatus.NACKED), 1.0), NodeRefused)
-    assert isinstance(event_of(replace(RunPut(status=RunStatus.FAILED), exit_status=1), 1.0), EndTold)
+    assert event_of(RunPut(status=PutStatus.CREATED), 1.0) is None
+    assert isinstance(event_of(RunPut(status=PutStatus.RUNNING), 1.0), NodeStarted)
+    assert isinstance(event_of(RunPut(status=PutStatus.NACKED), 1.0), NodeRefused)
+    assert isinstance(event_of(replace(RunPut(status=PutStatus.FAILED), exit_status=1), 1.0), EndTold)

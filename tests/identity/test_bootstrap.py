@@ -14,7 +14,7 @@ from shovey_trio.identity.layout import ClientDirectory, DataDirectory
 from shovey_trio.identity.renewal import verify_certificate
 from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.identity.tls import load_controller_tls, renew_listeners_if_due
-from shovey_trio.shovey.keys import LEGACY_KEYS
+from shovey_trio.shovey.keys import SCHOB_KEYS
 
 NOW = 1_767_225_600.0
 OPTIONS = SetupOptions(
@@ -25,7 +25,7 @@ OPTIONS = SetupOptions(
     enroll_address="ctl.example.com:7444",
     configuration="# settings\n",
     now=NOW,
-    key_kinds=(LEGACY_KEYS,),
+    key_kinds=(SCHOB_KEYS,),
 )
 
 

@@ -10,26 +10,26 @@ import pytest
 
 from shovey_trio.identity.files import FileUnusable, InsecureFile
 from shovey_trio.identity.layout import DataDirectory
-from shovey_trio.shovey.keys import LEGACY_KEYS, LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
+from shovey_trio.shovey.keys import SCHOB_KEYS, SchobKey, SchobKeyFile, SchobKeys, make_schob_key
 
 
 @pytest.fixture(scope="module")
-def made() -> tuple[LegacyKey, LegacyKey, LegacyKey]:
-    first, second, third = (make_legacy_key(at) for at in (100.0, 200.0, 300.0))
+def made() -> tuple[SchobKey, SchobKey, SchobKey]:
+    first, second, third = (make_schob_key(at) for at in (100.0, 200.0, 300.0))
     return first, second, third
 
 
 @pytest.fixture
-def keys(made: tuple[LegacyKey, LegacyKey, LegacyKey]) -> LegacyKeys:
-    return LegacyKeys(organization="o", keys=made[:2])
+def keys(made: tuple[SchobKey, SchobKey, SchobKey]) -> SchobKeys:
+    return SchobKeys(organization="o", keys=made[:2])
 
 
-def test_a_node_holds_the_key_there_was_when_it_was_registered(keys: LegacyKeys) -> None:
+def test_a_node_holds_the_key_there_was_when_it_was_registered(keys: SchobKeys) -> None:
     old, new = keys.keys
     assert [keys.key_of("n", registered_at=at) for at in (50.0, 150.0, 200.0, 250.0)] == [old, old, new, new]
 
 
-def test_what_a_node_has_shown_outweighs_when_it_came(keys: LegacyKeys) -> None:
+def test_what_a_node_has_shown_outweighs_when_it_came(keys: SchobKeys) -> None:
     old, new = keys.keys
     assert keys.with_held({"n": new.key_id}).key_of("n", registered_at=50.0) is new
     assert keys.with_held({"n": old.key_id}).key_of("n", registered_at=250.0) is old
@@ -37,7 +37,7 @@ def test_what_a_node_has_shown_outweighs_when_it_came(keys: LegacyKeys) -> None:
 
 
 def test_the_other_key_to_try_is_the_newest_one_that_was_not_tried(
-    keys: LegacyKeys, made: tuple[LegacyKey, LegacyKey, LegacyKey]
+    keys: SchobKeys, made: tuple[SchobKey, SchobKey, SchobKey]
 ) -> None:
     first, second, third = made
     three = keys.with_key(third)
@@ -46,7 +46,7 @@ def test_the_other_key_to_try_is_the_newest_one_that_was_not_tried(
     assert replace(keys, keys=(first,)).other_than(first.key_id) is None
 
 
-def test_a_key_stays_as_long_as_one_node_holds_it(keys: LegacyKeys) -> None:
+def test_a_key_stays_as_long_as_one_node_holds_it(keys: SchobKeys) -> None:
     old, new = keys.keys
     registered = {"a": 150.0, "b": 150.0}
     one_moved = keys.with_held({"a": new.key_id}).pruned(registered)
@@ -57,8 +57,8 @@ def test_a_key_stays_as_long_as_one_node_holds_it(keys: LegacyKeys) -> None:
     assert keys.with_held({"gone": old.key_id}).pruned({"a": 250.0}).held == {}
 
 
-def test_the_file_is_closed_to_others_and_read_back(tmp_path: Path, keys: LegacyKeys) -> None:
-    file = LegacyKeyFile(tmp_path / "signing" / "o.legacy.json")
+def test_the_file_is_closed_to_others_and_read_back(tmp_path: Path, keys: SchobKeys) -> None:
+    file = SchobKeyFile(tmp_path / "signing" / "o.legacy.json")
     file.save(keys.with_held({"n": keys.current.key_id}))
     assert file.path.stat().st_mode & 0o777 == 0o600
     read = file.load("o")
@@ -76,11 +76,11 @@ def test_a_damaged_file_is_named_and_not_quoted(tmp_path: Path, text: bytes) -> 
     path.touch(mode=0o600)
     path.write_bytes(text)
     with pytest.raises(FileUnusable, match="not a file of legacy keys"):
-        LegacyKeyFile(path).load("o")
+        SchobKeyFile(path).load("o")
 
 
-def test_another_organization_s_file_is_refused(tmp_path: Path, keys: LegacyKeys) -> None:
-    file = LegacyKeyFile(tmp_path / "o.legacy.json")
+def test_another_organization_s_file_is_refused(tmp_path: Path, keys: SchobKeys) -> None:
+    file = SchobKeyFile(tmp_path / "o.legacy.json")
     file.save(keys)
     with pytest.raises(FileUnusable):
         file.load("p")
@@ -88,14 +88,14 @@ def test_another_organization_s_file_is_refused(tmp_path: Path, keys: LegacyKeys
 
 def test_a_data_directory_from_before_gets_a_key_once(tmp_path: Path) -> None:
     directory = DataDirectory(tmp_path)
-    made = LEGACY_KEYS.ensure(directory, "o", now=1.0).load("o")
+    made = SCHOB_KEYS.ensure(directory, "o", now=1.0).load("o")
     assert (tmp_path / "signing" / "o.legacy.json").exists()
     assert made.current.private_key.key_size == 2048
-    assert LEGACY_KEYS.ensure(directory, "o", now=2.0).load("o").current.key_id == made.current.key_id
+    assert SCHOB_KEYS.ensure(directory, "o", now=2.0).load("o").current.key_id == made.current.key_id
 
 
-def test_no_change_is_lost_when_many_are_made_at_once(tmp_path: Path, keys: LegacyKeys) -> None:
-    file = LegacyKeyFile(tmp_path / "o.legacy.json")
+def test_no_change_is_lost_when_many_are_made_at_once(tmp_path: Path, keys: SchobKeys) -> None:
+    file = SchobKeyFile(tmp_path / "o.legacy.json")
     file.save(keys)
     current = keys.current.key_id
 

@@ -24,7 +24,7 @@ from shovey_trio.identity.key_sources import (
 )
 from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.identity.vault import Vault, VaultRefused, VaultUnavailable
-from shovey_trio.shovey.keys import LegacyKeyFile, LegacyKeys, legacy_keys_document, make_legacy_key
+from shovey_trio.shovey.keys import SchobKeyFile, SchobKeys, make_schob_key, schob_keys_document
 
 PATH = "shovey-trio/default/signing"
 T = TypeVar("T")
@@ -178,10 +178,10 @@ async def test_vault_that_is_sealed_gone_or_another_is_unavailable(vault: Opened
 
 @within(60)
 async def test_legacy_keys_in_vault_change_there(vault: Opened) -> None:
-    keys = LegacyKeys(organization="default", keys=(make_legacy_key(1.0),))
+    keys = SchobKeys(organization="default", keys=(make_schob_key(1.0),))
     place = VaultDocument(await vault.by_role(), "shovey-trio/default/legacy")
-    await blocking(lambda: place.put(legacy_keys_document(keys)))
-    document = KeyDocument(LegacyKeyFile, place, place.path)
+    await blocking(lambda: place.put(schob_keys_document(keys)))
+    document = KeyDocument(SchobKeyFile, place, place.path)
     held = {"web-1": keys.current.key_id}
     await blocking(lambda: document.change("default", lambda before: before.with_held(held)))
     loaded = await blocking(lambda: document.load("default"))
@@ -209,7 +209,7 @@ def test_what_is_no_document_is_refused_without_quoting_it(data: bytes) -> None:
     with pytest.raises(FileUnusable, match=r"^here: no document of signing keys \(\w+\)$"):
         KeyDocument(SigningKeyFile, Fixed(data), "here").load("default")
     with pytest.raises(FileUnusable, match=r"^here: no document of legacy keys \(\w+\)$"):
-        KeyDocument(LegacyKeyFile, Fixed(data), "here").load("default")
+        KeyDocument(SchobKeyFile, Fixed(data), "here").load("default")
 
 
 def test_environment_is_read_once_and_not_left_to_children(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.core.serf.doorbell_plan import PlannedQuery
 from shovey_trio.serf.link import ReceivedQuery, SerfLink, SerfSettings
-from shovey_trio.shovey.protocol.report import RunPut, RunStatus, StreamPut, run_put_body, stream_put_body
+from shovey_trio.shovey.protocol.report import PutStatus, RunPut, StreamPut, run_put_body, stream_put_body
 from shovey_trio.shovey.protocol.wire import (
     ORDER_QUERY,
     START_EVENT,
@@ -52,7 +52,7 @@ class FakeCommand:
 
     stdout: tuple[str, ...] = ()
     stderr: tuple[str, ...] = ()
-    end: RunPut | None = field(default_factory=lambda: RunPut(status=RunStatus.SUCCEEDED))
+    end: RunPut | None = field(default_factory=lambda: RunPut(status=PutStatus.SUCCEEDED))
     seconds: float = 0.0
     says_running: bool = True
 
@@ -151,7 +151,7 @@ class FakeSchob:
             return  # the real one ends here
         if not verify_order(order, self.signing_key):
             error = f"Command id {order.run_id} running '{order.command}' could not be verified!"
-            put = RunPut(status=RunStatus.INVALID, error=f"{error} crypto/rsa: verification error")
+            put = RunPut(status=PutStatus.INVALID, error=f"{error} crypto/rsa: verification error")
             nursery.start_soon(self.say, order.run_id, put)
         elif order.action is Action.CANCEL:
             self.cancels.append(order.run_id)
@@ -165,10 +165,10 @@ class FakeSchob:
         command = self._commands.get(order.command)
         if command is None:
             error = f"command {order.command} not in whitelist"
-            await self.say(order.run_id, RunPut(status=RunStatus.NACKED, error=error))
+            await self.say(order.run_id, RunPut(status=PutStatus.NACKED, error=error))
             return
         if command.says_running:
-            await self.say(order.run_id, RunPut(status=RunStatus.RUNNING))
+            await self.say(order.run_id, RunPut(status=PutStatus.RUNNING))
         with trio.CancelScope() as scope:
             self._running[order.run_id] = scope
             await trio.sleep(command.seconds)

@@ -28,13 +28,13 @@ from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.routes.stream import StreamRoute
 from shovey_trio.serf.doorbell import SerfDoorbell
 from shovey_trio.serf.link import SerfLink, SerfSettings
-from shovey_trio.shovey.keys import LegacyKey, LegacyKeyFile, LegacyKeys, make_legacy_key
+from shovey_trio.shovey.keys import SchobKey, SchobKeyFile, SchobKeys, make_schob_key
 from shovey_trio.shovey.kind import KIND, SchobTiming
 from shovey_trio.shovey.opening import ShoveyWing
-from shovey_trio.shovey.route.bell import LEGACY_EVENTS, SerfLegacyBell
-from shovey_trio.shovey.route.dispatch import LegacyDispatcher
-from shovey_trio.shovey.route.keyring import LegacyKeyring, LegacyRing
-from shovey_trio.shovey.route.reports import LegacyNodes
+from shovey_trio.shovey.route.bell import RING_EVENTS, SchobBell
+from shovey_trio.shovey.route.dispatch import SchobDispatcher
+from shovey_trio.shovey.route.keyring import KeptKeys, SchobKeyring
+from shovey_trio.shovey.route.reports import SchobReports
 from shovey_trio.shovey.route.route import SchobRoute
 from shovey_trio.store.contract import Store
 
@@ -43,19 +43,19 @@ CONTROLLER = f"{ORGANIZATION}:ctl"
 
 
 @lru_cache
-def one_key() -> LegacyKey:
+def one_key() -> SchobKey:
     """A key for the whole test process: making one takes longer than a test."""
-    return make_legacy_key(0.0)
+    return make_schob_key(0.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LegacyRig:
+class SchobRig:
     """A controller's insides with old nodes, to be driven by tests."""
 
     cluster: FakeSerfCluster
     agent: FakeSerfAgent
     engine: Engine
-    nodes: LegacyNodes
+    nodes: SchobReports
     jobs: Jobs
 
     @property
@@ -128,23 +128,23 @@ async def until(condition: Callable[[], bool]) -> None:
         await trio.sleep(0.1)
 
 
-async def reached(rig: LegacyRig, job_id: str, node: str, state: RunState) -> Run:
+async def reached(rig: SchobRig, job_id: str, node: str, state: RunState) -> Run:
     """The run once it is in this state."""
     await until(lambda: rig.live(job_id, node).state is state)
     return rig.live(job_id, node)
 
 
 @asynccontextmanager
-async def open_legacy_rig(
+async def open_schob_rig(
     directory: Path,
     store: Store,
     nodes: Mapping[str, str],
     *,
     timing: Timing | None = None,
     presence: Presence = Presence.UP,
-    before_jobs: Callable[[LegacyRig], Awaitable[None]] | None = None,
+    before_jobs: Callable[[SchobRig], Awaitable[None]] | None = None,
     cluster: FakeSerfCluster | None = None,
-) -> AsyncIterator[LegacyRig]:
+) -> AsyncIterator[SchobRig]:
     """Opens a rig; everything ends with the block.
 
     Args:
@@ -173,15 +173,15 @@ async def open_legacy_rig(
             )
             await registry.put(node)
     link = SerfLink(
-        replace(SerfSettings(events=LEGACY_EVENTS), open_stream=agent.open_stream),
+        replace(SerfSettings(events=RING_EVENTS), open_stream=agent.open_stream),
         clock=trio.current_time,
         jitter=lambda: 1.0,
     )
-    bell = SerfLegacyBell(link, organization=ORGANIZATION, limit=1024)
-    keys = LegacyKeys(organization=ORGANIZATION, keys=(one_key(),))
-    rings = {ORGANIZATION: LegacyRing(place=LegacyKeyFile(directory / "keys.json"), keys=keys)}
-    keyring = LegacyKeyring(rings, load=lambda: rings, registry=registry)
-    dispatcher = LegacyDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
+    bell = SchobBell(link, organization=ORGANIZATION, limit=1024)
+    keys = SchobKeys(organization=ORGANIZATION, keys=(one_key(),))
+    rings = {ORGANIZATION: KeptKeys(place=SchobKeyFile(directory / "keys.json"), keys=keys)}
+    keyring = SchobKeyring(rings, load=lambda: rings, registry=registry)
+    dispatcher = SchobDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
     key = Ed25519PrivateKey.generate()
     doorbell = SerfDoorbell(link=link, signing_key=lambda *_: key, epoch=1, clock=clock, limit=1024)
     links = Links()
@@ -203,12 +203,12 @@ async def open_legacy_rig(
         helpers.start_soon(agent.run)
         await helpers.start(link.run)
         await link.wait_connected()
-        legacy_nodes = route.start(engine, audit=store, organization=ORGANIZATION)
-        rig = LegacyRig(
+        reports = route.start(engine, audit=store, organization=ORGANIZATION)
+        rig = SchobRig(
             cluster=cluster,
             agent=agent,
             engine=engine,
-            nodes=legacy_nodes,
+            nodes=reports,
             jobs=make_jobs(engine, store),
         )
         if before_jobs is not None:

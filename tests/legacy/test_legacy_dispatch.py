@@ -17,7 +17,7 @@ from shovey_trio.core.serf.wire import MemberStatus
 from shovey_trio.nursery.settings import Timing
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.protocol.wire import Action, parse_order, verify_order
-from tests.legacy.dispatch_rig import CONTROLLER, LegacyRig, one_key, open_legacy_rig, reached, until
+from tests.legacy.dispatch_rig import CONTROLLER, SchobRig, one_key, open_schob_rig, reached, until
 
 # 28 characters, as `goiardi` clients often have: twelve of them fit beside a start order.
 _NAMES = [f"web-{number:03d}.example.internal.net" for number in range(60)]
@@ -28,7 +28,7 @@ def _named(*names: str) -> dict[str, str]:
 
 
 async def test_a_job_is_packed_into_few_queries_of_one_signature(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _named(*_NAMES)) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _named(*_NAMES)) as rig:
         job = await rig.start(*_NAMES)
         await until(lambda: all(rig.live(job, name).attempts == 1 for name in _NAMES))
         sent = Counter(name for query in rig.orders for name in query.filter_nodes)
@@ -47,7 +47,7 @@ async def test_a_large_job_keeps_the_pace_of_the_ring_and_shows_its_progress(
     autojump_clock: object, tmp_path: Path
 ) -> None:
     names = [f"n{number:04d}.example.internal.net" for number in range(300)]
-    async with open_legacy_rig(tmp_path, MemoryStore(), _named(*names)) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _named(*names)) as rig:
         job = await rig.start(*names)
         await until(lambda: len(rig.orders) >= 12)
         dispatched = [rig.live(job, name).state for name in names]
@@ -66,7 +66,7 @@ async def test_a_large_job_keeps_the_pace_of_the_ring_and_shows_its_progress(
 async def test_a_node_whose_serf_agent_had_the_order_never_gets_it_again(
     autojump_clock: object, tmp_path: Path
 ) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _named("had", "lost")) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _named("had", "lost")) as rig:
         rig.cluster.silent.add("lost")
         job = await rig.start("had", "lost")
         await reached(rig, job, "had", RunState.UNKNOWN)
@@ -82,7 +82,7 @@ async def test_a_node_whose_serf_agent_had_the_order_never_gets_it_again(
 async def test_a_connection_that_broke_leaves_nobody_who_knows_so_nothing_is_sent_again(
     autojump_clock: object, tmp_path: Path
 ) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _named("n")) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _named("n")) as rig:
         rig.cluster.silent.add("n")
         job = await rig.start("n")
         await until(lambda: len(rig.orders) == 1)
@@ -92,7 +92,7 @@ async def test_a_connection_that_broke_leaves_nobody_who_knows_so_nothing_is_sen
 
 
 async def test_while_serf_is_away_orders_wait_and_are_not_noted_as_sent(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _named("n")) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _named("n")) as rig:
         rig.agent.absent = True
         rig.agent.drop()
         await trio.sleep(1)
@@ -105,7 +105,7 @@ async def test_while_serf_is_away_orders_wait_and_are_not_noted_as_sent(autojump
 
 
 async def test_a_run_that_is_cancelled_before_its_turn_is_in_no_query(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _named("n")) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _named("n")) as rig:
         rig.agent.absent = True
         rig.agent.drop()
         await trio.sleep(1)
@@ -122,7 +122,7 @@ async def test_a_run_that_is_cancelled_before_its_turn_is_in_no_query(autojump_c
 
 
 async def test_what_was_not_sent_in_time_is_unavailable_and_never_sent(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _named("n")) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _named("n")) as rig:
         rig.agent.absent = True
         rig.agent.drop()
         await trio.sleep(1)
@@ -140,7 +140,7 @@ async def test_after_a_restart_an_order_goes_out_once_in_all(
     autojump_clock: object, tmp_path: Path, sent: bool
 ) -> None:
     store = MemoryStore()
-    async with open_legacy_rig(tmp_path, store, _named("n")) as rig:
+    async with open_schob_rig(tmp_path, store, _named("n")) as rig:
         cluster = rig.cluster
         if not sent:
             rig.agent.absent = True
@@ -151,7 +151,7 @@ async def test_after_a_restart_an_order_goes_out_once_in_all(
         assert len(rig.orders) == int(sent)
         rig.agent.absent = False
         rig.supervisor._nursery.cancel_scope.cancel(reason="the controller was killed")
-    async with open_legacy_rig(tmp_path, store, _named("n"), cluster=cluster) as rig:
+    async with open_schob_rig(tmp_path, store, _named("n"), cluster=cluster) as rig:
         await trio.sleep(40)
         assert len(rig.orders) == 1
         await rig.say(job, "n", "running")
@@ -161,7 +161,7 @@ async def test_after_a_restart_an_order_goes_out_once_in_all(
 async def test_a_cancel_is_repeated_until_serf_has_brought_it_and_then_ends_unproven(
     autojump_clock: object, tmp_path: Path
 ) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _named("n")) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _named("n")) as rig:
         job = await rig.start("n", kill_grace=60.0)
         await reached(rig, job, "n", RunState.DISPATCHED)
         await rig.say(job, "n", "running")
@@ -180,7 +180,7 @@ async def test_a_cancel_is_repeated_until_serf_has_brought_it_and_then_ends_unpr
 
 async def test_a_cancel_does_not_wait_behind_starts(autojump_clock: object, tmp_path: Path) -> None:
     names = [f"n{number:04d}.example.internal.net" for number in range(300)]
-    async with open_legacy_rig(tmp_path, MemoryStore(), _named("n", *names)) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _named("n", *names)) as rig:
         job = await rig.start("n")
         await reached(rig, job, "n", RunState.DISPATCHED)
         await rig.say(job, "n", "running")
@@ -196,7 +196,7 @@ async def test_a_cancel_does_not_wait_behind_starts(autojump_clock: object, tmp_
 
 async def test_a_name_that_fits_no_query_fails_alone(autojump_clock: object, tmp_path: Path) -> None:
     giant = "g" * 600
-    async with open_legacy_rig(tmp_path, MemoryStore(), _named("n", giant)) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _named("n", giant)) as rig:
         job = await rig.start("n", giant)
         await reached(rig, job, "n", RunState.DISPATCHED)
         await until(lambda: rig.live(job, giant).is_terminal)
@@ -206,7 +206,7 @@ async def test_a_name_that_fits_no_query_fails_alone(autojump_clock: object, tmp
 
 async def test_both_kinds_of_names_are_used_as_serf_knows_them(autojump_clock: object, tmp_path: Path) -> None:
     nodes = {"old": "old", "new": f"{ORGANIZATION}:new"}
-    async with open_legacy_rig(tmp_path, MemoryStore(), nodes) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), nodes) as rig:
         job = await rig.start(*nodes)
         await reached(rig, job, "new", RunState.DISPATCHED)
         assert [set(query.filter_nodes) for query in rig.orders] == [{"old", f"{ORGANIZATION}:new"}]
@@ -215,7 +215,7 @@ async def test_both_kinds_of_names_are_used_as_serf_knows_them(autojump_clock: o
 
 async def test_a_node_that_serf_loses_gets_its_order_when_it_is_back(autojump_clock: object, tmp_path: Path) -> None:
     timing = Timing(acceptance=120.0)
-    async with open_legacy_rig(tmp_path, MemoryStore(), _named("n"), timing=timing) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _named("n"), timing=timing) as rig:
         rig.agent.absent = True
         rig.agent.drop()
         await trio.sleep(1)
@@ -229,5 +229,5 @@ async def test_a_node_that_serf_loses_gets_its_order_when_it_is_back(autojump_cl
         assert [query.source for query in rig.orders] == [CONTROLLER]
 
 
-def _cancels(rig: LegacyRig) -> list[bytes]:
+def _cancels(rig: SchobRig) -> list[bytes]:
     return [query.payload for query in rig.orders if parse_order(query.payload).action is Action.CANCEL]

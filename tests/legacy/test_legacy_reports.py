@@ -16,12 +16,12 @@ from shovey_trio.core.jobs.model import LinkMode, Presence
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.serf.wire import MemberStatus
 from shovey_trio.shovey.protocol.wire import status_payload
-from tests.legacy.dispatch_rig import OPERATOR, LegacyRig, open_legacy_rig, principal, reached, until
+from tests.legacy.dispatch_rig import OPERATOR, SchobRig, open_schob_rig, principal, reached, until
 
 _N = {"n": "n"}
 
 
-async def _running(rig: LegacyRig) -> str:
+async def _running(rig: SchobRig) -> str:
     job = await rig.start("n")
     await reached(rig, job, "n", RunState.DISPATCHED)
     await rig.say(job, "n", "running")
@@ -29,7 +29,7 @@ async def _running(rig: LegacyRig) -> str:
 
 
 async def test_the_end_waits_for_the_last_output_and_no_longer(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _N) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N) as rig:
         job = await _running(rig)
         await rig.send(job, "n", 0, "a")
         await rig.say(job, "n", "failed", exit_status=3, error="exit status 3")
@@ -47,7 +47,7 @@ async def test_the_end_waits_for_the_last_output_and_no_longer(autojump_clock: o
 
 
 async def test_output_that_never_ends_delays_the_end_by_a_while_only(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _N) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N) as rig:
         job = await _running(rig)
         await rig.say(job, "n", "succeeded")
         before = trio.current_time()
@@ -59,17 +59,17 @@ async def test_output_that_never_ends_delays_the_end_by_a_while_only(autojump_cl
 
 async def test_a_told_end_survives_a_restart(autojump_clock: object, tmp_path: Path) -> None:
     store = MemoryStore()
-    async with open_legacy_rig(tmp_path, store, _N) as rig:
+    async with open_schob_rig(tmp_path, store, _N) as rig:
         job = await _running(rig)
         await rig.say(job, "n", "succeeded")
         rig.supervisor._nursery.cancel_scope.cancel(reason="the controller was killed")
-    async with open_legacy_rig(tmp_path, store, _N) as rig:
+    async with open_schob_rig(tmp_path, store, _N) as rig:
         await rig.ended(job)
         assert (await rig.stored(job, "n")).state is RunState.SUCCEEDED
 
 
 async def test_pieces_are_stored_once_and_in_order_whatever_their_way(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _N) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N) as rig:
         job = await _running(rig)
         async with trio.open_nursery() as nursery:
             for seq in (3, 1, 2, 0):
@@ -88,7 +88,7 @@ async def test_pieces_are_stored_once_and_in_order_whatever_their_way(autojump_c
 
 
 async def test_two_copies_of_one_piece_at_once_are_one(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _N) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N) as rig:
         job = await _running(rig)
         refused = 0
 
@@ -108,13 +108,13 @@ async def test_two_copies_of_one_piece_at_once_are_one(autojump_clock: object, t
 
 async def test_repeats_are_known_after_a_restart(autojump_clock: object, tmp_path: Path) -> None:
     store = MemoryStore()
-    async with open_legacy_rig(tmp_path, store, _N) as rig:
+    async with open_schob_rig(tmp_path, store, _N) as rig:
         job = await _running(rig)
         await rig.send(job, "n", 0, "a")
         await rig.send(job, "n", 0, "x", stream="stderr")
         await rig.send(job, "n", 1, "b")
         rig.supervisor._nursery.cancel_scope.cancel(reason="the controller was killed")
-    async with open_legacy_rig(tmp_path, store, _N) as rig:
+    async with open_schob_rig(tmp_path, store, _N) as rig:
         for seq, stream in ((0, "stdout"), (1, "stdout"), (0, "stderr")):
             with pytest.raises(DuplicateChunk):
                 await rig.send(job, "n", seq, "again", stream=stream)
@@ -123,7 +123,7 @@ async def test_repeats_are_known_after_a_restart(autojump_clock: object, tmp_pat
 
 
 async def test_a_piece_whose_sender_went_away_is_still_one_piece(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _N) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N) as rig:
         job = await _running(rig)
         with trio.move_on_after(0):
             await rig.send(job, "n", 0, "once")
@@ -133,7 +133,7 @@ async def test_a_piece_whose_sender_went_away_is_still_one_piece(autojump_clock:
 
 
 async def test_a_node_speaks_of_its_own_runs_alone(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), {"n": "n", "m": "m"}) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), {"n": "n", "m": "m"}) as rig:
         job = await _running(rig)
         body = {"status": "failed"}
         for caller in (principal("m"), OPERATOR):
@@ -149,7 +149,7 @@ async def test_a_node_speaks_of_its_own_runs_alone(autojump_clock: object, tmp_p
 
 
 async def test_a_run_of_an_agent_of_ours_cannot_be_ended_over_http(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _N) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N) as rig:
         node = rig.registry.get(ORGANIZATION, "n")
         assert node is not None
         await rig.registry.put(replace(node, link=LinkMode.ATTACHED))
@@ -161,7 +161,7 @@ async def test_a_run_of_an_agent_of_ours_cannot_be_ended_over_http(autojump_cloc
 
 
 async def test_what_cannot_be_true_any_more_is_refused_without_harm(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _N) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N) as rig:
         job = await _running(rig)
         await rig.say(job, "n", "succeeded")
         await rig.ended(job)
@@ -179,7 +179,7 @@ async def test_what_cannot_be_true_any_more_is_refused_without_harm(autojump_clo
 
 
 async def test_an_unverified_order_with_no_other_key_is_the_end(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _N) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N) as rig:
         job = await rig.start("n")
         await reached(rig, job, "n", RunState.DISPATCHED)
         await rig.say(job, "n", "invalid", error="Command id j running 'work' could not be verified!")
@@ -191,13 +191,13 @@ async def test_an_unverified_order_with_no_other_key_is_the_end(autojump_clock: 
 # --- presence -------------------------------------------------------------------------------------------------
 
 
-async def _history(rig: LegacyRig, name: str) -> list[tuple[Presence, str]]:
+async def _history(rig: SchobRig, name: str) -> list[tuple[Presence, str]]:
     statuses, _ = await rig.services.store.list_node_statuses(ORGANIZATION, name, limit=100, after="")
     return [(status.presence, status.reason) for status in reversed(statuses)]
 
 
 async def test_a_node_is_up_while_it_beats_and_down_after_ten_minutes(autojump_clock: object, tmp_path: Path) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _N, presence=Presence.NEW) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N, presence=Presence.NEW) as rig:
         for _ in range(100):
             rig.cluster.send_query("node_status", status_payload("n"))
             await trio.sleep(30)
@@ -214,7 +214,7 @@ async def test_a_node_is_up_while_it_beats_and_down_after_ten_minutes(autojump_c
 async def test_serf_saying_failed_is_enough_to_be_down_and_not_enough_to_be_up(
     autojump_clock: object, tmp_path: Path
 ) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), _N) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N) as rig:
         job = await _running(rig)
         rig.cluster.set_status("n", MemberStatus.FAILED)
         await until(lambda: _presence(rig, "n") is Presence.DOWN)
@@ -241,7 +241,7 @@ async def test_serf_saying_failed_is_enough_to_be_down_and_not_enough_to_be_up(
 async def test_the_ring_can_talk_nobody_down_and_nothing_up_that_is_not_there(
     autojump_clock: object, tmp_path: Path, payload: bytes
 ) -> None:
-    async with open_legacy_rig(tmp_path, MemoryStore(), {"n": "n", "gone": "gone"}) as rig:
+    async with open_schob_rig(tmp_path, MemoryStore(), {"n": "n", "gone": "gone"}) as rig:
         node = rig.registry.get(ORGANIZATION, "n")
         assert node is not None
         down = {"presence": Presence.DOWN, "presence_reason": "stream_lost"}
@@ -255,7 +255,7 @@ async def test_the_ring_can_talk_nobody_down_and_nothing_up_that_is_not_there(
         assert _presence(rig, "gone") is Presence.DOWN
 
 
-def _presence(rig: LegacyRig, name: str) -> Presence:
+def _presence(rig: SchobRig, name: str) -> Presence:
     node = rig.registry.get(ORGANIZATION, name)
     assert node is not None
     return node.presence

@@ -19,8 +19,8 @@ from shovey_trio.demo.fleet import ORGANIZATION, Fleet, free_port, run_program
 from shovey_trio.demo.operator import Operator, open_operator
 from shovey_trio.demo.serf_agents import SerfAgentProcess, find_serf, open_serf_agents
 from shovey_trio.serf.link import SerfSettings
-from shovey_trio.shovey.keys import LEGACY_KEYS
-from shovey_trio.shovey.protocol.report import RunPut, RunStatus, StreamPut
+from shovey_trio.shovey.keys import SCHOB_KEYS
+from shovey_trio.shovey.protocol.report import PutStatus, RunPut, StreamPut
 from tests.legacy.conftest import make_schob
 
 pytestmark = [pytest.mark.serf, pytest.mark.slow]
@@ -28,8 +28,8 @@ pytestmark = [pytest.mark.serf, pytest.mark.slow]
 PLAIN, NAMED = "plain-1", "named-1"
 COMMANDS: Mapping[str, FakeCommand] = {
     "hello": FakeCommand(stdout=("hel", "lo\n")),
-    "fail": FakeCommand(stderr=("no\n",), end=RunPut(status=RunStatus.FAILED, exit_status=3, error="exit status 3")),
-    "late": FakeCommand(end=RunPut(status=RunStatus.FAILED, error="Job j on node n timed out")),
+    "fail": FakeCommand(stderr=("no\n",), end=RunPut(status=PutStatus.FAILED, exit_status=3, error="exit status 3")),
+    "late": FakeCommand(end=RunPut(status=PutStatus.FAILED, error="Job j on node n timed out")),
     "long": FakeCommand(seconds=600.0),
     "dead": FakeCommand(end=None, says_running=False),
 }
@@ -43,7 +43,7 @@ class Route:
         self.endpoint = endpoint
         self.agents = agents
         self.keys: dict[str, RSAPrivateKey] = {}
-        self.key_file = LEGACY_KEYS.file_of(fleet.data, ORGANIZATION)
+        self.key_file = SCHOB_KEYS.file_of(fleet.data, ORGANIZATION)
 
     async def register(self, name: str) -> None:
         """As an admin does, before the controller starts or with a HUP after."""
@@ -138,9 +138,9 @@ async def test_old_nodes_run_jobs_under_both_kinds_of_names(tmp_path: Path) -> N
 
 async def _check_late_words(route: Route, operator: Operator, schob: FakeSchob, job_id: str) -> None:
     """What a node says of a run that has ended."""
-    assert await schob.say(job_id, RunPut(status=RunStatus.RUNNING)) == 409
-    assert await schob.say(job_id, RunPut(status=RunStatus.SUCCEEDED)) == 200
-    assert await schob.say(job_id, RunPut(status=RunStatus.INVALID, error="could not be verified!")) == 409
+    assert await schob.say(job_id, RunPut(status=PutStatus.RUNNING)) == 409
+    assert await schob.say(job_id, RunPut(status=PutStatus.SUCCEEDED)) == 200
+    assert await schob.say(job_id, RunPut(status=PutStatus.INVALID, error="could not be verified!")) == 409
     again = StreamPut(stream=StreamName.STDOUT, seq=0, is_last=False, data=b"hel")
     assert await schob.send(job_id, again) == 409
     assert await operator.output(job_id, PLAIN) == b"hello\n"

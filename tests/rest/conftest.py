@@ -43,8 +43,8 @@ def key_of(name: str) -> RSAPrivateKey:
 
 
 @dataclass
-class RecordingLegacy:
-    """``LegacyNodes`` that only keeps what it is told."""
+class RecordingReports:
+    """``SchobReports`` that only keeps what it is told."""
 
     runs: list[tuple[Principal, str, str, Mapping[str, object]]] = field(default_factory=list)
     streams: list[tuple[Principal, str, str, Mapping[str, object]]] = field(default_factory=list)
@@ -63,7 +63,7 @@ class RecordingLegacy:
             raise self.error
         self.streams.append((principal, job_id, node, body))
 
-    def legacy_public_key(self, organization: str) -> str:
+    def public_key(self, organization: str) -> str:
         return self.key
 
     async def reset_key(self, organization: str) -> str:
@@ -79,7 +79,7 @@ class Shim:
     rig: NurseryRig
     store: FailpointStore
     agents: Mapping[str, FakeAgent]
-    legacy: RecordingLegacy
+    legacy: RecordingReports
     server: HttpServer
     audit: AuditLog
 
@@ -133,7 +133,7 @@ async def open_shim(
     **settings: Any,
 ) -> AsyncIterator[Shim]:
     """A shim with agents that are up and one node that never was."""
-    clock, store, legacy = WallClock(), FailpointStore(), RecordingLegacy()
+    clock, store, legacy = WallClock(), FailpointStore(), RecordingReports()
     principals = [_principal(ChefPrincipalKind.USER, name, role) for name, role in users.items()]
     principals += [_principal(ChefPrincipalKind.NODE, name, Role.NODE) for name in (*up, never_up)]
     await store.write_chef_principals(principals)
@@ -164,7 +164,7 @@ async def open_shim(
                 jobs=rig.jobs,
                 nodes=nodes,
                 callers=callers,
-                legacy=legacy,
+                reports=legacy,
                 clock=clock,
                 audit=audit,
                 attempts=attempts,

@@ -44,7 +44,7 @@ ALLOWED = dict.fromkeys(PATHS, OPERATORS) | {
 
 
 def test_every_route_is_in_this_test() -> None:
-    routes = shim_routes(ServerSettings(), jobs=_nothing(), nodes=_nothing(), legacy=None)
+    routes = shim_routes(ServerSettings(), jobs=_nothing(), nodes=_nothing(), reports=None)
     assert {f"{route.method} {route.template}" for route in routes} == set(PATHS)
 
 

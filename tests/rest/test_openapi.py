@@ -39,7 +39,7 @@ def _nothing() -> Any:
     return None
 
 
-DOCUMENT = openapi_document(shim_routes(ServerSettings(), jobs=_nothing(), nodes=_nothing(), legacy=None))
+DOCUMENT = openapi_document(shim_routes(ServerSettings(), jobs=_nothing(), nodes=_nothing(), reports=None))
 schema = schemathesis.openapi.from_dict(DOCUMENT)
 
 

@@ -20,7 +20,7 @@ from shovey_trio.core.trust.orders import RefusalReason
 from shovey_trio.shovey.bench.chef_client import Answer, ChefClient, ConnectionDropped
 from shovey_trio.shovey.protocol.report import parse_run_put, parse_stream_put
 
-from .conftest import RecordingLegacy, Shim, key_of, open_shim
+from .conftest import RecordingReports, Shim, key_of, open_shim
 from .differences import DIFFERENT, ELSEWHERE, VALUES, Difference, find
 
 ROWS: list[dict[str, Any]] = [
@@ -35,7 +35,7 @@ OUT, ERR = StreamName.STDOUT, StreamName.STDERR
 TEXTS = {"error"}
 
 
-class CheckingLegacy(RecordingLegacy):
+class CheckingReports(RecordingReports):
     """Takes what a real one would take, as far as the body alone decides."""
 
     async def run_put(self, principal: Any, job_id: str, node: str, body: Mapping[str, object]) -> None:
@@ -192,7 +192,7 @@ def test_every_difference_is_one() -> None:
 async def test_recorded_exchanges_mean_the_same_here() -> None:
     wrong = []
     async with open_shim(up=("foobar.local", "second.local"), never_up="neverseen.local", users=USERS) as shim:
-        shim.legacy.__class__ = CheckingLegacy
+        shim.legacy.__class__ = CheckingReports
         replay = Replay(shim)
         for row in ROWS:
             label = row["label"]

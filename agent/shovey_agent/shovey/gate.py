@@ -24,7 +24,7 @@ from shovey_trio.core.chef.signing import load_public_key
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.whitelist.whitelist import NotWhitelisted
 from shovey_trio.identity.files import read_public
-from shovey_trio.shovey.protocol.report import RunPut, RunStatus
+from shovey_trio.shovey.protocol.report import PutStatus, RunPut
 from shovey_trio.shovey.protocol.wire import Action, PayloadMalformed, ShoveyOrder, parse_order, verify_order
 
 _log = structlog.get_logger(__name__)
@@ -101,7 +101,7 @@ class LegacyGate:
         except NotWhitelisted:
             error = f"command {order.command} not in whitelist"
             _log.warning("order.refused", reason="not_whitelisted", run_id=order.run_id, command=order.command[:200])
-            return Refusal(run_id=order.run_id, put=RunPut(status=RunStatus.NACKED, error=error))
+            return Refusal(run_id=order.run_id, put=RunPut(status=PutStatus.NACKED, error=error))
         asked = float(order.timeout or 1)
         timeout = asked if entry.timeout is None else min(asked, entry.timeout)
         return RunSpec(
@@ -136,7 +136,7 @@ class LegacyGate:
         while len(self._refused) > _REFUSALS:
             self._refused.popitem(last=False)
         error = f"Command id {order.run_id} running '{order.command}' {why}"
-        return Refusal(run_id=order.run_id, put=RunPut(status=RunStatus.INVALID, error=error))
+        return Refusal(run_id=order.run_id, put=RunPut(status=PutStatus.INVALID, error=error))
 
 
 def _read_key(path: Path) -> RSAPublicKey | None:

@@ -19,7 +19,7 @@ from shovey_agent.shovey.reporter import RunReporter
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.serf.doorbell_plan import PlannedQuery
 from shovey_trio.serf.link import ReceivedQuery, SerfLink
-from shovey_trio.shovey.protocol.report import RunPut, RunStatus
+from shovey_trio.shovey.protocol.report import PutStatus, RunPut
 from shovey_trio.shovey.protocol.wire import (
     HEARTBEAT_INTERVAL,
     ORDER_QUERY,
@@ -83,7 +83,7 @@ class LegacyListener:
                     await self._start(nursery, order, payload, now)
         except OSError as error:
             _log.error("order.not_kept", run_id=order.run_id, error=error.strerror)
-            put = RunPut(status=RunStatus.NACKED, error=f"the order could not be written down: {error.strerror}")
+            put = RunPut(status=PutStatus.NACKED, error=f"the order could not be written down: {error.strerror}")
             self._tell(nursery, Refusal(run_id=order.run_id, put=put))
 
     async def _start(self, nursery: trio.Nursery, order: ShoveyOrder, payload: bytes, now: float) -> None:
@@ -101,7 +101,7 @@ class LegacyListener:
                 self._reporter.note(run.run_id)
             case Refused(reason=reason, detail=detail):
                 error = f"{_WORDS[reason]}: {detail}"
-                self._tell(nursery, Refusal(run_id=order.run_id, put=RunPut(status=RunStatus.NACKED, error=error)))
+                self._tell(nursery, Refusal(run_id=order.run_id, put=RunPut(status=PutStatus.NACKED, error=error)))
 
     async def _cancel(self, nursery: trio.Nursery, order: ShoveyOrder, now: float) -> None:
         if self._executor.known_run(order.run_id) is not None:
@@ -110,7 +110,7 @@ class LegacyListener:
         elif await self._gate.use_up(order, now=now):
             _log.info("run.voided", run_id=order.run_id)
             error = f"Job {order.run_id} on node {self._node} was cancelled before it started"
-            put = RunPut(status=RunStatus.CANCELLED, error=error)
+            put = RunPut(status=PutStatus.CANCELLED, error=error)
             self._tell(nursery, Refusal(run_id=order.run_id, put=put))
 
     def _tell(self, nursery: trio.Nursery, refusal: Refusal) -> None:

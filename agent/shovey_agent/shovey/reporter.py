@@ -19,7 +19,7 @@ from shovey_agent.run.runs import ExitCause, ExitReport, RunPhase
 from shovey_agent.shovey.progress import Progress, ProgressFiles
 from shovey_agent.shovey.server import ShoveyServer
 from shovey_trio.core.jobs.model import StreamName
-from shovey_trio.shovey.protocol.report import SIGNAL_WORDS, RunPut, RunStatus, run_put_body, stream_put_body
+from shovey_trio.shovey.protocol.report import SIGNAL_WORDS, PutStatus, RunPut, run_put_body, stream_put_body
 
 _T = TypeVar("_T")
 _log = structlog.get_logger(__name__)
@@ -84,7 +84,7 @@ class RunReporter:
         known = self._executor.known_run(run_id)
         if progress.running or known is None or known.started_at is None:
             return progress
-        await self.say(run_id, RunPut(status=RunStatus.RUNNING))
+        await self.say(run_id, RunPut(status=PutStatus.RUNNING))
         return await self._save(run_id, replace(progress, running=True))
 
     async def _ship(self, run_id: str, progress: Progress) -> Progress:
@@ -127,22 +127,22 @@ def end_of(report: ExitReport, *, node: str) -> RunPut:
     """A run's end in schob's words."""
     match report.cause:
         case ExitCause.EXITED if report.exit_code == 0:
-            return RunPut(status=RunStatus.SUCCEEDED)
+            return RunPut(status=PutStatus.SUCCEEDED)
         case ExitCause.EXITED:
             code = report.exit_code or 0
-            return RunPut(status=RunStatus.FAILED, exit_status=code, error=f"exit status {code}")
+            return RunPut(status=PutStatus.FAILED, exit_status=code, error=f"exit status {code}")
         case ExitCause.SIGNALLED:
             word = SIGNAL_WORDS.get(report.signal or 0, f"signal {report.signal}")
-            return RunPut(status=RunStatus.FAILED, exit_status=255, error=f"signal: {word}")
+            return RunPut(status=PutStatus.FAILED, exit_status=255, error=f"signal: {word}")
         case ExitCause.TIMED_OUT:
-            return RunPut(status=RunStatus.FAILED, error=f"Job {report.run_id} on node {node} timed out")
+            return RunPut(status=PutStatus.FAILED, error=f"Job {report.run_id} on node {node} timed out")
         case ExitCause.CANCELLED:
-            return RunPut(status=RunStatus.CANCELLED, error=f"Job {report.run_id} on node {node} was cancelled")
+            return RunPut(status=PutStatus.CANCELLED, error=f"Job {report.run_id} on node {node} was cancelled")
         case ExitCause.SPAWN_FAILED:
-            return RunPut(status=RunStatus.INVALID, error=f"fork/exec {report.detail}")
+            return RunPut(status=PutStatus.INVALID, error=f"fork/exec {report.detail}")
         case ExitCause.SUPERVISOR_LOST | ExitCause.NODE_REBOOTED:
             why = report.detail or report.cause.value
-            return RunPut(status=RunStatus.KILLED, error=f"job {report.run_id} on node {node} was killed: {why}")
+            return RunPut(status=PutStatus.KILLED, error=f"job {report.run_id} on node {node} was killed: {why}")
 
 
 async def _on_disk(work: Callable[[], _T]) -> _T:

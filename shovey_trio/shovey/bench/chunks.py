@@ -10,8 +10,8 @@ from typing import Final
 import trio
 
 from shovey_trio.bench.stage import WrongResult
-from shovey_trio.shovey.bench.nodes import FLOOD, LegacyNode, LegacyNodes, wait_ended
-from shovey_trio.shovey.bench.servers import LegacyServer
+from shovey_trio.shovey.bench.nodes import FLOOD, OldNode, OldNodes, wait_ended
+from shovey_trio.shovey.bench.servers import OldServer
 
 _POLL: Final = 0.01
 _DEADLINE: Final = 120.0
@@ -36,7 +36,7 @@ class ChunkRate:
         return self.cpu / self.chunks
 
 
-async def push_chunks(server: LegacyServer, nodes: Sequence[LegacyNode], *, each: int) -> ChunkRate:
+async def push_chunks(server: OldServer, nodes: Sequence[OldNode], *, each: int) -> ChunkRate:
     """Has every node push ``each`` pieces, signed before the clock starts, one after the other on its own connection.
 
     Raises:
@@ -44,7 +44,7 @@ async def push_chunks(server: LegacyServer, nodes: Sequence[LegacyNode], *, each
     """
     with trio.move_on_after(_DEADLINE):
         async with trio.open_nursery() as nursery:
-            at_work = LegacyNodes(nodes, port=server.port, signing_key=server.signing_key, nursery=nursery, chunks=each)
+            at_work = OldNodes(nodes, port=server.port, signing_key=server.signing_key, nursery=nursery, chunks=each)
             server.serf.delivered = at_work.deliver
             await server.start(FLOOD, nodes)
             while at_work.ready < len(nodes):  # noqa: ASYNC110 - an event per node would be part of the load

@@ -12,8 +12,8 @@ from typing import Final
 
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage
-from shovey_trio.shovey.bench.job import LegacyJob, run_legacy_job
-from shovey_trio.shovey.bench.nodes import LegacyNode, make_nodes
+from shovey_trio.shovey.bench.job import OldJob, run_old_job
+from shovey_trio.shovey.bench.nodes import OldNode, make_nodes
 from shovey_trio.shovey.bench.servers import NO_LIMIT, open_goiardi_server, open_own_server
 
 # How long the command takes on every node.
@@ -26,22 +26,22 @@ async def measure(stage: Stage) -> Sequence[Figure]:
     nodes = make_nodes(stage.options.agents)
     directory = stage.fleet.directory
     async with open_own_server(directory / "legacy", nodes) as server:
-        own = await run_legacy_job(server, nodes, seconds=_SECONDS)
+        own = await run_old_job(server, nodes, seconds=_SECONDS)
     figures = _figures("", own, bar=True)
     if not stage.options.peer:
         return figures
     async with open_goiardi_server(directory / "goiardi", nodes) as server:
-        peer = await run_legacy_job(server, nodes, seconds=_SECONDS)
+        peer = await run_old_job(server, nodes, seconds=_SECONDS)
         figures += _figures("goiardi, ", peer)
         if peer.refused:
             server.serf.query_size_limit = NO_LIMIT
             server.serf.refused.clear()
-            peer = await run_legacy_job(server, nodes, seconds=_SECONDS)
+            peer = await run_old_job(server, nodes, seconds=_SECONDS)
             figures += _figures("goiardi with a serf that has no size limit, ", peer)
     return [*figures, *_ratios(nodes, own, peer)]
 
 
-def _figures(who: str, job: LegacyJob, *, bar: bool = False) -> list[Figure]:
+def _figures(who: str, job: OldJob, *, bar: bool = False) -> list[Figure]:
     name = f"{who}job on {job.nodes:,} emulated old nodes"
     found = [
         figure(
@@ -64,7 +64,7 @@ def _figures(who: str, job: LegacyJob, *, bar: bool = False) -> list[Figure]:
     ]
 
 
-def _ratios(nodes: Sequence[LegacyNode], own: LegacyJob, peer: LegacyJob) -> list[Figure]:
+def _ratios(nodes: Sequence[OldNode], own: OldJob, peer: OldJob) -> list[Figure]:
     large = len(nodes) >= 1_000
     name = f"goiardi against shovey-trio, {len(nodes):,} emulated old nodes"
     figures = []

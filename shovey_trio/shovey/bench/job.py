@@ -9,8 +9,8 @@ from typing import Final
 
 import trio
 
-from shovey_trio.shovey.bench.nodes import LegacyNode, LegacyNodes, lost_results, wait_ended
-from shovey_trio.shovey.bench.servers import LegacyServer
+from shovey_trio.shovey.bench.nodes import OldNode, OldNodes, lost_results, wait_ended
+from shovey_trio.shovey.bench.servers import OldServer
 from shovey_trio.shovey.protocol.wire import ORDER_QUERY
 
 _COMMAND: Final = "report"
@@ -21,7 +21,7 @@ _SETTLED: Final = 5.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LegacyJob:
+class OldJob:
     """What was measured; durations in seconds.
 
     Attributes:
@@ -50,14 +50,14 @@ class LegacyJob:
     stall: float
 
 
-async def run_legacy_job(server: LegacyServer, nodes: Sequence[LegacyNode], *, seconds: float) -> LegacyJob:
+async def run_old_job(server: OldServer, nodes: Sequence[OldNode], *, seconds: float) -> OldJob:
     """Runs a job once.
 
     Args:
         seconds: how long its command takes on every node.
     """
     async with trio.open_nursery() as nursery:
-        at_work = LegacyNodes(nodes, port=server.port, signing_key=server.signing_key, nursery=nursery, seconds=seconds)
+        at_work = OldNodes(nodes, port=server.port, signing_key=server.signing_key, nursery=nursery, seconds=seconds)
         server.serf.delivered = at_work.deliver
         with server.meter.measuring() as cost:
             began = time.perf_counter()
@@ -70,7 +70,7 @@ async def run_legacy_job(server: LegacyServer, nodes: Sequence[LegacyNode], *, s
         first, last = (min(sent), max(sent)) if sent else (0.0, 0.0)
         nursery.cancel_scope.cancel(reason="the job is measured")
     reported = max(at_work.ended.values(), default=last)
-    return LegacyJob(
+    return OldJob(
         nodes=len(nodes),
         posted=posted,
         dispatch=last - first,
@@ -85,7 +85,7 @@ async def run_legacy_job(server: LegacyServer, nodes: Sequence[LegacyNode], *, s
     )
 
 
-async def _wait_reports(server: LegacyServer, at_work: LegacyNodes, count: int) -> None:
+async def _wait_reports(server: OldServer, at_work: OldNodes, count: int) -> None:
     """Returns when every node has reported, or when none ever will: serf has refused the order."""
     async with trio.open_nursery() as nursery:
 
@@ -99,7 +99,7 @@ async def _wait_reports(server: LegacyServer, at_work: LegacyNodes, count: int) 
         nursery.cancel_scope.cancel(reason="every node has reported")
 
 
-async def _settled(server: LegacyServer, job_id: str, nodes: Sequence[LegacyNode]) -> tuple[float, int]:
+async def _settled(server: OldServer, job_id: str, nodes: Sequence[OldNode]) -> tuple[float, int]:
     """When every run was in its true state, and 0; or after a while without, how many are not."""
     lost, since = len(nodes) + 1, trio.current_time()
     while True:

@@ -22,7 +22,7 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from shovey_trio.core.chef.signing import SigningVersion, sign_request
 from shovey_trio.core.jobs.model import StreamName
-from shovey_trio.shovey.protocol.report import RunPut, RunStatus, StreamPut, run_put_body, stream_put_body
+from shovey_trio.shovey.protocol.report import PutStatus, RunPut, StreamPut, run_put_body, stream_put_body
 from shovey_trio.shovey.protocol.wire import Action, parse_order, verify_order
 
 _HOST: Final = "127.0.0.1"
@@ -30,18 +30,18 @@ _READ: Final = 65_536
 _KEYS: Final = 16
 _OK: Final = 200
 _ENDS: Final = (
-    RunPut(status=RunStatus.FAILED, exit_status=3, error="exit status 3"),
-    RunPut(status=RunStatus.SUCCEEDED),
+    RunPut(status=PutStatus.FAILED, exit_status=3, error="exit status 3"),
+    RunPut(status=PutStatus.SUCCEEDED),
 )
 _SUCCEEDS: Final = 10
 _OUTPUT: Final = b"this is what the node has to say\n"
-#: What pushes ``LegacyNodes.chunks`` pieces of output as fast as it may, once it is told to.
+#: What pushes ``OldNodes.chunks`` pieces of output as fast as it may, once it is told to.
 FLOOD: Final = "flood"
 _CHUNK: Final = (b"0123456789abcdef" * 3 + b"fifteen chars.\n\n") * 16
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LegacyNode:
+class OldNode:
     """A node's name, key, and how its runs end: every tenth fails."""
 
     name: str
@@ -53,16 +53,16 @@ class LegacyNode:
         return self.key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
 
 
-def make_nodes(count: int) -> list[LegacyNode]:
+def make_nodes(count: int) -> list[OldNode]:
     """So many nodes, with names of 17 characters."""
     keys = [generate_private_key(public_exponent=65_537, key_size=2_048) for _ in range(min(count, _KEYS))]
     return [
-        LegacyNode(name=f"node-{number:05}.legacy", key=keys[number % len(keys)], end=_ENDS[number % _SUCCEEDS != 0])
+        OldNode(name=f"node-{number:05}.legacy", key=keys[number % len(keys)], end=_ENDS[number % _SUCCEEDS != 0])
         for number in range(1, count + 1)
     ]
 
 
-class LegacyNodes:
+class OldNodes:
     """The nodes at work, for one server.
 
     Args:
@@ -82,7 +82,7 @@ class LegacyNodes:
 
     def __init__(
         self,
-        nodes: Sequence[LegacyNode],
+        nodes: Sequence[OldNode],
         *,
         port: int,
         signing_key: RSAPublicKey,
@@ -114,10 +114,10 @@ class LegacyNodes:
         elif order.action is Action.START:
             self._nursery.start_soon(self._carry_out, node, order.run_id, order.command)
 
-    async def _carry_out(self, node: LegacyNode, job_id: str, command: str) -> None:
+    async def _carry_out(self, node: OldNode, job_id: str, command: str) -> None:
         reporter = _Reporter(node, job_id, self._port, self.answers)
         try:
-            await reporter.say(RunPut(status=RunStatus.RUNNING))
+            await reporter.say(RunPut(status=PutStatus.RUNNING))
             if command == FLOOD:
                 await self._flood(reporter)
             else:
@@ -149,7 +149,7 @@ class LegacyNodes:
 class _Reporter:
     """A node's reports of one run, over one connection that is opened again when it breaks."""
 
-    def __init__(self, node: LegacyNode, job_id: str, port: int, answers: Counter[int]) -> None:
+    def __init__(self, node: OldNode, job_id: str, port: int, answers: Counter[int]) -> None:
         self._node = node
         self._job_id = job_id
         self._port = port
@@ -239,7 +239,7 @@ async def _receive(stream: trio.SocketStream) -> bytes:
     return bytes(data)
 
 
-def lost_results(nodes: Sequence[LegacyNode], states: Mapping[str, Sequence[str]]) -> int:
+def lost_results(nodes: Sequence[OldNode], states: Mapping[str, Sequence[str]]) -> int:
     """How many nodes' runs are not in the state that they have reported.
 
     Args:
@@ -249,7 +249,7 @@ def lost_results(nodes: Sequence[LegacyNode], states: Mapping[str, Sequence[str]
     return sum(known.get(node.name) != node.end.status.value for node in nodes)
 
 
-async def wait_ended(nodes: LegacyNodes, count: int) -> None:
+async def wait_ended(nodes: OldNodes, count: int) -> None:
     """Returns when so many nodes have sent all they had to."""
     while len(nodes.ended) < count:  # noqa: ASYNC110 - an event per node would be part of the load
         await trio.sleep(0.01)

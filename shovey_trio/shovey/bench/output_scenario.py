@@ -8,8 +8,8 @@ from typing import Final
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage
 from shovey_trio.shovey.bench.chunks import ChunkRate, push_chunks
-from shovey_trio.shovey.bench.nodes import LegacyNode, make_nodes
-from shovey_trio.shovey.bench.servers import NO_LIMIT, LegacyServer, open_goiardi_server, open_own_server
+from shovey_trio.shovey.bench.nodes import OldNode, make_nodes
+from shovey_trio.shovey.bench.servers import NO_LIMIT, OldServer, open_goiardi_server, open_own_server
 
 # As many connections, and what each of them pushes. Each piece is signed beforehand, which takes 1 ms.
 _NODES: Final = 32
@@ -39,7 +39,7 @@ async def measure(stage: Stage) -> Sequence[Figure]:
     return figures
 
 
-async def _rounds(server: LegacyServer, nodes: Sequence[LegacyNode], rounds: int) -> list[ChunkRate]:
+async def _rounds(server: OldServer, nodes: Sequence[OldNode], rounds: int) -> list[ChunkRate]:
     each = max(_PIECES * rounds // (rounds + 1) // len(nodes), 1) if rounds > 1 else 20
     await push_chunks(server, nodes, each=min(each, 20))
     return [await push_chunks(server, nodes, each=each) for _ in range(rounds)]

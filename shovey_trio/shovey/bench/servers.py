@@ -26,8 +26,8 @@ from shovey_trio.core.chef.signing import SigningVersion, load_private_key, load
 from shovey_trio.demo.fleet import ORGANIZATION, free_port, run_program
 from shovey_trio.shovey.bench.chef_client import ChefClient, make_key, public_pem
 from shovey_trio.shovey.bench.goiardi import find_goiardi, open_goiardi
-from shovey_trio.shovey.bench.nodes import LegacyNode
-from shovey_trio.shovey.keys import LEGACY_KEYS
+from shovey_trio.shovey.bench.nodes import OldNode
+from shovey_trio.shovey.keys import SCHOB_KEYS
 from shovey_trio.shovey.protocol.wire import ORDER_QUERY, STATUS_QUERY, status_payload
 
 _POLL: Final = 0.1
@@ -49,7 +49,7 @@ NO_LIMIT: Final = 2**31
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LegacyServer:
+class OldServer:
     """A server with its nodes registered and up.
 
     Attributes:
@@ -76,7 +76,7 @@ class LegacyServer:
             raise WrongResult(f"{self.name}: {method} {path}: {answer.status} {answer.body[:300]!r}")
         return answer.json
 
-    async def start(self, command: str, nodes: Sequence[LegacyNode]) -> str:
+    async def start(self, command: str, nodes: Sequence[OldNode]) -> str:
         """Starts a job on all of these nodes, which must be up, and returns its id."""
         names = [node.name for node in nodes]
         # A job of its own every time: the same request within a second is a repetition, and means the same job.
@@ -84,7 +84,7 @@ class LegacyServer:
         job_id: str = (await self.ask("POST", "/shovey/jobs", body))["id"]
         return job_id
 
-    async def wait_up(self, nodes: Sequence[LegacyNode]) -> None:
+    async def wait_up(self, nodes: Sequence[OldNode]) -> None:
         """Has all nodes send heartbeats until the server counts them as up.
 
         Raises:
@@ -115,7 +115,7 @@ def is_installed() -> bool:
 
 
 @asynccontextmanager
-async def open_own_server(directory: Path, nodes: Sequence[LegacyNode]) -> AsyncIterator[LegacyServer]:
+async def open_own_server(directory: Path, nodes: Sequence[OldNode]) -> AsyncIterator[OldServer]:
     """This version's daemon with default settings but for the number of connections, its nodes as if from goiardi.
 
     Raises:
@@ -147,8 +147,8 @@ async def open_own_server(directory: Path, nodes: Sequence[LegacyNode]) -> Async
             await run_program("shovey-trio", "import", "goiardi", str(export), "--data-dir", str(fleet.data.root))
             await start_daemon(fleet)
             assert fleet.controller.pid is not None
-            keys = LEGACY_KEYS.file_of(fleet.data, ORGANIZATION).load(ORGANIZATION)
-            server = LegacyServer(
+            keys = SCHOB_KEYS.file_of(fleet.data, ORGANIZATION).load(ORGANIZATION)
+            server = OldServer(
                 name="shovey-trio",
                 port=port,
                 admin=ChefClient(port=port, user="admin", key=key, version=SigningVersion.V1_1),
@@ -165,7 +165,7 @@ async def open_own_server(directory: Path, nodes: Sequence[LegacyNode]) -> Async
 
 
 @asynccontextmanager
-async def open_goiardi_server(directory: Path, nodes: Sequence[LegacyNode]) -> AsyncIterator[LegacyServer]:
+async def open_goiardi_server(directory: Path, nodes: Sequence[OldNode]) -> AsyncIterator[OldServer]:
     """A goiardi that logs errors alone, with its in-memory store.
 
     Raises:
@@ -179,7 +179,7 @@ async def open_goiardi_server(directory: Path, nodes: Sequence[LegacyNode]) -> A
         assert goiardi.process.pid is not None
         port = int(goiardi.url.rpartition(":")[2])
         key = load_private_key((directory / "admin.pem").read_text(encoding="ascii"))
-        server = LegacyServer(
+        server = OldServer(
             name="goiardi",
             port=port,
             admin=ChefClient(port=port, user="admin", key=key, version=SigningVersion.V1_1),
@@ -193,10 +193,10 @@ async def open_goiardi_server(directory: Path, nodes: Sequence[LegacyNode]) -> A
         goiardi.process.check()
 
 
-async def _register(server: LegacyServer, nodes: Sequence[LegacyNode]) -> None:
+async def _register(server: OldServer, nodes: Sequence[OldNode]) -> None:
     limiter = trio.CapacityLimiter(_REGISTRATIONS)
 
-    async def register(node: LegacyNode) -> None:
+    async def register(node: OldNode) -> None:
         async with limiter:
             await server.ask("POST", "/clients", {"name": node.name, "admin": False, "public_key": node.public_pem})
             about = {"name": node.name, "json_class": "Chef::Node", "chef_type": "node", "chef_environment": "_default"}
@@ -207,7 +207,7 @@ async def _register(server: LegacyServer, nodes: Sequence[LegacyNode]) -> None:
             nursery.start_soon(register, node)
 
 
-def _export(nodes: Sequence[LegacyNode], admin_key: str) -> dict[str, Any]:
+def _export(nodes: Sequence[OldNode], admin_key: str) -> dict[str, Any]:
     """As ``goiardi -x`` would have written it."""
     clients = [{"name": node.name, "public_key": node.public_pem, "admin": False} for node in nodes]
     data = {

@@ -62,7 +62,7 @@ def goiardi(settings: ServerSettings, file: Path) -> None:
                 skipped.append((f"node {name}", error.message))
                 continue
             if name not in known:
-                await store.write_node(_legacy_node(name, organization, tags, now))
+                await store.write_node(_old_node(name, organization, tags, now))
                 made += 1
         return made
 
@@ -74,7 +74,7 @@ def goiardi(settings: ServerSettings, file: Path) -> None:
         click.echo(f"left out: {name}: {why}", err=True)
 
 
-def _legacy_node(name: str, organization: str, tags: Mapping[str, str], now: float) -> Node:
+def _old_node(name: str, organization: str, tags: Mapping[str, str], now: float) -> Node:
     return Node(
         name=name,
         organization=organization,

@@ -15,7 +15,7 @@ from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.errors import NotFound
 from shovey_trio.identity.files import check_secret_directory
 from shovey_trio.identity.key_files import KeyFile
-from shovey_trio.shovey.keys import LEGACY_KEYS, LegacyKeys, make_legacy_key
+from shovey_trio.shovey.keys import SCHOB_KEYS, SchobKeys, make_schob_key
 from shovey_trio.shovey.kind import KEY_RESET, KIND
 from shovey_trio.store.contract import Store
 
@@ -56,7 +56,7 @@ def status(settings: ServerSettings, pem: bool) -> None:
 def reset(settings: ServerSettings) -> None:
     """Make a new key. Nodes are signed for with the old one until each of them has shown that it holds the new one."""
     organization = settings.server.organization
-    fresh = make_legacy_key(time.time())
+    fresh = make_schob_key(time.time())
     _file(settings).change(organization, lambda keys: keys.with_key(fresh))
     entry = host_entry(KEY_RESET, organization, f"key/{fresh.key_id}")
     run_with_store(settings.store_path, _nothing, audit=entry)
@@ -75,7 +75,7 @@ def moved(settings: ServerSettings, node: str) -> None:
     if node not in registered:
         raise NotFound(f"there is no old node {node}", node=node)
 
-    def move(keys: LegacyKeys) -> LegacyKeys:
+    def move(keys: SchobKeys) -> SchobKeys:
         return keys.with_held({node: keys.current.key_id}).pruned(registered)
 
     keys = _file(settings).change(organization, move)
@@ -91,9 +91,9 @@ def _day(at: float) -> str:
     return time.strftime("%Y-%m-%d", time.localtime(at))
 
 
-def _file(settings: ServerSettings) -> KeyFile[LegacyKeys]:
+def _file(settings: ServerSettings) -> KeyFile[SchobKeys]:
     check_secret_directory(settings.directory.root)
-    return LEGACY_KEYS.ensure(settings.directory, settings.server.organization, now=time.time())
+    return SCHOB_KEYS.ensure(settings.directory, settings.server.organization, now=time.time())
 
 
 def _registered(settings: ServerSettings) -> Mapping[str, float]:

@@ -65,7 +65,7 @@ SIGNAL_WORDS: Final[Mapping[int, str]] = {
 _SIGNAL_NUMBERS: Final = {word: number for number, word in SIGNAL_WORDS.items()}
 
 
-class RunStatus(StrEnum):
+class PutStatus(StrEnum):
     """Every status that a node has been seen to report."""
 
     CREATED = "created"
@@ -84,14 +84,14 @@ class RunStatus(StrEnum):
 class RunPut:
     """A report: ``PUT /shovey/jobs/ID/NODE``."""
 
-    status: RunStatus
+    status: PutStatus
     exit_status: int = 0
     error: str = ""
 
     @property
     def is_unverified(self) -> bool:
         """Whether the node says that the signature of the order does not fit the key it holds."""
-        return self.status is RunStatus.INVALID and _NOT_VERIFIED in self.error
+        return self.status is PutStatus.INVALID and _NOT_VERIFIED in self.error
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -122,7 +122,7 @@ def parse_run_put(body: Mapping[str, object]) -> RunPut:
     if not isinstance(status, str):
         raise InvalidRequest("invalid status", field="status")
     try:
-        known = RunStatus(status)
+        known = PutStatus(status)
     except ValueError:
         raise InvalidRequest(f"invalid status: there is no {status[:40]!r}", field="status") from None
     error = body.get("error", "")
@@ -153,13 +153,13 @@ def parse_stream_put(body: Mapping[str, object]) -> StreamPut:
 def event_of(put: RunPut, now: float) -> NodeStarted | NodeRefused | EndTold | None:
     """What a report means for a run that has not ended; None for one that says nothing new."""
     match put.status:
-        case RunStatus.CREATED:
+        case PutStatus.CREATED:
             return None
-        case RunStatus.RUNNING:
+        case PutStatus.RUNNING:
             return NodeStarted(at=now)
-        case RunStatus.NACKED:
+        case PutStatus.NACKED:
             return NodeRefused(kind=OrderKind.START, reason=RefusalReason.NOT_WHITELISTED, detail=put.error)
-        case RunStatus.INVALID if put.is_unverified:
+        case PutStatus.INVALID if put.is_unverified:
             return NodeRefused(kind=OrderKind.START, reason=RefusalReason.BAD_SIGNATURE, detail=put.error)
         case _:
             return _end_of(put, now)
@@ -168,23 +168,23 @@ def event_of(put: RunPut, now: float) -> NodeStarted | NodeRefused | EndTold | N
 def _end_of(put: RunPut, now: float) -> EndTold:
     state, cause, exit_code, signal = RunState.CRASHED, "", None, None
     match put.status:
-        case RunStatus.SUCCEEDED:
+        case PutStatus.SUCCEEDED:
             state, cause, exit_code = RunState.SUCCEEDED, "exited", 0
-        case RunStatus.FAILED if put.error.endswith(_TIMED_OUT):
+        case PutStatus.FAILED if put.error.endswith(_TIMED_OUT):
             state, cause = RunState.TIMED_OUT, "timed_out"
-        case RunStatus.FAILED if put.error.startswith(_SIGNAL):
+        case PutStatus.FAILED if put.error.startswith(_SIGNAL):
             state, cause = RunState.FAILED, "signalled"
             signal = _SIGNAL_NUMBERS.get(put.error.removeprefix(_SIGNAL).removesuffix(" (core dumped)"))
-        case RunStatus.FAILED:
+        case PutStatus.FAILED:
             state, cause, exit_code = RunState.FAILED, "exited", put.exit_status
-        case RunStatus.INVALID:
+        case PutStatus.INVALID:
             # The command never ran: no such program.
             state, cause = RunState.INVALID, "spawn_failed"
-        case RunStatus.CANCELLED:
+        case PutStatus.CANCELLED:
             state, cause = RunState.CANCEL_UNPROVEN, "cancelled"
-        case RunStatus.SHUTDOWN:
+        case PutStatus.SHUTDOWN:
             cause = "agent_stopped"
-        case RunStatus.KILLED:
+        case PutStatus.KILLED:
             cause = "agent_killed"
         case _:
             cause = "output_lost"

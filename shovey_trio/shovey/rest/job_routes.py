@@ -24,7 +24,7 @@ from shovey_trio.shovey.protocol.views import job_view, run_view, started_view
 from shovey_trio.shovey.rest.lookups import find_job, find_run, reporting_node
 from shovey_trio.shovey.rest.output_json import Stretch, with_output
 from shovey_trio.shovey.rest.routing import Call, Route
-from shovey_trio.shovey.route.reports import LegacyNodes
+from shovey_trio.shovey.route.reports import SchobReports
 from shovey_trio.store.contract import JobFilter, JobOverview
 
 _log = structlog.get_logger(__name__)
@@ -49,9 +49,9 @@ class JobPolicy:
 class JobRoutes:
     """The handlers."""
 
-    def __init__(self, jobs: Jobs, *, legacy: LegacyNodes | None, policy: JobPolicy) -> None:
+    def __init__(self, jobs: Jobs, *, reports: SchobReports | None, policy: JobPolicy) -> None:
         self._jobs = jobs
-        self._legacy = legacy
+        self._reports = reports
         self._policy = policy
 
     def routes(self) -> list[Route]:
@@ -140,8 +140,8 @@ class JobRoutes:
 
     async def put_run(self, call: Call) -> Response:
         job_id, node = call.params["job"], call.params["node"]
-        legacy = reporting_node(self._legacy, call)
-        await legacy.run_put(call.principal, job_id, node, read_object(call.body))
+        reports = reporting_node(self._reports, call)
+        await reports.run_put(call.principal, job_id, node, read_object(call.body))
         return json_response({"id": job_id, "node": node, "response": "ok"})
 
     async def cancel(self, call: Call) -> Response:

@@ -8,14 +8,14 @@ from shovey_trio.core.errors import NotFound
 from shovey_trio.core.trust.authz import Action
 from shovey_trio.http.messages import json_response
 from shovey_trio.shovey.rest.routing import Call, Route
-from shovey_trio.shovey.route.reports import LegacyNodes
+from shovey_trio.shovey.route.reports import SchobReports
 
 
 class KeyRoutes:
     """The handlers."""
 
-    def __init__(self, legacy: LegacyNodes | None) -> None:
-        self._legacy = legacy
+    def __init__(self, reports: SchobReports | None) -> None:
+        self._reports = reports
 
     def routes(self) -> list[Route]:
         """Their table."""
@@ -32,14 +32,14 @@ class KeyRoutes:
         ]
 
     async def get(self, call: Call) -> Response:
-        pem = self._known().legacy_public_key(call.principal.organization)
+        pem = self._known().public_key(call.principal.organization)
         return json_response({"public_key": pem})
 
     async def reset(self, call: Call) -> Response:
         pem = await self._known().reset_key(call.principal.organization)
         return json_response({"public_key": pem})
 
-    def _known(self) -> LegacyNodes:
-        if self._legacy is None:
+    def _known(self) -> SchobReports:
+        if self._reports is None:
             raise NotFound("this controller has no key for old nodes")
-        return self._legacy
+        return self._reports

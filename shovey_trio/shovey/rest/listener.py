@@ -29,7 +29,7 @@ from shovey_trio.shovey.rest.key_routes import KeyRoutes
 from shovey_trio.shovey.rest.node_routes import NodeRoutes
 from shovey_trio.shovey.rest.routing import Route
 from shovey_trio.shovey.rest.stream_routes import StreamRoutes
-from shovey_trio.shovey.route.reports import LegacyNodes
+from shovey_trio.shovey.route.reports import SchobReports
 
 _log = structlog.get_logger(__name__)
 
@@ -44,7 +44,7 @@ async def open_rest(
     jobs: Jobs,
     nodes: Nodes,
     callers: StoredChefCallers,
-    legacy: LegacyNodes | None,
+    reports: SchobReports | None,
     clock: Clock,
     audit: AuditLog | None = None,
     attempts: FailedAttempts | None = None,
@@ -74,7 +74,7 @@ async def open_rest(
             opened = open_chef_server(settings.chef, organization=organization, clock=clock)
             chef = await stack.enter_async_context(opened)
             known = Callers(callers, chef)
-        routes = shim_routes(settings, jobs=jobs, nodes=nodes, legacy=legacy)
+        routes = shim_routes(settings, jobs=jobs, nodes=nodes, reports=reports)
         application = RestApplication(
             routes,
             Authenticator(known, clock=clock, clock_skew=rest.clock_skew, attempts=attempts),
@@ -92,15 +92,15 @@ async def open_rest(
         yield server
 
 
-def shim_routes(settings: ServerSettings, *, jobs: Jobs, nodes: Nodes, legacy: LegacyNodes | None) -> Sequence[Route]:
+def shim_routes(settings: ServerSettings, *, jobs: Jobs, nodes: Nodes, reports: SchobReports | None) -> Sequence[Route]:
     """All routes of the shim."""
     rest = settings.rest
     policy = JobPolicy(run_timeout=rest.default_run_timeout, cancel_wait=rest.cancel_wait)
     return (
-        *JobRoutes(jobs, legacy=legacy, policy=policy).routes(),
-        *StreamRoutes(jobs, legacy=legacy, hold=rest.stream_hold).routes(),
+        *JobRoutes(jobs, reports=reports, policy=policy).routes(),
+        *StreamRoutes(jobs, reports=reports, hold=rest.stream_hold).routes(),
         *NodeRoutes(nodes).routes(),
-        *KeyRoutes(legacy).routes(),
+        *KeyRoutes(reports).routes(),
     )
 
 

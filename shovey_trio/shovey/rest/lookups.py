@@ -7,7 +7,7 @@ from shovey_trio.core.errors import NotFound, PermissionDenied
 from shovey_trio.core.jobs.model import OutputExtent, Run
 from shovey_trio.core.jobs.states import JobState
 from shovey_trio.shovey.rest.routing import Call
-from shovey_trio.shovey.route.reports import LegacyNodes
+from shovey_trio.shovey.route.reports import SchobReports
 from shovey_trio.store.contract import JobOverview
 
 
@@ -43,7 +43,7 @@ async def find_run(jobs: Jobs, call: Call) -> tuple[Run, OutputExtent]:
         raise missing from None
 
 
-def reporting_node(legacy: LegacyNodes | None, call: Call) -> LegacyNodes:
+def reporting_node(reports: SchobReports | None, call: Call) -> SchobReports:
     """Who takes a node's report, once it is clear that the node reports for itself.
 
     Raises:
@@ -53,9 +53,9 @@ def reporting_node(legacy: LegacyNodes | None, call: Call) -> LegacyNodes:
     node = call.params["node"]
     if call.principal.name != node:
         raise PermissionDenied(f"{call.principal.label} may not report for {node}", principal=call.principal.label)
-    if legacy is None:
+    if reports is None:
         raise NotFound("this controller takes no reports over HTTP")
-    return legacy
+    return reports
 
 
 def _no_job(job_id: str) -> NotFound:

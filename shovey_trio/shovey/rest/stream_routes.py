@@ -19,7 +19,7 @@ from shovey_trio.shovey.protocol.sequence import LOOK_AHEAD, Pieces, boundary, p
 from shovey_trio.shovey.rest.lookups import find_run, reporting_node
 from shovey_trio.shovey.rest.output_json import Stretch, read_stretch, with_output
 from shovey_trio.shovey.rest.routing import Call, Route
-from shovey_trio.shovey.route.reports import LegacyNodes
+from shovey_trio.shovey.route.reports import SchobReports
 
 _log = structlog.get_logger(__name__)
 
@@ -34,9 +34,9 @@ class StreamRoutes:
             waiting for the end of it. knife's own patience is 300 s.
     """
 
-    def __init__(self, jobs: Jobs, *, legacy: LegacyNodes | None, hold: float) -> None:
+    def __init__(self, jobs: Jobs, *, reports: SchobReports | None, hold: float) -> None:
         self._jobs = jobs
-        self._legacy = legacy
+        self._reports = reports
         self._hold = hold
 
     def routes(self) -> list[Route]:
@@ -89,8 +89,8 @@ class StreamRoutes:
         return await with_output(self._jobs, run, members, {"output": stretch})
 
     async def put(self, call: Call) -> Response:
-        legacy = reporting_node(self._legacy, call)
-        await legacy.stream_put(call.principal, call.params["job"], call.params["node"], read_object(call.body))
+        reports = reporting_node(self._reports, call)
+        await reports.stream_put(call.principal, call.params["job"], call.params["node"], read_object(call.body))
         return json_response({"response": "ok"})
 
     async def raw(self, call: Call) -> Response:

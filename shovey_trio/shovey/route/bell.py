@@ -33,14 +33,14 @@ from shovey_trio.shovey.protocol.wire import (
 )
 
 _log = structlog.get_logger(__name__)
-#: What the link must subscribe to for ``LegacyListener``.
-LEGACY_EVENTS: Final = (f"query:{STATUS_QUERY}", f"user:{START_EVENT}")
+#: What the link must subscribe to for ``SchobListener``.
+RING_EVENTS: Final = (f"query:{STATUS_QUERY}", f"user:{START_EVENT}")
 # An answer that takes longer is of no use: the heartbeat's query is over.
 _ANSWER_DEADLINE: Final = 3.0
 
 
 @dataclass(frozen=True, slots=True)
-class LegacyQuery:
+class SchobQuery:
     """One query: a signed order and the nodes it is for."""
 
     organization: str
@@ -61,7 +61,7 @@ class Packed:
     never: tuple[str, ...]
 
 
-class SerfLegacyBell:
+class SchobBell:
     """Sends orders over one serf agent. The link must be running.
 
     Args:
@@ -107,11 +107,11 @@ class SerfLegacyBell:
         """
         async with self._link.turn() as issue:
 
-            async def send(query: LegacyQuery) -> SerfLegacyDelivery:
+            async def send(query: SchobQuery) -> Delivery:
                 names = {node: self._name(query.organization, node) for node in query.nodes}
                 progress = await issue(self._plan(query.payload, tuple(names.values())))
                 self._open = [known for known in self._open if not known.settled] + [progress]
-                return SerfLegacyDelivery(progress, names)
+                return Delivery(progress, names)
 
             yield send
 
@@ -148,7 +148,7 @@ class SerfLegacyBell:
         return members.get(serf_name(organization, node)) or plain
 
 
-class SerfLegacyDelivery:
+class Delivery:
     """What serf says of one query that was sent."""
 
     def __init__(self, progress: QueryProgress, names: dict[str, str]) -> None:
@@ -168,14 +168,14 @@ class SerfLegacyDelivery:
         return name not in self._progress.acked and self._progress.done
 
 
-SendQuery: TypeAlias = Callable[[LegacyQuery], Awaitable[SerfLegacyDelivery]]
+SendQuery: TypeAlias = Callable[[SchobQuery], Awaitable[Delivery]]
 
 
-class LegacyListener:
+class SchobListener:
     """Listens to old nodes and answers their heartbeats.
 
     Args:
-        link: must subscribe to ``LEGACY_EVENTS``, and nobody else may read its events.
+        link: must subscribe to ``RING_EVENTS``, and nobody else may read its events.
         said: takes a name and a status; returns whether to answer.
     """
 

@@ -29,8 +29,8 @@ from shovey_trio.nursery.route import RunAtWork
 from shovey_trio.nursery.settings import Timing
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.protocol.wire import DEFAULT_TIME_SLEW, cancel_fields, start_fields
-from shovey_trio.shovey.route.bell import LegacyQuery, SerfLegacyBell, SerfLegacyDelivery
-from shovey_trio.shovey.route.keyring import LegacyKeyring
+from shovey_trio.shovey.route.bell import Delivery, SchobBell, SchobQuery
+from shovey_trio.shovey.route.keyring import SchobKeyring
 
 _log = structlog.get_logger(__name__)
 # How often nodes that serf does not see are looked for again, and how long a full serf is left alone.
@@ -62,7 +62,7 @@ class _Order:
     run: RunAtWork
     kind: OrderKind
     settled: trio.Event = field(default_factory=trio.Event)
-    delivery: SerfLegacyDelivery | None = None
+    delivery: Delivery | None = None
     error: ShoveyError | None = None
 
     @property
@@ -86,10 +86,10 @@ class _Order:
         live.run = handle(live.run, sent, now).run
 
 
-class LegacyDispatcher:
+class SchobDispatcher:
     """Sends orders to old nodes. ``serve`` must run."""
 
-    def __init__(self, *, bell: SerfLegacyBell, signer: LegacyKeyring, clock: Clock, timing: Timing) -> None:
+    def __init__(self, *, bell: SchobBell, signer: SchobKeyring, clock: Clock, timing: Timing) -> None:
         self.bell = bell
         self._signer = signer
         self._clock = clock
@@ -99,7 +99,7 @@ class LegacyDispatcher:
         self._signed: dict[_Batch, tuple[float, bytes]] = {}
         self._work = trio.Event()
 
-    async def send(self, run: RunAtWork, kind: OrderKind) -> SerfLegacyDelivery | None:
+    async def send(self, run: RunAtWork, kind: OrderKind) -> Delivery | None:
         """Waits for the turn of a run's order and sends it; None when it was not wanted any more by then.
 
         Waits for as long as serf does not see the node. Cancelled before its turn, nothing is sent.
@@ -149,7 +149,7 @@ class LegacyDispatcher:
 
     async def _send_one(self, batch: _Batch) -> None:
         going: list[_Order] = []
-        delivery: SerfLegacyDelivery | None = None
+        delivery: Delivery | None = None
         try:
             async with self.bell.turn() as send:
                 payload = self._payload(batch)
@@ -157,7 +157,7 @@ class LegacyDispatcher:
                     going = await self._note_sent(chosen, batch.key_id)
                 if payload is not None and going:
                     nodes = tuple(order.node for order in going)
-                    delivery = await send(LegacyQuery(going[0].organization, nodes, payload))
+                    delivery = await send(SchobQuery(going[0].organization, nodes, payload))
         except ShoveyError as error:
             _log.warning("legacy.not_sent", job_id=batch.job_id, nodes=len(going), error=error.message)
             _settle(going, error=error)
@@ -223,9 +223,7 @@ class LegacyDispatcher:
                 del self._waiting[batch]
 
 
-def _settle(
-    orders: list[_Order], *, delivery: SerfLegacyDelivery | None = None, error: ShoveyError | None = None
-) -> None:
+def _settle(orders: list[_Order], *, delivery: Delivery | None = None, error: ShoveyError | None = None) -> None:
     for order in orders:
         order.delivery, order.error = delivery, error
         order.settled.set()

@@ -13,7 +13,7 @@ import trio
 from shovey_trio.core.errors import NotFound, ShoveyError
 from shovey_trio.identity.key_files import KeyPlace
 from shovey_trio.nursery.registry import NodeRegistry
-from shovey_trio.shovey.keys import LegacyKeys, make_legacy_key
+from shovey_trio.shovey.keys import SchobKeys, make_schob_key
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.protocol.wire import format_time, sign_payload
 
@@ -24,18 +24,18 @@ _WRITE_AFTER: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LegacyRing:
+class KeptKeys:
     """An organization's keys, and the place they are from."""
 
-    place: KeyPlace[LegacyKeys]
-    keys: LegacyKeys
+    place: KeyPlace[SchobKeys]
+    keys: SchobKeys
 
 
-LoadRings = Callable[[], Mapping[str, LegacyRing]]
+LoadRings = Callable[[], Mapping[str, KeptKeys]]
 """Reads the keys of every organization; blocks."""
 
 
-class LegacyKeyring:
+class SchobKeyring:
     """Signs with the key that a node holds. ``serve`` must run for what nodes show to become durable.
 
     Args:
@@ -43,7 +43,7 @@ class LegacyKeyring:
         load: reads them again.
     """
 
-    def __init__(self, rings: Mapping[str, LegacyRing], *, load: LoadRings, registry: NodeRegistry) -> None:
+    def __init__(self, rings: Mapping[str, KeptKeys], *, load: LoadRings, registry: NodeRegistry) -> None:
         self._rings = dict(rings)
         self._load = load
         self._registry = registry
@@ -120,7 +120,7 @@ class LegacyKeyring:
         """
         self._keys(organization)
         place = self._rings[organization].place
-        key = await trio.to_thread.run_sync(make_legacy_key, time.time())
+        key = await trio.to_thread.run_sync(make_schob_key, time.time())
         written = await trio.to_thread.run_sync(lambda: place.change(organization, lambda keys: keys.with_key(key)))
         self._keep(written)
         _log.info("legacy_key.reset", organization=organization, key_id=key.key_id, keys=len(written.keys))
@@ -136,13 +136,13 @@ class LegacyKeyring:
         """
         self._rings |= await trio.to_thread.run_sync(self._load)
 
-    def _keys(self, organization: str) -> LegacyKeys:
+    def _keys(self, organization: str) -> SchobKeys:
         ring = self._rings.get(organization)
         if ring is None:
             raise NotFound(f"there is no organization {organization}", organization=organization)
         return ring.keys
 
-    def _keep(self, keys: LegacyKeys) -> None:
+    def _keep(self, keys: SchobKeys) -> None:
         self._rings[keys.organization] = replace(self._rings[keys.organization], keys=keys)
 
     def _show(self, organization: str, node: str, key_id: str) -> None:
@@ -155,7 +155,7 @@ class LegacyKeyring:
         registered = {node.name: node.enrolled_at for node in nodes if node.link == KIND}
         place = self._rings[organization].place
 
-        def write() -> LegacyKeys:
+        def write() -> SchobKeys:
             return place.change(organization, lambda keys: keys.with_held(shown).pruned(registered))
 
         written = await trio.to_thread.run_sync(write)

@@ -27,14 +27,14 @@ from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.settings import Timing
 from shovey_trio.shovey.kind import KIND, SchobTiming
 from shovey_trio.shovey.protocol.wire import STATUS_UP
-from shovey_trio.shovey.route.bell import SerfLegacyBell
+from shovey_trio.shovey.route.bell import SchobBell
 
 _log = structlog.get_logger(__name__)
 # How exactly it is known when a node was last heard, in seconds; a node that sends output is heard all the time.
 _SEEN_EVERY: Final = 1.0
 
 
-class LegacyPresence:
+class SchobPresence:
     """Keeps the presence of old nodes true. ``serve`` and ``serve_members`` must run."""
 
     def __init__(
@@ -42,7 +42,7 @@ class LegacyPresence:
         *,
         organization: str,
         registry: NodeRegistry,
-        bell: SerfLegacyBell,
+        bell: SchobBell,
         changes: Callable[[], AsyncIterator[MemberChange]],
         clock: Clock,
         timing: Timing,

@@ -25,9 +25,9 @@ from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.shovey.kind import KEY_RESET, KIND, SchobTiming
 from shovey_trio.shovey.protocol.report import RunPut, StreamPut, event_of, parse_run_put, parse_stream_put
-from shovey_trio.shovey.route.bell import SerfLegacyBell
-from shovey_trio.shovey.route.keyring import LegacyKeyring
-from shovey_trio.shovey.route.presence import LegacyPresence
+from shovey_trio.shovey.route.bell import SchobBell
+from shovey_trio.shovey.route.keyring import SchobKeyring
+from shovey_trio.shovey.route.presence import SchobPresence
 from shovey_trio.shovey.route.sequences import RunSequences, SequenceBook
 from shovey_trio.store.contract import AuditStore
 
@@ -40,7 +40,7 @@ _OTHER_KEY_TRIED: Final = "other key tried"
 _Report = NodeStarted | NodeRefused | EndTold | OrderUnusable
 
 
-class LegacyNodes:
+class SchobReports:
     """What old nodes may do over HTTP.
 
     The caller's signature and role, and that ``node`` is its own name, were checked before; ``body`` is the request's
@@ -53,9 +53,9 @@ class LegacyNodes:
         services: Services,
         supervisor: Supervisor,
         inbox: AgentInbox,
-        presence: LegacyPresence,
-        bell: SerfLegacyBell,
-        keyring: LegacyKeyring,
+        presence: SchobPresence,
+        bell: SchobBell,
+        keyring: SchobKeyring,
         waits: SchobTiming,
         audit: AuditStore,
     ) -> None:
@@ -123,7 +123,7 @@ class LegacyNodes:
         if live is not None:
             await self._conclude(live, sequences)
 
-    def legacy_public_key(self, organization: str) -> str:
+    def public_key(self, organization: str) -> str:
         """PEM of the key that orders to old nodes are signed with.
 
         Raises:
@@ -132,7 +132,7 @@ class LegacyNodes:
         return self._keyring.public_key(organization)
 
     async def reset_key(self, organization: str) -> str:
-        """Makes a new key and returns its PEM; see ``LegacyKeyring.reset``."""
+        """Makes a new key and returns its PEM; see ``SchobKeyring.reset``."""
         pem = await self._keyring.reset(organization)
         reset = audit_entry(
             self._services.clock.now(),

@@ -17,7 +17,7 @@ from shovey_trio.core.trust.orders import OrderKind
 from shovey_trio.nursery.route import RunAtWork
 from shovey_trio.nursery.settings import Timing
 from shovey_trio.shovey.kind import KIND, SchobTiming
-from shovey_trio.shovey.route.dispatch import LegacyDispatcher, OrderTooLarge
+from shovey_trio.shovey.route.dispatch import OrderTooLarge, SchobDispatcher
 
 _log = structlog.get_logger(__name__)
 
@@ -27,7 +27,7 @@ class SchobRoute:
 
     may_repeat = False
 
-    def __init__(self, dispatcher: LegacyDispatcher, *, timing: Timing, waits: SchobTiming) -> None:
+    def __init__(self, dispatcher: SchobDispatcher, *, timing: Timing, waits: SchobTiming) -> None:
         self._dispatcher = dispatcher
         self._timing = timing
         self._waits = waits
