@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractAsyncContextManager, AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,16 +19,22 @@ _DOWN_WITHIN = 60.0
 MakeNodes = Callable[[Path], Sequence[NodeSpec]]
 
 
-@contextmanager
-def keep_fleet(make_nodes: MakeNodes, *, serf: bool, **options: Any) -> Iterator[Fleet]:
-    """A fleet for the block, in a temporary directory. Blocks; for fixtures of a module.
-
-    All the thread does between start and end is wait, so tests may start and end the fleet's processes.
+def keep_fleet(make_nodes: MakeNodes, *, serf: bool, **options: Any) -> AbstractContextManager[Fleet]:
+    """A fleet for the block, as ``keep`` keeps it.
 
     Args:
         make_nodes: from the fleet's directory to its nodes.
         serf: as for ``open_fleet``.
         options: of ``open_fleet``.
+    """
+    return keep(lambda directory: open_fleet(directory, make_nodes(directory), serf=serf, **options))
+
+
+@contextmanager
+def keep(open_it: Callable[[Path], AbstractAsyncContextManager[Fleet]]) -> Iterator[Fleet]:
+    """What ``open_it`` opens, for the block, in a temporary directory. Blocks; for fixtures of a module.
+
+    All the thread does between start and end is wait, so tests may start and end the fleet's processes.
     """
     up, down = threading.Event(), trio.Event()
     found: list[Fleet] = []
@@ -37,7 +43,7 @@ def keep_fleet(make_nodes: MakeNodes, *, serf: bool, **options: Any) -> Iterator
 
     async def keep(directory: Path) -> None:
         token.append(trio.lowlevel.current_trio_token())
-        async with open_fleet(directory, make_nodes(directory), serf=serf, **options) as fleet:
+        async with open_it(directory) as fleet:
             found.append(fleet)
             up.set()
             await down.wait()
