@@ -181,7 +181,7 @@ class Fleet:
         from shovey_agent.credentials import CredentialStore
         from shovey_agent.net.enroll import enroll
         from shovey_agent.net.enroll_call import call_enroll
-        from shovey_agent.program.enroll_split import prepare_split
+        from shovey_agent.net.enroll_split import prepare_split
 
         ticket = await self.join_ticket(name)
         parts = prepare_split(state_dir, launcher_dir(state_dir), user=split) if split else None

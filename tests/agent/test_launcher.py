@@ -16,13 +16,13 @@ import trio
 
 from lab.limits import within
 from lab.signing import key_set_of
-from shovey_agent.desk.accounts import Account, acting_as
 from shovey_agent.desk.client import LauncherAway, RemoteDesk
 from shovey_agent.desk.desk import Taken
 from shovey_agent.desk.launcher import LauncherUnusable, listening
 from shovey_agent.desk.launcher_trust import LauncherNotSetUp, load_trust, save_trust
 from shovey_agent.desk.trusted_keys import NoKeys
 from shovey_agent.desk.whitelist_file import open_whitelist
+from shovey_agent.run.accounts import Account, acting_as
 from shovey_agent.run.runs import RunPhase
 from shovey_trio.core.trust.key_sets import KeySetRefused
 from shovey_trio.core.trust.key_trust import PublishedKeys

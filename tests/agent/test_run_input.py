@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from shovey_agent.desk.accounts import Account, AccountUnusable, resolve_account
+from shovey_agent.run.accounts import Account, AccountUnusable, resolve_account
 from shovey_agent.run.runs import ExitCause, RefusalReason, Refused
 from shovey_agent.supervisor.spool_files import INPUT, RecordUnreadable, encode_input, take_input, write_file
 from shovey_trio.core.jobs.command_input import Secrets

@@ -11,10 +11,10 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from shovey_agent.desk.accounts import Account, AccountUnusable, resolve_account
 from shovey_agent.desk.epoch import EpochFile
 from shovey_agent.desk.nonces import NonceFile, NonceVerdict
 from shovey_agent.desk.whitelist_file import WhitelistFile
+from shovey_agent.run.accounts import Account, AccountUnusable, resolve_account
 from shovey_agent.run.runs import RunSpec
 from shovey_trio.core.jobs.command_input import CommandInput
 from shovey_trio.core.trust.order_signing import OrderKeys, verify_order

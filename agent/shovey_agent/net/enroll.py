@@ -15,9 +15,9 @@ from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
 from shovey_agent.credentials import Credentials, CredentialStore, NotEnrolled, check_issued
-from shovey_agent.desk.accounts import Account, acting_as
 from shovey_agent.desk.launcher_trust import save_trust
 from shovey_agent.desk.trusted_keys import TrustedKeys
+from shovey_agent.run.accounts import Account, acting_as
 from shovey_trio.core.errors import Code, Exit, ShoveyError
 from shovey_trio.core.trust.enrollment import JoinTicket
 from shovey_trio.core.trust.key_trust import PublishedKeys

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from shovey_agent.desk.accounts import Account
+from shovey_agent.run.accounts import Account
 from shovey_trio.core.jobs.command_input import NO_SECRETS, Secrets
 from shovey_trio.core.jobs.model import OutputExtent, ProofKind
 from shovey_trio.core.whitelist.entry import NO_LIMITS, Limits

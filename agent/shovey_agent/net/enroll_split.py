@@ -6,8 +6,8 @@ import os
 from contextlib import suppress
 from pathlib import Path
 
-from shovey_agent.desk.accounts import AccountUnusable, resolve_account
 from shovey_agent.net.enroll import Split
+from shovey_agent.run.accounts import AccountUnusable, resolve_account
 from shovey_trio.core.errors import Code, Exit, ShoveyError
 from shovey_trio.identity.files import SECRET_DIRECTORY_MODE
 
