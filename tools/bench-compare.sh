@@ -23,6 +23,11 @@ work=$(mktemp -d)
 cleanup() { git worktree remove --force "$work/base" 2>/dev/null || true; rm -rf "$work"; }
 trap cleanup EXIT
 git worktree add --quiet --detach "$work/base" "$base"
+# An interpreter with .venv's packages and none of its scripts beside it: those start modules of this checkout, and the
+# benchmark starts the programs of its own tree where it finds no script.
+site() { "$1" -c 'import sysconfig; print(sysconfig.get_path("purelib"))'; }
+.venv/bin/python -m venv --without-pip "$work/env"
+echo "import site; site.addsitedir('$(site .venv/bin/python)')" >"$(site "$work/env/bin/python")/packages.pth"
 # The program's place in the tree that is measured: up to 4a4340d it is another.
 program='from importlib.util import find_spec
 if find_spec("shovey_trio.daemon"): from shovey_trio.cli.daemon import main
@@ -30,7 +35,7 @@ else: from shovey_trio.cli.controller.main import main
 main()'
 measure() { # TREE RESULT
   # Paths in PYTHONPATH come before the checkout that .venv knows; every process of the benchmark inherits them.
-  PYTHONPATH="$1:$1/agent" .venv/bin/python -c "$program" \
+  PYTHONPATH="$1:$1/agent" "$work/env/bin/python" -P -c "$program" \
     bench "${arguments[@]}" --json "$2" >"$2.log" 2>&1 || { cat "$2.log" >&2; exit 2; }
 }
 for turn in $(seq "$turns"); do
