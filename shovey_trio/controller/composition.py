@@ -38,6 +38,7 @@ from shovey_trio.identity.key_places import KeySource
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.nursery.engine import open_engine
 from shovey_trio.nursery.links import Links
+from shovey_trio.nursery.presence import NodePresence
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.route import Routes
 from shovey_trio.nursery.supervisor import Supervisor
@@ -65,6 +66,7 @@ class Controller:
         server: Server,
         supervisor: Supervisor,
         links: Links,
+        presence: NodePresence,
         health: Health,
         rest: HttpServer | None,
         reload: Reload,
@@ -73,6 +75,7 @@ class Controller:
         self._server = server
         self._supervisor = supervisor
         self._links = links
+        self._presence = presence
         self._health = health
         self._rest = rest
         self._reload = reload
@@ -104,6 +107,7 @@ class Controller:
         Live jobs stay as they are; the next start takes them up.
         """
         self._supervisor.draining = True
+        self._presence.hold()
         self._health.set_all(False)
         _log.info("controller.draining", jobs=len(self._supervisor), agents=len(self._links))
         for link in self._links:
@@ -221,6 +225,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             server=server,
             supervisor=engine.supervisor,
             links=engine.links,
+            presence=engine.presence,
             health=health,
             rest=rest,
             reload=reload,

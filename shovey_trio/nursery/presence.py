@@ -49,6 +49,7 @@ class NodePresence:
         self._due: dict[NodeKey, tuple[float, float]] = {}
         self._wake = trio.Event()
         self._began = clock.now()
+        self._held = False
 
     def begin(self) -> None:
         """Gives every node the usual time to come back, whatever it was at the last stop: runs may depend on it."""
@@ -57,6 +58,14 @@ class NodePresence:
             if node.kind is not None:
                 continue  # it has no stream to come back on
             self._look_at(_key(node), self._began + self._timing.stream_lost_after, since=self._began)
+
+    def hold(self) -> None:
+        """Marks nobody down from now on for the loss of a stream: the controller stops, and closes them all itself.
+
+        The next start gives every node the usual time to come back.
+        """
+        self._held = True
+        self._due.clear()
 
     async def attached(self, link: AgentLink) -> None:
         """Notes that a node's stream is open."""
@@ -110,6 +119,8 @@ class NodePresence:
         return self._fresh_until(node) > self._clock.now()
 
     def _look_at(self, key: NodeKey, at: float, *, since: float) -> None:
+        if self._held:
+            return
         self._due[key] = (at, since)
         self._wake.set()
 

@@ -15,14 +15,20 @@ import pytest
 import trio
 
 from lab.limits import within
-from shovey_trio.core.errors import Exit
+from shovey_agent.credentials import CredentialStore
+from shovey_trio.core.errors import Exit, Unreachable
 from shovey_trio.demo.commands import commands
 from shovey_trio.demo.fleet import ORGANIZATION, Fleet, NodeSpec
 from shovey_trio.demo.operator import Operator
 from shovey_trio.demo.processes import ManagedProcess, program
 from shovey_trio.identity.root_keys import KeyRing, rotation
 from shovey_trio.identity.tls import issue_listener_files, load_controller_tls
+from shovey_trio.rpc import methods
+from shovey_trio.rpc.bridge import ClientTls, RpcError, open_channel
 from shovey_trio.rpc.client.client import open_client
+from shovey_trio.v1 import job_pb2
+from shovey_trio.v1.agent_service_pb2 import PushOutputRequest
+from shovey_trio.v1.job_service_pb2 import ExplainRunRequest
 
 pytestmark = pytest.mark.slow
 
@@ -34,7 +40,7 @@ def fleet(keep_fleet: Any) -> Iterator[Fleet]:
             NodeSpec(name="a", whitelist=commands(str(directory)), settings={"reconnect.delay_max": "0.5s"}),
         ]
 
-    with keep_fleet(nodes, serf=False, settings={"server.drain_timeout": "300s"}) as fleet:
+    with keep_fleet(nodes, serf=False, settings={"server.drain_timeout": "300s", "presence.stream_lost_after": "0.5s"}) as fleet:
         yield fleet
 
 
@@ -167,21 +173,68 @@ async def test_an_agent_that_was_never_enrolled_says_so(tmp_path: Path) -> None:
 
 
 @within(90)
-async def test_a_second_term_stops_a_drain_at_once(fleet: Fleet, operator: Operator) -> None:
+async def test_a_planned_stop_takes_seconds_and_watchers_resume_and_nodes_keep_their_presence(
+    fleet: Fleet, operator: Operator
+) -> None:
     job_id = await operator.start("sleep", "a")
     await operator.reached(job_id, "a", "running")
-    async with operator.client.watch_job(job_id) as watch:
-        await watch.receive()
-        # Somebody watches, so that the drain (300 s in this fleet) has something to wait for.
+    before = [status async for status in operator.client.list_node_statuses("a")]
+    lost: list[RpcError] = []
+    silent = CredentialStore(fleet.nodes["a"].state_dir).load()
+    tls = ClientTls(
+        ca=silent.ca_certificates, certificate=silent.certificate_chain, private_key=silent.private_key
+    )
+    async with operator.client.watch_job(job_id, on_lost=lost.append) as watch:
+        first = await watch.receive()
+        assert first.snapshot.complete
+        # A stream of the node's that says nothing more: the stop takes longer than a lost stream is forgiven.
+        chunk = job_pb2.OutputChunk(stream=job_pb2.OUTPUT_STREAM_STDOUT, data=b"x")
+        async with (
+            open_channel(fleet.listeners["control"], tls) as channel,
+            channel.stream(methods.PUSH_OUTPUT) as output,
+        ):
+            await output.send(PushOutputRequest(run_id="none", chunk=chunk))
+            assert (await output.receive()).closed
+            began = trio.current_time()
+            fleet.controller.send_signal(signal.SIGTERM)
+            assert await fleet.controller.wait() == 0
+            assert 0.6 < trio.current_time() - began < 8
+        await fleet.controller.start()
+        await fleet.wait_up()
+        assert [status async for status in operator.client.list_node_statuses("a")] == before
+        await operator.client.cancel_job(job_id)
+        # Changes alone, no second snapshot: it was resumed where it was cut.
+        assert {event.WhichOneof("event") async for event in watch} <= {"job_changed", "run_changed"}
+    assert len(lost) == 1
+    assert (await operator.finished(job_id)).states() == {"a": "cancelled"}
+
+
+@within(90)
+async def test_a_second_term_stops_a_drain_at_once(fleet: Fleet, operator: Operator) -> None:
+    # A node that does not answer holds a question up for 5 s, and with it the drain (300 s in this fleet).
+    fleet.nodes["a"].agent.send_signal(signal.SIGSTOP)
+    async with trio.open_nursery() as nursery:
+
+        async def ask() -> None:
+            with pytest.raises(Unreachable):
+                await operator.client.explain_run(ExplainRunRequest(command="true", node="a"))
+
+        nursery.start_soon(ask)
+        # On the same connection, behind the question.
+        await operator.client.get_server_info()
+        drains = _count(fleet, "controller.draining")
         fleet.controller.send_signal(signal.SIGTERM)
-        while "controller.draining" not in fleet.controller.tail(50):  # noqa: ASYNC110
+        while _count(fleet, "controller.draining") == drains:  # noqa: ASYNC110
             await trio.sleep(0.05)
+        with trio.move_on_after(0.5) as patience:
+            await fleet.controller.wait()
+        assert patience.cancelled_caught, "the drain waits"
         fleet.controller.send_signal(signal.SIGTERM)
-        assert await fleet.controller.wait() == 0
+        with trio.fail_after(4):
+            assert await fleet.controller.wait() == 0
+    fleet.nodes["a"].agent.send_signal(signal.SIGCONT)
     await fleet.controller.start()
     await fleet.wait_up()
-    await operator.client.cancel_job(job_id)
-    assert (await operator.finished(job_id)).states() == {"a": "cancelled"}
 
 
 async def _reload(fleet: Fleet, outcome: str = "controller.reloaded") -> None:

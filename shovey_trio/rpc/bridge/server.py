@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Final
+from typing import Any, Final
 
 import structlog
 import trio
@@ -13,9 +13,10 @@ import trio
 from shovey_trio.core.errors import Code
 from shovey_trio.rpc.bridge._cygrpc import check_grpcio
 from shovey_trio.rpc.bridge._engine import Engine, open_engine
-from shovey_trio.rpc.bridge._server_call import HandledCall
+from shovey_trio.rpc.bridge._server_call import GOING_AWAY, HandledCall
 from shovey_trio.rpc.bridge.calls import Authorize, Reserve
 from shovey_trio.rpc.bridge.listener import Listener, ServerOptions
+from shovey_trio.rpc.bridge.methods import Method
 from shovey_trio.rpc.bridge.status import AbortRpc, RpcStatus
 from shovey_trio.rpc.bridge.tls import ReloadableServerTls, ServerTls
 
@@ -27,6 +28,8 @@ MapError = Callable[[Exception], RpcStatus | None]
 # Seconds for statuses to reach the clients and connections to close after the handlers have ended.
 _CLOSE_DEADLINE: Final = 2.0
 _START_DEADLINE: Final = 10.0
+# Seconds in which a stop lets streams of both directions say their last words.
+_LAST_WORDS: Final = 2.0
 
 
 class Server:
@@ -78,6 +81,10 @@ class Server:
     async def stop(self, *, grace: float) -> None:
         """Stop accepting, let handlers end for ``grace`` seconds, cancel the rest, close the connections.
 
+        Only calls with a single answer have all of the grace. A stream of answers would last for as long as its client
+        likes: it is cut at once, and its client asks again behind what it has. Streams of both directions have a
+        moment for what is under way.
+
         RPCs that are cut short end UNAVAILABLE. May be called again with another grace; the shortest one wins.
         Cancellation: the server stays as far stopped as it got; leaving ``open_server`` finishes it.
         """
@@ -85,17 +92,28 @@ class Server:
         assert engine is not None  # nobody has the server before it serves
         engine.refuse()
         with trio.move_on_after(grace):
-            while self._calls:
-                await self._idle.wait()
+            self._cut(lambda method: method.server_streaming and not method.client_streaming)
+            with trio.move_on_after(_LAST_WORDS):
+                await self._wait_idle()
+            self._cut(lambda method: method.server_streaming or method.client_streaming)
+            await self._wait_idle()
         self._cutting = True
-        for call in list(self._calls):
-            call.cancel("the server is going away")
+        self._cut(lambda _: True)
         async with self._closing:
             with trio.move_on_after(_CLOSE_DEADLINE):
                 await engine.wait_closed()
                 self._closed = True
             if not self._closed:
                 await engine.drop()
+
+    def _cut(self, which: Callable[[Method[Any, Any]], bool]) -> None:
+        for call in list(self._calls):
+            if which(call.method):
+                call.cut(GOING_AWAY)
+
+    async def _wait_idle(self) -> None:
+        while self._calls:
+            await self._idle.wait()
 
     # -- what calls need (CallHost)
 
