@@ -40,7 +40,9 @@ def fleet(keep_fleet: Any) -> Iterator[Fleet]:
             NodeSpec(name="a", whitelist=commands(str(directory)), settings={"reconnect.delay_max": "0.5s"}),
         ]
 
-    with keep_fleet(nodes, serf=False, settings={"server.drain_timeout": "300s", "presence.stream_lost_after": "0.5s"}) as fleet:
+    with keep_fleet(
+        nodes, serf=False, settings={"server.drain_timeout": "300s", "presence.stream_lost_after": "0.5s"}
+    ) as fleet:
         yield fleet
 
 
@@ -181,9 +183,7 @@ async def test_a_planned_stop_takes_seconds_and_watchers_resume_and_nodes_keep_t
     before = [status async for status in operator.client.list_node_statuses("a")]
     lost: list[RpcError] = []
     silent = CredentialStore(fleet.nodes["a"].state_dir).load()
-    tls = ClientTls(
-        ca=silent.ca_certificates, certificate=silent.certificate_chain, private_key=silent.private_key
-    )
+    tls = ClientTls(ca=silent.ca_certificates, certificate=silent.certificate_chain, private_key=silent.private_key)
     async with operator.client.watch_job(job_id, on_lost=lost.append) as watch:
         first = await watch.receive()
         assert first.snapshot.complete
