@@ -67,7 +67,8 @@ class CommitHub:
 
     def _news(self, topic: _Topic, seq: int) -> None:
         if topic in self._interest:
-            self._last[topic] = seq
+            # Word of another process's commit may come late; it must not hide that of a later one.
+            self._last[topic] = max(seq, self._last.get(topic, seq))
             event = self._waiting.pop(topic, None)
             if event is not None:
                 event.set()

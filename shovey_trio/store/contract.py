@@ -9,7 +9,8 @@ that will do. ``store.sql`` implements them, ``lab.memory_store`` is their plain
   which they were called, but for output.
 * Any method may be cancelled at any await without harm. A write that was started is finished all the same; its caller
   just does not hear of it.
-* Commit sequence numbers are store-wide, grow by one per stored event and are never used twice.
+* Commit sequence numbers grow with every stored event of a job, in the order of commits, and are never used twice for
+  it. Those of different jobs say nothing about one another.
 * A write that takes an ``audit`` entry commits the record together with what it records, unless it changed nothing
   (removed nothing, created nothing): an acknowledged action has its record.
 * Every method raises ``StoreUnavailable`` when it cannot write or read now (disk full, locked, I/O error), and then
@@ -266,10 +267,13 @@ class JobFeed(Protocol):
 
 
 class CommitNews(Protocol):
-    """Word of commits."""
+    """Word of commits: of this process's own before their writers go on, of others' some seconds later at most."""
 
     def on_commit(self, listener: Callable[[Committed], None]) -> None:
-        """Registers a function that is called in the trio thread after every commit that touched a job."""
+        """Registers a function that is called in the trio thread after every commit that touched a job.
+
+        Word of others' commits may come merged, twice, or after that of later ones.
+        """
         ...
 
 

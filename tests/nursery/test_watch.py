@@ -22,7 +22,15 @@ from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.nursery.ports import SendFollow, ToAgent
 from shovey_trio.nursery.settings import Bounds
 from shovey_trio.nursery.watch import CommitHub, WatchPosition, follow_output, watch_job
-from shovey_trio.store.contract import JobSnapshot, OutputPage, StoredEvent, StoredJob, StoredOutput, StoredRun
+from shovey_trio.store.contract import (
+    Committed,
+    JobSnapshot,
+    OutputPage,
+    StoredEvent,
+    StoredJob,
+    StoredOutput,
+    StoredRun,
+)
 from tests.nursery.conftest import Fleet, open_fleet, until
 
 NODES = ("a", "b")
@@ -125,17 +133,33 @@ def _chunk(position: int, data: bytes) -> OutputChunk:
     return OutputChunk(stream=StreamName.STDOUT, position=position, stream_offset=position, read_at=1.0, data=data)
 
 
-async def _watch_at_random(seed: int) -> None:
+async def _tell_badly(commits: list[Committed], hub: CommitHub, dice: random.Random) -> None:
+    """Word of another process's commits: late, out of order, some of it twice."""
+    while True:
+        await _some_steps(dice)
+        if commits:
+            told = commits.pop(dice.randrange(len(commits)))
+            hub.committed(told)
+            if dice.random() < 0.3:
+                commits.append(told)
+
+
+async def _watch_at_random(seed: int, *, badly_told: bool) -> None:
     dice, store, hub = random.Random(seed), MemoryStore(), CommitHub(max_watchers=100)
-    store.on_commit(hub.committed)
+    commits: list[Committed] = []
+    store.on_commit(commits.append if badly_told else hub.committed)
     await store.create_job(JOB, RUNS, None)
     watchers = [_Watcher(store, hub, dice, output=dice.random() < 0.7) for _ in range(4)]
     with trio.fail_after(20):
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(_live_job, store, dice)
-            for watcher in watchers:
-                await _some_steps(dice)
-                nursery.start_soon(watcher.run)
+        async with trio.open_nursery() as telling:
+            if badly_told:
+                telling.start_soon(_tell_badly, commits, hub, dice)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_live_job, store, dice)
+                for watcher in watchers:
+                    await _some_steps(dice)
+                    nursery.start_soon(watcher.run)
+            telling.cancel_scope.cancel(reason="all watchers have seen the end")
     history = list(await store.read_events(JOB.id, after_seq=0, limit=10_000, include_output=True))
     for watcher in watchers:
         watcher.check(history)
@@ -147,7 +171,23 @@ async def _watch_at_random(seed: int) -> None:
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=120, deadline=None)
 def test_snapshot_and_tail_are_exact_under_any_interleaving_and_resumed_at_any_token(seed: int) -> None:
-    trio.run(_watch_at_random, seed)
+    trio.run(partial(_watch_at_random, seed, badly_told=False))
+
+
+@given(seed=st.integers(0, 2**32))
+@settings(max_examples=60, deadline=None)
+def test_the_same_when_word_of_commits_comes_late_twice_and_out_of_order(seed: int) -> None:
+    trio.run(partial(_watch_at_random, seed, badly_told=True))
+
+
+async def test_late_word_of_a_commit_does_not_hide_that_of_a_later_one() -> None:
+    hub = CommitHub(max_watchers=1)
+    with trio.fail_after(5), hub.watching(JOB.id, who="ops"):
+        hub.committed(Committed(jobs={JOB.id: 5}, runs=frozenset()))
+        mark = hub.mark(JOB.id)
+        for seq in (7, 3):
+            hub.committed(Committed(jobs={JOB.id: seq}, runs=frozenset()))
+        assert await hub.wait(JOB.id, mark) == 7
 
 
 async def test_a_late_report_committed_behind_the_end_is_still_delivered(autojump_clock: object) -> None:

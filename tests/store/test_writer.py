@@ -16,6 +16,7 @@ from shovey_trio.core.errors import NotFound, StoreCorrupt, StoreUnavailable
 from shovey_trio.store.contract import Committed
 from shovey_trio.store.sql.committer import CommittedGroup, Work
 from shovey_trio.store.sql.health import StoreHealth
+from shovey_trio.store.sql.news import OwnNews
 from shovey_trio.store.sql.writer import ADMITTED_COST, BULK_COST, BULK_GROUP_COST, GROUP_COST, WAKE_SLICE, GroupWriter
 
 NOTHING = Committed(jobs={}, runs=frozenset())
@@ -331,15 +332,18 @@ async def test_close_fails_what_a_stuck_commit_keeps_waiting(
 
 async def test_listener_that_raises_harms_neither_the_writer_nor_other_listeners() -> None:
     committed = Committed(jobs={"job": 1}, runs=frozenset())
+    news = OwnNews()
     writer = GroupWriter(
-        lambda works: CommittedGroup(outcomes=[outcome.Value(None)] * len(works), committed=committed), StoreHealth()
+        lambda works: CommittedGroup(outcomes=[outcome.Value(None)] * len(works), committed=committed),
+        StoreHealth(),
+        news.committed,
     )
     heard: list[Committed] = []
 
     def broken(_: Committed) -> None:
         raise RuntimeError("a listener's bug")
 
-    writer.on_commit(broken)
-    writer.on_commit(heard.append)
+    news.on_commit(broken)
+    news.on_commit(heard.append)
     await writer.submit(value(None))
     assert heard == [committed]

@@ -18,6 +18,7 @@ from shovey_trio.core.errors import ShoveyError, StoreCorrupt, StoreUnavailable
 from shovey_trio.observe import failpoints
 from shovey_trio.store.contract import Committed
 from shovey_trio.store.sql.failures import Translate
+from shovey_trio.store.sql.sequence import CommitSequence
 from shovey_trio.store.sql.transaction import LiveKeys, WriteTransaction
 
 # A write. It raises a ShoveyError only before it has changed anything; its caller gets it.
@@ -36,8 +37,9 @@ class CommittedGroup:
 class Committer:
     """Commits groups of writes on one connection; used by one thread at a time."""
 
-    def __init__(self, connection: Connection, translate: Translate) -> None:
+    def __init__(self, connection: Connection, sequence: CommitSequence, translate: Translate) -> None:
         self._connection = connection
+        self._sequence = sequence
         self._translate = translate
         self._live: LiveKeys = {}
 
@@ -62,7 +64,7 @@ class Committer:
 
     def _commit_together(self, works: Sequence[Work]) -> CommittedGroup:
         with self._connection.begin():
-            transaction = WriteTransaction(self._connection, self._live)
+            transaction = WriteTransaction(self._connection, self._sequence, self._live)
             outcomes = [_apply(work, transaction) for work in works]
             transaction.flush()
             failpoints.passing("store.commit.before")
@@ -77,7 +79,7 @@ class Committer:
         applied: list[WriteTransaction] = []
         with self._connection.begin():
             for work in works:
-                transaction = WriteTransaction(self._connection, self._live)
+                transaction = WriteTransaction(self._connection, self._sequence, self._live)
                 try:
                     with self._connection.begin_nested():
                         result = _apply(work, transaction)

@@ -11,7 +11,6 @@ from typing import Any, Final
 
 from sqlalchemy import Column, Table, delete, insert, select
 
-from shovey_trio.store.sql.counters import set_counter
 from shovey_trio.store.sql.tables import (
     FINISHED,
     deleted_jobs,
@@ -22,7 +21,7 @@ from shovey_trio.store.sql.tables import (
     output,
     runs,
 )
-from shovey_trio.store.sql.transaction import SEQUENCE, WriteTransaction
+from shovey_trio.store.sql.transaction import WriteTransaction
 
 # Rows that one slice deletes: at most 16 MiB of output, some milliseconds of small rows.
 SLICE_ROWS: Final = 256
@@ -33,7 +32,8 @@ def hide_jobs(transaction: WriteTransaction, before: float, limit: int) -> int:
     """Makes up to ``limit`` jobs that finished before a time disappear; returns how many."""
     connection = transaction.connection
     # Their events may carry the highest sequence number; without them it would be forgotten and used again.
-    set_counter(transaction, SEQUENCE, transaction.last_seq())
+    transaction.flush()
+    transaction.sequence.keep(transaction)
     keys = list(
         connection.execute(
             select(jobs.c.job_pk)

@@ -11,6 +11,7 @@ from shovey_trio.core.jobs.model import Grant, Job, Node, NodeStatus, OutputChun
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.observe import failpoints
 from shovey_trio.store.contract import (
+    CommitNews,
     Committed,
     CreatedJob,
     JobFilter,
@@ -48,10 +49,11 @@ class SqlStore:
     (retention may have deleted it), and ``read_events`` cannot tell a job that never was from a deleted one.
     """
 
-    def __init__(self, writer: GroupWriter, reader: ReadPool, health: StoreHealth) -> None:
+    def __init__(self, writer: GroupWriter, reader: ReadPool, health: StoreHealth, news: CommitNews) -> None:
         self._writer = writer
         self._reader = reader
         self._health = health
+        self._news = news
 
     async def create_job(
         self,
@@ -284,7 +286,7 @@ class SqlStore:
         return deleted
 
     def on_commit(self, listener: Callable[[Committed], None]) -> None:
-        self._writer.on_commit(listener)
+        self._news.on_commit(listener)
 
     @property
     def failure(self) -> str:

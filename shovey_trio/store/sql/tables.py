@@ -4,8 +4,8 @@ The rules of this file:
 
 * Integer keys inside (``job_pk``, ``run_pk``), text ids for the world. ``job_pk`` is never used twice
   (AUTOINCREMENT): a deleted job's rows are swept after its own row is gone, and must not fall to a new job.
-* ``events`` and ``output`` are append-only and share one sequence (``WriteTransaction.next_seq``), which is their
-  primary key: on SQLite every insert goes to the end of the table. Blobs never sit in a clustered text key; that costs
+* ``events`` and ``output`` are append-only and share one sequence (``store.sqlite.sequence``), which is their primary
+  key: on SQLite every insert goes to the end of the table. Blobs never sit in a clustered text key; that costs
   two thirds of the speed.
 * No foreign keys between them: history is deleted in slices, children after their job (``retention``), and all
   writes come from one place.

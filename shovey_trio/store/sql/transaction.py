@@ -1,13 +1,10 @@
-"""One write transaction: the sequence, the keys it has looked up, and the rows it will insert.
+"""One write transaction: the keys it has looked up, and the rows it will insert.
 
 Rows of the frequent writes (a run's state, an event, a chunk of output) are gathered and go to the database in one
 ``executemany`` per table when the transaction ends, which is what makes a group of 1,000 writes ten times cheaper than
 1,000 single ones. A run that is written several times in one transaction has several events and one update, the last.
-Whoever reads those tables inside the transaction calls ``flush`` first.
-
-The sequence is not kept in memory: the first number of a transaction is looked up in it (the ends of two primary keys
-and a counter). So a rolled-back transaction leaves no gap and no duplicate, and a second process that writes to the
-same file (offline administration) cannot disturb it.
+Whoever reads those tables inside the transaction calls ``flush`` first. Events and output are numbered when they go
+(``sequence``), in the order in which they were added.
 """
 
 from __future__ import annotations
@@ -28,17 +25,9 @@ from shovey_trio.store.sql.rows import (
     RUN,
     Values,
 )
-from shovey_trio.store.sql.tables import audit, audit_checkpoints, counters, events, jobs, output, runs
+from shovey_trio.store.sql.sequence import CommitSequence
+from shovey_trio.store.sql.tables import audit, audit_checkpoints, events, jobs, output, runs
 
-SEQUENCE: Final = "sequence"
-
-_LAST_SEQ: Final = Prepared(
-    select(
-        select(func.max(events.c.seq)).scalar_subquery(),
-        select(func.max(output.c.seq)).scalar_subquery(),
-        select(counters.c.value).where(counters.c.name == bindparam("name")).scalar_subquery(),
-    )
-)
 _JOB_KEY: Final = Prepared(select(jobs.c.job_pk).where(jobs.c.job_id == bindparam("job_id")))
 # Through the job's row: the runs of a deleted job are gone although their rows may still wait to be swept.
 _RUN_KEYS: Final = Prepared(
@@ -82,6 +71,7 @@ class WriteTransaction:
 
     Args:
         connection: inside its transaction.
+        sequence: numbers events and output.
         live: keys that earlier transactions have found; only ``remember`` changes it.
     """
 
@@ -96,19 +86,21 @@ class WriteTransaction:
         "_output",
         "_run_updates",
         "_runs",
-        "_seq",
+        "_unnumbered",
         "connection",
+        "sequence",
     )
 
-    def __init__(self, connection: Connection, live: LiveKeys | None = None) -> None:
+    def __init__(self, connection: Connection, sequence: CommitSequence, live: LiveKeys | None = None) -> None:
         self.connection = connection
-        self._seq: int | None = None
+        self.sequence = sequence
         self._live: LiveKeys = {} if live is None else live
         self._found: dict[str, RunKeys | None] = {}  # None: of a run that has ended
         self._run_updates: dict[int, Values] = {}
         self._encoded: tuple[Values, str] | None = None
         self._events: list[Values] = []
         self._output: list[Values] = []
+        self._unnumbered: list[tuple[str, Values]] = []  # the rows of both, each with its job's id
         self._jobs: dict[str, int] = {}
         self._runs: set[tuple[str, str]] = set()
         self._audit: list[Values] = []
@@ -116,21 +108,8 @@ class WriteTransaction:
 
     @property
     def committed(self) -> Committed:
-        """What a commit of this transaction touches."""
+        """What a commit of this transaction touches, once it is flushed."""
         return Committed(jobs=self._jobs, runs=self._runs)
-
-    def last_seq(self) -> int:
-        """The highest sequence number ever used, this transaction's included."""
-        if self._seq is None:
-            numbers = _LAST_SEQ.find(self.connection, name=SEQUENCE)
-            assert numbers is not None
-            self._seq = max(number or 0 for number in numbers)
-        return self._seq
-
-    def next_seq(self) -> int:
-        """The next sequence number of events and output."""
-        self._seq = self.last_seq() + 1
-        return self._seq
 
     def job_key(self, job_id: str) -> int:
         """The job's internal key.
@@ -205,10 +184,9 @@ class WriteTransaction:
         keys = self.run_keys(run)
         for chunk in chunks:
             if chunk.data:
-                seq = self.next_seq()
-                row = {"seq": seq, "job_pk": keys.job_pk, "run_pk": keys.run_pk, **CHUNK.fixed(chunk)}
+                row = {"job_pk": keys.job_pk, "run_pk": keys.run_pk, **CHUNK.fixed(chunk)}
                 self._output.append(row)
-                self._jobs[run.job_id] = seq
+                self._unnumbered.append((run.job_id, row))
                 self._runs.add((run.job_id, run.node))
 
     def audit_head(self) -> AuditHead:
@@ -239,6 +217,7 @@ class WriteTransaction:
                 self.connection, [{"key": key, **changes} for key, changes in self._run_updates.items()]
             )
             self._run_updates.clear()
+        self._number()
         for statement, rows in (
             (_INSERT_EVENT, self._events),
             (_INSERT_OUTPUT, self._output),
@@ -249,6 +228,14 @@ class WriteTransaction:
                 rows.clear()
 
     def _add_event(self, job_id: str, job_pk: int, run_pk: int | None, body: str) -> None:
-        seq = self.next_seq()
-        self._events.append({"seq": seq, "job_pk": job_pk, "run_pk": run_pk, "body": body})
-        self._jobs[job_id] = seq
+        row = {"job_pk": job_pk, "run_pk": run_pk, "body": body}
+        self._events.append(row)
+        self._unnumbered.append((job_id, row))
+
+    def _number(self) -> None:
+        if not self._unnumbered:
+            return
+        numbers = self.sequence.number(self, [row["job_pk"] for _, row in self._unnumbered])
+        for (job_id, row), seq in zip(self._unnumbered, numbers, strict=True):
+            row["seq"] = self._jobs[job_id] = seq
+        self._unnumbered.clear()

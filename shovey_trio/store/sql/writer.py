@@ -30,7 +30,6 @@ import structlog
 import trio
 
 from shovey_trio.core.errors import StoreCorrupt, StoreUnavailable
-from shovey_trio.observe import failpoints
 from shovey_trio.store.contract import Committed
 from shovey_trio.store.sql.committer import CommittedGroup, Outcome, Work
 from shovey_trio.store.sql.health import StoreHealth
@@ -104,9 +103,20 @@ class _Lane:
 class GroupWriter:
     """The only way to write; belongs to the trio thread it was made in."""
 
-    def __init__(self, commit: Callable[[Sequence[Work]], CommittedGroup], health: StoreHealth) -> None:
+    def __init__(
+        self,
+        commit: Callable[[Sequence[Work]], CommittedGroup],
+        health: StoreHealth,
+        tell: Callable[[Committed], None] = lambda _: None,
+    ) -> None:
+        """Args:
+        commit: makes a group durable; called in a worker thread.
+        health: what became of the last commit.
+        tell: called in the trio thread after every commit, before its callers go on; raises nothing.
+        """
         self._commit = commit
         self._health = health
+        self._tell = tell
         self._token = trio.lowlevel.current_trio_token()
         self._kept: list[_Call] = []
         self._ordinary = _Lane(ADMITTED_COST, GROUP_COST)
@@ -117,11 +127,6 @@ class GroupWriter:
         self._answers: deque[tuple[_Call, Outcome]] = deque()  # of callers that are still to be woken
         self._closing = False
         self._idle = trio.Event()
-        self._listeners: list[Callable[[Committed], None]] = []
-
-    def on_commit(self, listener: Callable[[Committed], None]) -> None:
-        """Calls ``listener`` in the trio thread after every commit that touched a job, before its writers go on."""
-        self._listeners.append(listener)
 
     async def submit(self, work: Callable[[WriteTransaction], T], *, payload: int = 0, bulk: bool = False) -> T:
         """Applies a write and returns its result once it is durable.
@@ -252,17 +257,6 @@ class GroupWriter:
                 self._kept.append(call)
             else:
                 call.resolve(outcome.Error(_copy(error)))
-
-    def _tell(self, committed: Committed) -> None:
-        if not committed.jobs:
-            return
-        for listener in self._listeners:
-            try:
-                failpoints.passing("store.listener")
-                listener(committed)
-            except Exception:  # noqa: BLE001  # logged with its traceback; see below
-                # The commit is a fact; the others and the waiting callers must hear of it.
-                _log.exception("store.listener_failed")
 
 
 def _copy(error: BaseException) -> BaseException:

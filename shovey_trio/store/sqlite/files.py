@@ -22,12 +22,14 @@ from shovey_trio.core.errors import ConfigurationInvalid, StoreCorrupt, StoreUna
 from shovey_trio.store.sql.committer import Committer
 from shovey_trio.store.sql.failures import translator
 from shovey_trio.store.sql.health import StoreHealth
+from shovey_trio.store.sql.news import OwnNews
 from shovey_trio.store.sql.reader import READERS, ReadPool
 from shovey_trio.store.sql.schema import SchemaState
 from shovey_trio.store.sql.store import SqlStore
 from shovey_trio.store.sql.writer import GroupWriter
 from shovey_trio.store.sqlite.failures import sqlite_failure
 from shovey_trio.store.sqlite.schema import inspect_schema, migrate_file
+from shovey_trio.store.sqlite.sequence import FileSequence
 
 # Seconds that a statement waits for another process's write before the store counts as unavailable.
 BUSY_WAIT: Final = 2.0
@@ -60,9 +62,10 @@ async def open_sqlite(path: Path, *, exclusive: bool = True) -> AsyncIterator[Sq
     files = await trio.to_thread.run_sync(partial(_StoreFile, path, exclusive=exclusive))
     try:
         health = StoreHealth()
-        writer = GroupWriter(Committer(files.writing, files.translate).commit, health)
+        news = OwnNews()
+        writer = GroupWriter(Committer(files.writing, FileSequence(), files.translate).commit, health, news.committed)
         try:
-            yield SqlStore(writer, ReadPool(files.readers, files.translate, health), health)
+            yield SqlStore(writer, ReadPool(files.readers, files.translate, health), health, news)
         finally:
             await writer.aclose()
     finally:
