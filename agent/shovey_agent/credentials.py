@@ -22,7 +22,7 @@ from shovey_trio.identity.requests import KeyUnreadable, load_private_key
 
 _FORMAT: Final = 1
 #: What an agent keeps beside its credentials; it must be nobody else's to read or to change either.
-_PRIVATE: Final = ("nonces", "voided", "epoch", "runs", SIGNING_KEYS_FILE)
+_PRIVATE: Final = ("nonces", "voided", "runs", SIGNING_KEYS_FILE)
 
 
 class NotEnrolled(ShoveyError):

@@ -18,6 +18,7 @@ from shovey_trio.core import ids
 from shovey_trio.core.errors import (
     Draining,
     InvalidRequest,
+    JobElsewhere,
     NoTargets,
     NotFound,
     Overloaded,
@@ -27,7 +28,7 @@ from shovey_trio.core.errors import (
     VotingUnsupported,
 )
 from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput, input_problems
-from shovey_trio.core.jobs.job_machine import admit
+from shovey_trio.core.jobs.job_machine import admit, request_cancel
 from shovey_trio.core.jobs.model import (
     Grant,
     Job,
@@ -45,6 +46,8 @@ from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.core.jobs.targeting import Selection, resolve
 from shovey_trio.core.trust.grants import GrantDecision, decide_grants
 from shovey_trio.core.trust.orders import NONCE_BYTES
+from shovey_trio.nursery.directory import Elsewhere, Ended, Here, JobDirectory
+from shovey_trio.nursery.handles import JobHandle
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
@@ -149,6 +152,7 @@ class Jobs:
         self._supervisor = supervisor
         self._registry = registry
         self._defaults = defaults
+        self._directory = JobDirectory(store, supervisor)
 
     # -- start
 
@@ -249,6 +253,7 @@ class Jobs:
             run_timeout=self._defaults.run_timeout if request.run_timeout is None else request.run_timeout,
             kill_grace=self._defaults.kill_grace if request.kill_grace is None else request.kill_grace,
             created_by=principal.label,
+            epoch=self._services.epoch,
             created_at=now,
             updated_at=now,
             run_total=total,
@@ -263,6 +268,7 @@ class Jobs:
             node=name,
             created_at=job.created_at,
             updated_at=job.created_at,
+            released_at=job.created_at,
             nonce=self._services.random_bytes(NONCE_BYTES),
             # Whoever is enrolled under this name from now on is somebody else, and gets nothing that waits for it.
             agent_instance=None if node is None else node.agent_instance or None,
@@ -294,15 +300,17 @@ class Jobs:
         Raises:
             NotFound: no such job in the principal's organization.
         """
-        live = self._supervisor.job(job_id)
-        if live is not None and live.stored.organization == principal.organization:
-            # What is durable of a live job is in memory; a thousand clients that ask again and again cost no reads.
-            await trio.lowlevel.checkpoint()
-            return live.stored, self.counts(live.stored)
-        job = await self._store.get_job(principal.organization, job_id)
-        if job is None:
-            raise NotFound(f"there is no job {job_id}", job_id=job_id)
-        return job, self.counts(job)
+        await trio.lowlevel.checkpoint()
+        match await self._directory.find(principal.organization, job_id):
+            case Here(handle=live):
+                return live.stored, self.counts(live.stored)
+            case Elsewhere(job=job):
+                # What its row says of its runs is as old as the row.
+                return job, await self._store.count_runs(job.organization, job.id)
+            case Ended(job=job):
+                return job, self.counts(job)
+            case None:
+                raise NotFound(f"there is no job {job_id}", job_id=job_id)
 
     def counts(self, job: Job) -> Mapping[RunState, int]:
         """How many runs of a job are in which state: from its nursery while it lives, as last written after that."""
@@ -439,25 +447,65 @@ class Jobs:
             NotFound: no such job in the principal's organization.
             UnknownNodes: a node the job has no run on; nothing is cancelled.
             PermissionDenied: the principal's grants do not cover the command on every node; nothing is cancelled.
+            JobElsewhere: some runs of a job that does not live here; nothing is cancelled.
         """
         self._check_kill_grace(kill_grace)
-        stored = await self._store.get_job(principal.organization, job_id)
-        if stored is None:
-            raise NotFound(f"there is no job {job_id}", job_id=job_id)
-        live = self._supervisor.job(job_id)
-        if live is None:
-            return await self._cancel_ended(stored, nodes)
+        match await self._directory.find(principal.organization, job_id):
+            case Here(handle=live):
+                return await self._cancel_here(principal, live, nodes, kill_grace)
+            case Elsewhere(job=job):
+                return await self._cancel_elsewhere(principal, job, nodes)
+            case Ended(job=job):
+                names = {run.node for run in await self._all_runs(job)}
+                chosen = sorted(set(nodes)) or sorted(names)
+                _check_known(job.id, chosen, names)
+                return CancelledJob(job=job, cancelling=(), already_finished=tuple(chosen))
+            case None:
+                raise NotFound(f"there is no job {job_id}", job_id=job_id)
+
+    async def _cancel_here(
+        self, principal: Principal, live: JobHandle, nodes: Sequence[str], kill_grace: float | None
+    ) -> CancelledJob:
         names = sorted(set(nodes)) or sorted(live.runs)
-        _check_known(job_id, names, live.runs)
-        rule = await self._demand_grants(principal, stored.command, names)
-        # Before it is carried out: what was asked is on record even if only a part of it is done when power fails.
-        asked_for = cancelled_entry(stored, nodes, principal, rule, self._services.clock.now())
-        await self._store.append_audit([asked_for])
+        _check_known(live.job.id, names, live.runs)
+        rule = await self._demand_grants(principal, live.job.command, names)
+        asked_for = cancelled_entry(live.stored, nodes, principal, rule, self._services.clock.now())
         if kill_grace is not None:
             live.job = replace(live.job, kill_grace=kill_grace)
-        asked = await self._supervisor.cancel(live, names, by=principal.label, whole_job=not nodes)
+        if nodes:
+            # Before it is done: what was asked is on record even if only a part of it is done when power fails.
+            await self._store.append_audit([asked_for])
+        audit = None if nodes else asked_for
+        asked = await self._supervisor.cancel(live, names, by=principal.label, whole_job=not nodes, audit=audit)
         finished = sorted(set(names) - set(asked))
         return CancelledJob(job=live.job, cancelling=tuple(asked), already_finished=tuple(finished))
+
+    async def _cancel_elsewhere(self, principal: Principal, job: Job, nodes: Sequence[str]) -> CancelledJob:
+        """Makes the request durable; whoever takes the job up carries it out."""
+        if nodes:
+            text = f"job {job.id} is not taken up by this controller yet; cancel it whole, or ask again"
+            raise JobElsewhere(text, retry_after_s="5")
+        runs = await self._all_runs(job)
+        rule = await self._demand_grants(principal, job.command, [run.node for run in runs])
+        now = self._services.clock.now()
+        job = request_cancel(job, now)
+        await self._store.write_job(job, audit=cancelled_entry(job, nodes, principal, rule, now))
+        return CancelledJob(
+            job=job,
+            cancelling=tuple(run.node for run in runs if not run.is_terminal),
+            already_finished=tuple(run.node for run in runs if run.is_terminal),
+        )
+
+    async def _all_runs(self, job: Job) -> Sequence[Run]:
+        found: list[Run] = []
+        after = ""
+        while True:
+            page, after = await self._store.list_runs(
+                job.organization, job.id, states=frozenset(), limit=1000, after=after
+            )
+            found += page
+            if not after:
+                return found
 
     async def _demand_grants(self, principal: Principal, command: str, nodes: Sequence[str]) -> str:
         """The rule that permits it."""
@@ -472,20 +520,6 @@ class Jobs:
         if principal.role is Role.OPERATOR:
             grants = await self._store.load_grants(principal.organization, principal.name)
         return decide_grants(principal.role, grants, command, nodes)
-
-    async def _cancel_ended(self, job: Job, nodes: Sequence[str]) -> CancelledJob:
-        names: set[str] = set()
-        after = ""
-        while True:
-            runs, after = await self._store.list_runs(
-                job.organization, job.id, states=frozenset(), limit=1000, after=after
-            )
-            names |= {run.node for run in runs}
-            if not after:
-                break
-        chosen = sorted(set(nodes)) or sorted(names)
-        _check_known(job.id, chosen, names)
-        return CancelledJob(job=job, cancelling=(), already_finished=tuple(chosen))
 
 
 def _check_known(job_id: str, names: Sequence[str], known: Mapping[str, object] | set[str]) -> None:

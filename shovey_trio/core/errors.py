@@ -188,6 +188,12 @@ class Draining(ShoveyError):
     reason, code, http, exit = "DRAINING", Code.UNAVAILABLE, 503, Exit.BUSY
 
 
+class JobElsewhere(ShoveyError):
+    """The job has not ended and does not live in this controller; ask again, or where it lives."""
+
+    reason, code, http, exit = "JOB_ELSEWHERE", Code.UNAVAILABLE, 503, Exit.BUSY
+
+
 class StoreUnavailable(ShoveyError):
     """The store cannot write or read now: disk full, locked, I/O error. Nothing was acknowledged."""
 

@@ -34,7 +34,7 @@ _OUTPUT = 4
 
 
 _FIRST_WORDS = (NodeAccepted, NodeStarted)
-_MAY_NEED_AN_ORDER = (RunState.PENDING, RunState.DISPATCHED, RunState.UNKNOWN)
+_MAY_NEED_AN_ORDER = (RunState.HELD, RunState.PENDING, RunState.DISPATCHED, RunState.UNKNOWN)
 
 
 @dataclass(slots=True)

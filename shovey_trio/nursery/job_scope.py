@@ -43,7 +43,13 @@ async def supervise_job(handle: JobHandle, services: Services) -> None:
 
 
 async def cancel_runs(
-    handle: JobHandle, nodes: Sequence[str], *, by: str, whole_job: bool, services: Services
+    handle: JobHandle,
+    nodes: Sequence[str],
+    *,
+    by: str,
+    whole_job: bool,
+    services: Services,
+    audit: AuditEntry | None = None,
 ) -> list[str]:
     """Asks runs to end and returns, once that is durable, the nodes whose run had not ended.
 
@@ -53,16 +59,18 @@ async def cancel_runs(
         handle: the job.
         nodes: whose runs; each has one in this job.
         by: who asks.
-        whole_job: whether that is the cancel of the job itself, which is noted first, for a restart in between.
-        services: for the write.
+        whole_job: whether that is the cancel of the job itself. It is one commit: once the job's row says so, the runs
+            need no notes of their own before the orders leave, because a restart goes by the row.
+        services: for the writes.
+        audit: the record of the cancel of the whole job, for the same commit.
     """
     if whole_job:
         handle.job = request_cancel(handle.job, services.clock.now())
-        await _write(handle, services)
+        await _write(handle, services, audit)
     asked: list[str] = []
 
     async def ask(run: RunHandle, node: str) -> None:
-        if not run.run.is_terminal and await run.post_durably(CancelAsked(by=by)):
+        if not run.run.is_terminal and await run.post_durably(CancelAsked(by=by, is_stored=whole_job)):
             asked.append(node)
 
     for start in range(0, len(nodes), services.bounds.slice):

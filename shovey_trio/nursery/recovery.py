@@ -1,6 +1,7 @@
 """Taking up the jobs of the last start: a nursery for each job that the store says is not finished.
 
-Deadlines keep their absolute time, because they are derived from stored times. A run that was only ``pending`` may
+Deadlines keep their absolute time, because they are derived from stored times. A held run was never sent. A run that
+was only ``pending`` may
 have been sent its order just before the stop (``dispatched`` is not durable), so it counts as sent. A job whose cancel
 is durable is cancelled for all of its runs, however many of them had heard of it.
 """
@@ -27,6 +28,8 @@ _BY_JOB = "job"
 async def take_up_jobs(store: LiveJobs, supervisor: Supervisor) -> int:
     """Opens a nursery per unfinished job and returns how many there were."""
     routes = supervisor.services.routes
+    # Before anything is sent: from here on nodes refuse what an earlier start of the controller still has to say.
+    await store.raise_epochs(supervisor.services.epoch)
     pictures = await store.unfinished_jobs()
     for picture in pictures:
         runs = [_maybe_sent(run, picture.job, routes.of_run(run)) for run in picture.runs]

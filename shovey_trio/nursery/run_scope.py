@@ -43,7 +43,7 @@ from shovey_trio.core.jobs.events import (
     SendStart,
 )
 from shovey_trio.core.jobs.model import Run
-from shovey_trio.core.jobs.run_machine import handle
+from shovey_trio.core.jobs.run_machine import Outcome, handle
 from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, RunState
 from shovey_trio.nursery.handles import JobHandle, Posted, RunHandle
 from shovey_trio.nursery.output_pump import pump_output
@@ -158,6 +158,7 @@ class _RunScope:
         Those behind the run's end are not handled: as if they had come after it.
         """
         handled = durable = 0
+        waits = False
         states: list[Run] = []
         effects: list[Effect] = []
         try:
@@ -165,13 +166,18 @@ class _RunScope:
                 before = self.handle.run
                 if before.is_terminal:
                     break
-                effects += self._decide(posted.event)
-                if self.handle.run is not before:
-                    states.append(self.handle.run)
+                outcome = self._decide(posted.event)
+                effects += outcome.effects
+                if outcome.run is not before:
+                    self.handle.run = outcome.run
+                    states.append(outcome.run)
+                    waits = waits or outcome.durable
                 handled += 1
-            if states:
+            if waits:
                 await self._write_until_stored(states[:-1])
             else:
+                for state in states:
+                    self.services.store.write_run_soon(state)
                 await trio.lowlevel.checkpoint()
             self.job.drop_secrets()
             if self.handle.run.state not in _UNANSWERED and self._starting is not None:
@@ -183,14 +189,12 @@ class _RunScope:
             for number, posted in enumerate(batch):
                 posted.settle(handled=number < durable)
 
-    def _decide(self, event: RunEvent) -> Sequence[Effect]:
+    def _decide(self, event: RunEvent) -> Outcome:
         if isinstance(event, NodeReported) and event.report.output_bytes > self.handle.extent.position:
             # The end of the output is still on its way; a run is not terminal before its output is durable.
             self._early_report = event
-            return ()
-        outcome = handle(self.handle.run, event, self.services.clock.now())
-        self.handle.run = outcome.run
-        return outcome.effects
+            return Outcome(run=self.handle.run)
+        return handle(self.handle.run, event, self.services.clock.now())
 
     async def _write_until_stored(self, passed: Sequence[Run] = ()) -> None:
         await write_latest(self.handle.get_run, self.services, passed=passed)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from shovey_trio.core.jobs.model import Job
+from shovey_trio.core.jobs.model import Job, Run
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class Timing:
     """How long the controller waits for what.
 
     Attributes:
-        acceptance: how long a start order may be accepted after the job began; also its expiry.
+        acceptance: how long a start order may be accepted after its run was released; also its expiry.
         spread_per_target: on-demand agents attach spread over this much per target, so that none stampede.
         order_attempts: how often a node without a stream is rung.
         ring_pause: before the second ring; doubled for each further one, plus up to half of it, another for each job.
@@ -41,9 +41,13 @@ class Timing:
     on_demand_fresh: float = 900.0
     store_retry: float = 5.0
 
-    def acceptance_until(self, job: Job) -> float:
-        """Until when a start order of a job may be accepted, in unix seconds; derived, so the same after a restart."""
-        return job.created_at + self.acceptance + math.ceil(self.spread_per_target * job.run_total)
+    def acceptance_until(self, job: Job, run: Run) -> float:
+        """Until when the start order of a released run may be accepted, in unix seconds.
+
+        Derived from what is stored, so it is the same after a restart.
+        """
+        released_at = run.created_at if run.released_at is None else run.released_at
+        return released_at + self.acceptance + math.ceil(self.spread_per_target * job.run_total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

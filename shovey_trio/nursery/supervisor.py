@@ -97,11 +97,13 @@ class Supervisor:
 
         return await self._see_through(create)
 
-    async def cancel(self, handle: JobHandle, nodes: Sequence[str], *, by: str, whole_job: bool) -> list[str]:
+    async def cancel(
+        self, handle: JobHandle, nodes: Sequence[str], *, by: str, whole_job: bool, audit: AuditEntry | None = None
+    ) -> list[str]:
         """Asks runs of a live job to end; see ``cancel_runs``. Cancelling the caller does not cut it in half."""
 
         async def ask() -> list[str]:
-            return await cancel_runs(handle, nodes, by=by, whole_job=whole_job, services=self.services)
+            return await cancel_runs(handle, nodes, by=by, whole_job=whole_job, services=self.services, audit=audit)
 
         return await self._see_through(ask)
 

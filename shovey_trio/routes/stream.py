@@ -38,7 +38,7 @@ class StreamRoute:
         self._timing = timing
 
     def acceptance_until(self, job: Job, run: Run) -> float:
-        return self._timing.acceptance_until(job)
+        return self._timing.acceptance_until(job, run)
 
     def unsupported(self, job: Job) -> str:
         return ""
@@ -136,6 +136,6 @@ def make_order(
         issued_at=services.clock.now(),
         expires_at=until,
         nonce=target.nonce if kind is OrderKind.START else services.random_bytes(NONCE_BYTES),
-        epoch=services.epoch,
+        epoch=job.epoch,
         input=given,
     )

@@ -212,6 +212,7 @@ def run_message(run: Run, extent: OutputExtent | None = None) -> job_pb2.Run:
         exit_code=run.exit_code,
         signal=run.signal,
         created_at=timestamp(run.created_at),
+        released_at=timestamp(run.released_at),
         dispatched_at=timestamp(run.dispatched_at),
         accepted_at=timestamp(run.accepted_at),
         started_at=timestamp(run.started_at),

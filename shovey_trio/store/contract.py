@@ -206,7 +206,14 @@ class LiveJobs(OutputStore, Protocol):
         ...
 
     def write_run_soon(self, run: Run) -> None:
-        """Queues a write that nobody waits for (only ``dispatched``); it keeps its place in the order of writes."""
+        """Queues a write that nobody waits for; it keeps its place in the order of writes.
+
+        Only ``dispatched``, and a run's note of a cancel that its job's row has.
+        """
+        ...
+
+    async def raise_epochs(self, epoch: int) -> None:
+        """Gives every job that is not terminal this epoch, unless it has a higher one; at start, before recovery."""
         ...
 
     async def unfinished_jobs(self) -> Sequence[JobSnapshot]:

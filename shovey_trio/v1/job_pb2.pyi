@@ -74,6 +74,10 @@ class _RunStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_RunState.Val
     RUN_STATE_CRASHED: _RunState.ValueType  # 13
     RUN_STATE_UNKNOWN: _RunState.ValueType  # 14
     """Not terminal: the controller cannot know. It heals when the node speaks again."""
+    RUN_STATE_HELD: _RunState.ValueType  # 17
+    """Not released yet: nothing was sent."""
+    RUN_STATE_SKIPPED: _RunState.ValueType  # 18
+    """Terminal: the job did not release it."""
     RUN_STATE_READY: _RunState.ValueType  # 15
     """For real votes, later."""
     RUN_STATE_WAS_READY: _RunState.ValueType  # 16
@@ -96,6 +100,10 @@ RUN_STATE_UNAVAILABLE: RunState.ValueType  # 12
 RUN_STATE_CRASHED: RunState.ValueType  # 13
 RUN_STATE_UNKNOWN: RunState.ValueType  # 14
 """Not terminal: the controller cannot know. It heals when the node speaks again."""
+RUN_STATE_HELD: RunState.ValueType  # 17
+"""Not released yet: nothing was sent."""
+RUN_STATE_SKIPPED: RunState.ValueType  # 18
+"""Terminal: the job did not release it."""
 RUN_STATE_READY: RunState.ValueType  # 15
 """For real votes, later."""
 RUN_STATE_WAS_READY: RunState.ValueType  # 16
@@ -389,6 +397,7 @@ class Run(_message.Message):
     STDERR_BYTES_FIELD_NUMBER: _builtins.int
     DROPPED_BYTES_FIELD_NUMBER: _builtins.int
     LATE_REPORT_FIELD_NUMBER: _builtins.int
+    RELEASED_AT_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     job_id: _builtins.str
     node: _builtins.str
@@ -431,6 +440,10 @@ class Run(_message.Message):
     def late_report(self) -> Global___LateReport:
         """What the node said after the run was already in a terminal state."""
 
+    @_builtins.property
+    def released_at(self) -> _timestamp_pb2.Timestamp:
+        """From when on it could be started; not set while it is held."""
+
     def __init__(
         self,
         *,
@@ -457,10 +470,11 @@ class Run(_message.Message):
         stderr_bytes: _builtins.int = ...,
         dropped_bytes: _builtins.int = ...,
         late_report: Global___LateReport | None = ...,
+        released_at: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_late_report", b"_late_report", "_signal", b"_signal", "accepted_at", b"accepted_at", "created_at", b"created_at", "dispatched_at", b"dispatched_at", "exit_code", b"exit_code", "finished_at", b"finished_at", "late_report", b"late_report", "signal", b"signal", "started_at", b"started_at", "unknown_since", b"unknown_since", "updated_at", b"updated_at"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_late_report", b"_late_report", "_signal", b"_signal", "accepted_at", b"accepted_at", "created_at", b"created_at", "dispatched_at", b"dispatched_at", "exit_code", b"exit_code", "finished_at", b"finished_at", "late_report", b"late_report", "released_at", b"released_at", "signal", b"signal", "started_at", b"started_at", "unknown_since", b"unknown_since", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_late_report", b"_late_report", "_signal", b"_signal", "accepted_at", b"accepted_at", "attempts", b"attempts", "cancelling", b"cancelling", "cause", b"cause", "created_at", b"created_at", "detail", b"detail", "dispatched_at", b"dispatched_at", "dropped_bytes", b"dropped_bytes", "exit_code", b"exit_code", "finished_at", b"finished_at", "id", b"id", "job_id", b"job_id", "late_report", b"late_report", "node", b"node", "proof", b"proof", "route", b"route", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stderr_bytes", b"stderr_bytes", "stdout_bytes", b"stdout_bytes", "unknown_since", b"unknown_since", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_late_report", b"_late_report", "_signal", b"_signal", "accepted_at", b"accepted_at", "attempts", b"attempts", "cancelling", b"cancelling", "cause", b"cause", "created_at", b"created_at", "detail", b"detail", "dispatched_at", b"dispatched_at", "dropped_bytes", b"dropped_bytes", "exit_code", b"exit_code", "finished_at", b"finished_at", "id", b"id", "job_id", b"job_id", "late_report", b"late_report", "node", b"node", "proof", b"proof", "released_at", b"released_at", "route", b"route", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stderr_bytes", b"stderr_bytes", "stdout_bytes", b"stdout_bytes", "unknown_since", b"unknown_since", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -37,9 +37,9 @@ def launcher(tmp_path: Path) -> Installation:
     return Installation(tmp_path)
 
 
-async def good_run(launcher: Installation, peer: Peer) -> str:
+async def good_run(launcher: Installation, peer: Peer, **changes: Any) -> str:
     """The launcher lives: a good order runs."""
-    order = launcher.order()
+    order = launcher.order(**changes)
     verdict = await peer.hand_in(launcher.sign(order))
     assert verdict.kind == pb.ORDER_VERDICT_KIND_TAKEN, verdict
     ended = await peer.run_in_state(order.run_id, FINISHED)
@@ -85,7 +85,7 @@ async def test_an_order_that_was_signed_for_something_else_starts_nothing(launch
         ({"organization": "other"}, "other_organization"),
         ({"node": "m"}, "other_node"),
         ({"agent_instance": "older"}, "other_instance"),
-        ({"epoch": EPOCH - 1}, "old_epoch"),
+        ({"epoch": EPOCH - 1, "job_id": "the-first"}, "old_epoch"),
         ({"command": "rm"}, "not_whitelisted"),
         ({"input": CommandInput(args={"file": "x"})}, "argument_not_permitted"),
         ({"input": CommandInput(env={"LD_PRELOAD": "x.so"})}, "env_not_permitted"),
@@ -98,7 +98,7 @@ async def test_an_order_that_was_signed_for_something_else_starts_nothing(launch
     ]
     before = outside(launcher)
     async with launcher.running(), launcher.connected() as peer:
-        first = await good_run(launcher, peer)  # from here on the epoch is known
+        first = await good_run(launcher, peer, job_id="the-first")  # from here on its epoch is known
         for changes, reason in signed_for:
             assert await peer.refusal(launcher.sign(launcher.order(**changes))) == reason
         last = await good_run(launcher, peer)

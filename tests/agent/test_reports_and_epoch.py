@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from shovey_agent.desk.epoch import EpochFile
+from shovey_agent.desk.epoch import KEPT, JobEpochs
 from shovey_agent.net.reports import report_of
 from shovey_agent.run.runs import ExitCause, ExitReport
 from shovey_trio.core.jobs.events import ReportOutcome
@@ -29,16 +27,15 @@ def test_a_report_counts_the_bytes_that_were_kept() -> None:
     assert (report.output_bytes, report.dropped_bytes) == (700, 300)
 
 
-async def test_an_epoch_only_rises_and_outlives_the_agent(tmp_path: Path) -> None:
-    file = EpochFile(tmp_path / "epoch")
-    assert file.value == 0
-    await file.raise_to(7)
-    await file.raise_to(3)
-    assert file.value == 7
-    assert EpochFile(tmp_path / "epoch").value == 7
+def test_an_epoch_only_rises_and_is_of_its_job_alone() -> None:
+    epochs = JobEpochs([("one", 5)])
+    epochs.raise_to("one", 7)
+    epochs.raise_to("one", 3)
+    assert (epochs.of("one"), epochs.of("other")) == (7, 0)
 
 
-@pytest.mark.parametrize("content", [b"", b"garbage", b"\xff\xfe", b"7 8"])
-def test_a_damaged_epoch_file_counts_as_none(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "epoch").write_bytes(content)
-    assert EpochFile(tmp_path / "epoch").value == 0
+def test_of_more_jobs_than_are_kept_the_one_heard_of_longest_ago_is_forgotten() -> None:
+    epochs = JobEpochs((f"job-{number}", 1) for number in range(KEPT))
+    epochs.raise_to("job-0", 2)
+    epochs.raise_to("new", 1)
+    assert (epochs.of("job-0"), epochs.of("job-1"), epochs.of("new")) == (2, 0, 1)

@@ -18,7 +18,7 @@ from lab.limits import within
 from lab.rpc_certificates import CertificateAuthority
 from lab.signing import key_set_of
 from shovey_agent.credentials import Credentials
-from shovey_agent.desk.epoch import EpochFile
+from shovey_agent.desk.epoch import JobEpochs
 from shovey_agent.desk.gate import OrderGate
 from shovey_agent.desk.local import LocalDesk
 from shovey_agent.desk.nonces import open_nonces
@@ -142,7 +142,7 @@ class Agent:
 
     link: ControllerLink
     executor: Executor
-    epoch: EpochFile
+    epochs: JobEpochs
     authority: CertificateAuthority
     credentials: Credentials
 
@@ -171,7 +171,7 @@ async def _rig(
     )
     whitelist = directory / "whitelist.json"
     whitelist.write_text('{"true": "true", "cat": "sh -c \'echo out; echo err >&2\'", "sleep": "sleep 60"}')
-    epoch = EpochFile(directory / "epoch")
+    epochs = JobEpochs()
     now = time.time()
     identity = authority.client_tls("shovey://org/node/n")
     assert identity.certificate is not None
@@ -193,7 +193,7 @@ async def _rig(
             keys=key_set_of("org", KEY),
             nonces=await open_nonces(directory / "nonces", now=now, longest_life=7200),
             voided=await open_nonces(directory / "voided", now=now, longest_life=14400),
-            epoch=epoch,
+            epochs=epochs,
             whitelist=WhitelistFile(whitelist),
         )
         desk = LocalDesk(executor, gate)
@@ -209,7 +209,7 @@ async def _rig(
                 hello=hello, desk=desk, new_keys=_ignore, woken_by=woken_by, taking=taking
             ),
         )
-        agent = Agent(link, executor, epoch, authority, credentials)
+        agent = Agent(link, executor, epochs, authority, credentials)
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(desk.serve, link)  # noqa: ASYNC113
@@ -227,7 +227,7 @@ async def test_a_good_order_runs_once_however_often_it_comes(tmp_path: Path) -> 
         report = await controller.report_of(order.run_id)
         assert (report.outcome, report.exit_code, report.output_bytes) == (pb.REPORT_OUTCOME_EXITED, 0, 8)
         assert [run.run_id for run in agent.executor.known_runs()] == [order.run_id]
-        assert agent.epoch.value == EPOCH
+        assert agent.epochs.of(order.job_id) == EPOCH
 
 
 @within(30)
@@ -251,8 +251,8 @@ async def test_an_order_that_is_signed_and_not_for_here_and_now_is_refused_with_
     tmp_path: Path, changes: dict[str, Any], reason: str
 ) -> None:
     async with _rig(tmp_path) as (controller, agent):
-        await agent.epoch.raise_to(EPOCH)
-        await controller.send_order(_sign(refused := make_order(**changes)))
+        agent.epochs.raise_to((refused := make_order(**changes)).job_id, EPOCH)
+        await controller.send_order(_sign(refused))
         assert await controller.refusal_of(refused.run_id) == reason
         await _works(controller)
         assert refused.run_id not in {run.run_id for run in agent.executor.known_runs()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shovey_trio.core.trust.attempt_limits import NAMES_PER_ADDRESS, REMEMBERED, AttemptLimits, host_of
@@ -50,6 +50,7 @@ def test_clock_that_is_set_back_locks_nobody_out_for_good() -> None:
     assert limits.wait(HERE, "web-1", NOW - 3590) == 0
 
 
+@settings(deadline=None)
 @given(st.integers(0, 40))
 def test_memory_is_bounded_whatever_comes(extra: int) -> None:
     limits = AttemptLimits(6)

@@ -27,11 +27,13 @@ from shovey_trio.core.jobs.events import (
     NodeUnavailable,
     OrderSent,
     ReconnectGraceOver,
+    Released,
     ReportOutcome,
     RunEvent,
     RunReport,
     SendCancel,
     SendStart,
+    Skipped,
 )
 from shovey_trio.core.jobs.model import ProofKind, Run
 from shovey_trio.core.jobs.run_machine import Outcome, handle
@@ -98,6 +100,8 @@ caused = st.one_of(
     st.builds(NodeUnavailable, cause=words.filter(bool)),
     st.just(ReconnectGraceOver()),
     st.builds(InternalFailure, detail=words),
+    st.just(Released()),
+    st.builds(Skipped, cause=words.filter(bool)),
 )
 
 
@@ -360,3 +364,49 @@ def test_a_run_that_was_never_sent_is_not_for_whoever_is_enrolled_under_the_node
     assert (run.state, run.cause) == (RunState.UNAVAILABLE, "agent_replaced")
     outcome = handle(pinned, attached(NodeKnows.NOTHING, "i-1"), NOW)
     assert outcome.effects == (SendStart(),)
+
+
+HELD = replace(PENDING, state=RunState.HELD, agent_instance="i-1")
+
+
+@given(st.lists(heard | caused.filter(lambda event: not isinstance(event, Released)), max_size=8))
+def test_a_held_run_is_moved_by_its_job_and_by_what_ends_it_alone(events: list[RunEvent]) -> None:
+    run = HELD
+    for event in events:
+        outcome = handle(run, event, NOW + 10)
+        if not run.is_terminal:
+            assert SendStart() not in outcome.effects
+            assert SendCancel() not in outcome.effects
+        run = outcome.run
+    ends = {RunState.SKIPPED, RunState.CANCELLED, RunState.UNAVAILABLE, RunState.CRASHED}
+    assert run.state in {RunState.HELD} | ends
+    assert (run.released_at, run.attempts, run.accepted_at, run.started_at) == (None, 0, None, None)
+
+
+def test_a_released_run_counts_from_its_release_and_is_sent() -> None:
+    outcome = handle(HELD, Released(), NOW + 500)
+    assert (outcome.run.state, outcome.run.released_at) == (RunState.PENDING, NOW + 500)
+    assert outcome.effects == (SendStart(),)
+    assert outcome.durable
+
+
+def test_a_held_run_that_is_cancelled_was_never_started() -> None:
+    run = handle(HELD, CANCEL, NOW + 1).run
+    assert (run.state, run.proof, run.cancel_reason) == (RunState.CANCELLED, ProofKind.NEVER_STARTED, "user/ops")
+
+
+def test_a_run_that_is_not_released_ends_skipped_with_its_cause() -> None:
+    run = handle(HELD, Skipped(cause="too_many_errors", detail="3 of 10 failed"), NOW + 1).run
+    assert (run.state, run.cause, run.finished_at) == (RunState.SKIPPED, "too_many_errors", NOW + 1)
+
+
+@pytest.mark.parametrize("event", [Released(), Skipped(cause="too_late")])
+def test_a_run_that_was_released_is_neither_released_again_nor_skipped(event: RunEvent) -> None:
+    run = after(SENT)
+    assert handle(run.run, event, NOW + 1).run is run.run
+
+
+def test_the_note_of_a_cancel_that_the_jobs_row_has_is_waited_for_by_nobody() -> None:
+    running = after(SENT, ACCEPTED, STARTED).run
+    assert handle(running, CancelAsked(by="user/ops"), NOW).durable
+    assert not handle(running, CancelAsked(by="user/ops", is_stored=True), NOW).durable

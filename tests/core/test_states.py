@@ -24,7 +24,14 @@ def test_every_state_has_a_line_in_its_table() -> None:
 
 
 def test_terminal_states_are_those_of_the_design() -> None:
-    alive = {RunState.PENDING, RunState.DISPATCHED, RunState.ACCEPTED, RunState.RUNNING, RunState.UNKNOWN}
+    alive = {
+        RunState.HELD,
+        RunState.PENDING,
+        RunState.DISPATCHED,
+        RunState.ACCEPTED,
+        RunState.RUNNING,
+        RunState.UNKNOWN,
+    }
     assert set(RunState) - TERMINAL_RUN_STATES == alive
     assert set(JobState) - TERMINAL_JOB_STATES == {JobState.NEW, JobState.RUNNING}
 

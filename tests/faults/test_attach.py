@@ -14,7 +14,7 @@ from lab.faults import FaultBench
 from lab.limits import within
 from lab.signing import key_set_of
 from shovey_agent.credentials import CredentialStore
-from shovey_agent.desk.epoch import EpochFile
+from shovey_agent.desk.epoch import JobEpochs
 from shovey_agent.desk.gate import OrderGate, Refusal
 from shovey_agent.desk.nonces import open_nonces
 from shovey_agent.desk.whitelist_file import WhitelistFile
@@ -142,7 +142,7 @@ async def test_an_order_that_time_forbids_is_refused_with_the_clocks_it_was_judg
         keys=key_set_of("default", key),
         nonces=nonces,
         voided=nonces,
-        epoch=EpochFile(directory / "epoch"),
+        epochs=JobEpochs(),
         whitelist=WhitelistFile(directory / "whitelist"),
     )
     order = signed_order_value(make_orders(key)[0])

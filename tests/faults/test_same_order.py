@@ -18,7 +18,7 @@ import trio
 from lab.limits import within
 from lab.signing import key_set_of
 from lab.workload import starts, whitelist
-from shovey_agent.desk.epoch import EpochFile
+from shovey_agent.desk.epoch import JobEpochs
 from shovey_agent.desk.gate import OrderGate
 from shovey_agent.desk.local import LocalDesk
 from shovey_agent.desk.nonces import open_nonces
@@ -132,7 +132,7 @@ class Node:
             keys=keys,
             nonces=nonces,
             voided=voided,
-            epoch=EpochFile(self._state / "epoch"),
+            epochs=JobEpochs(),
             whitelist=WhitelistFile(self._whitelist),
         )
         hello = Hello(agent_instance="instance", agent_version="1", link=link, tags={}, boot_id="boot")

@@ -221,6 +221,12 @@ class MemoryStore(MemoryAudit):
         stored = self._find(organization, job_id)
         return {} if stored is None else dict(Counter(run.state for run in stored.runs.values()))
 
+    async def raise_epochs(self, epoch: int) -> None:
+        await trio.lowlevel.checkpoint()
+        for stored in self._jobs.values():
+            if not stored.job.is_terminal and stored.job.epoch < epoch:
+                stored.job = replace(stored.job, epoch=epoch)
+
     async def unfinished_jobs(self) -> Sequence[JobSnapshot]:
         await trio.lowlevel.checkpoint()
         return tuple(

@@ -111,12 +111,15 @@ async def test_an_end_that_was_held_as_a_late_report_is_held_still(tmp_path: Pat
         await store.write_run(replace(running, state=RunState.RUNNING, late_report=told))
         await store.write_run(replace(ended, state=RunState.CRASHED, late_report=told))
     with closing(sqlite3.connect(path)) as connection, connection:
-        connection.execute("ALTER TABLE runs DROP COLUMN held_end")
+        for table, column in (("runs", "held_end"), ("runs", "released_at"), ("jobs", "epoch")):
+            connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.execute("UPDATE alembic_version SET version_num = '0004'")
     async with open_store(path) as store:
         (picture,) = await store.unfinished_jobs()
         found = {run.node: (run.held_end, run.late_report) for run in picture.runs}
         assert found == {"running": (told, None), "ended": (None, told)}
+        # Until then a job released all of its runs when it was made.
+        assert {run.released_at for run in picture.runs} == {job.created_at}
 
 
 OLDEST_ROWS: dict[str, dict[str, object]] = {
@@ -218,6 +221,7 @@ async def test_store_of_the_first_version_is_taken_over_with_all_it_holds(tmp_pa
             b"0123456789abcdef",
         )
         assert (run.organization, run.job_id, run.key_id) == ("default", "0199-job", "")
+        assert (run.released_at, taken_up.job.epoch) == (1.5, 0)
         events = await store.read_events("0199-job", after_seq=0, limit=10, include_output=True)
         assert [event.seq for event in events] == [1, 2]
         (chunk,) = await store.read_output("0199-run", stream=None, offset=0, limit=100)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import trio
 
-from shovey_agent.desk.epoch import EpochFile
+from shovey_agent.desk.epoch import JobEpochs
 from shovey_agent.desk.nonces import NonceFile, NonceVerdict
 from shovey_agent.desk.whitelist_file import WhitelistFile
 from shovey_agent.run.accounts import Account, AccountUnusable, resolve_account
@@ -64,14 +64,14 @@ class OrderGate:
         keys: OrderKeys,
         nonces: NonceFile,
         voided: NonceFile,
-        epoch: EpochFile,
+        epochs: JobEpochs,
         whitelist: WhitelistFile,
     ) -> None:
         self._identity = identity
         self._keys = keys
         self._nonces = nonces
         self._voided = voided
-        self._epoch = epoch
+        self._epochs = epochs
         self._whitelist = whitelist
 
     def believe(self, signed: SignedOrder, *, controller_now: float, skew: float = 0.0) -> Order | Refusal:
@@ -91,10 +91,12 @@ class OrderGate:
             order,
             identity=self._identity,
             controller_now=controller_now,
-            lowest_epoch=self._epoch.value,
+            lowest_epoch=self._epochs.of(order.job_id),
             skew=skew,
         )
         if reason is None:
+            if order.kind is OrderKind.CANCEL:
+                self._epochs.raise_to(order.job_id, order.epoch)
             return order
         detail = _explain_time(order, controller_now) if reason in _OF_TIME else ""
         return Refusal(reason=reason, detail=detail, order=order)
@@ -111,7 +113,6 @@ class OrderGate:
         if self._voided.holds(order.run_id.encode()):
             return Refusal(reason=RefusalReason.REPLAYED, detail="the run was cancelled before", order=order)
         try:
-            await self._epoch.raise_to(order.epoch)
             verdict = await self._nonces.admit(order.nonce, expires_at=order.expires_at, now=controller_now)
         except OSError as error:
             # What cannot be remembered must not run; it will not run later either, its nonce counts as used.
@@ -119,10 +120,12 @@ class OrderGate:
         if verdict is not NonceVerdict.FRESH:
             reason = RefusalReason.EXPIRED if verdict is NonceVerdict.BELOW_FLOOR else RefusalReason.REPLAYED
             return Refusal(reason=reason, detail=verdict.value, order=order)
+        self._epochs.raise_to(order.job_id, order.epoch)
         timeout = order.run_timeout if entry.timeout is None else min(order.run_timeout, entry.timeout)
         return RunSpec(
             run_id=order.run_id,
             job_id=order.job_id,
+            epoch=order.epoch,
             node=order.node,
             command=order.command,
             argv=permitted.argv,

@@ -1,6 +1,6 @@
 """The launcher: the small root process of a split agent.
 
-It owns what decides about commands – whitelist, keys, nonces, epoch, spool – and runs them; it talks to nobody but the
+It owns what decides about commands – whitelist, keys, nonces, spool – and runs them; it talks to nobody but the
 network part, on a Unix socket, and believes nothing that this says (``desk_server``). So whoever breaks into the part
 that faces the network gains a process of an account without rights, which can drop orders and reports, and start or
 end nothing.

@@ -9,13 +9,12 @@ import errno
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 
 import structlog
 import trio
 
 from shovey_agent.desk.desk import Declined, Ending, Known, NewsListener, Taken, Verdict, Voided, WhitelistWord
-from shovey_agent.desk.epoch import EpochFile
+from shovey_agent.desk.epoch import JobEpochs
 from shovey_agent.desk.gate import VOID_LIFETIME, OrderGate, Refusal
 from shovey_agent.desk.nonces import open_nonces
 from shovey_agent.desk.refusals import RefusalLog
@@ -158,7 +157,7 @@ async def open_local_desk(
     """The desk of a state directory, with all its runs adopted. At the end the commands go on.
 
     Args:
-        config: where runs are kept, and their bounds; nonces, void runs and epoch lie beside them.
+        config: where runs are kept, and their bounds; nonces and void runs lie beside them.
         identity: whose orders are taken.
         keys: which keys may sign them.
         whitelist: what may run.
@@ -176,7 +175,7 @@ async def open_local_desk(
             keys=keys,
             nonces=await open_nonces(directory / "nonces", now=now, longest_life=_LONGEST_ORDER),
             voided=await open_nonces(directory / "voided", now=now, longest_life=_LONGEST_ORDER + VOID_LIFETIME),
-            epoch=await trio.to_thread.run_sync(partial(EpochFile, directory / "epoch")),
+            epochs=JobEpochs((run.job_id, run.epoch) for run in executor.known_runs()),
             whitelist=whitelist,
         )
         yield LocalDesk(executor, gate)

@@ -129,6 +129,7 @@ class Executor:
             known = KnownRun(
                 run_id=spec.run_id,
                 job_id=spec.job_id,
+                epoch=spec.epoch,
                 accepted_at=accepted_at,
                 command=spec.command,
                 lock=spec.lock,

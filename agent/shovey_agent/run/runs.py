@@ -66,6 +66,7 @@ class RunSpec:
 
     Attributes:
         run_id: letters, digits, ``-`` and ``_``, at most 64.
+        epoch: of the order.
         argv: never empty; ``argv[0]`` without a slash is looked up in the PATH of ``env``.
         env: added to the clean environment; cannot replace the ``SHOVEY_…`` variables.
         timeout: seconds the command may run, above 0.
@@ -82,6 +83,7 @@ class RunSpec:
 
     run_id: str
     job_id: str
+    epoch: int = 0
     node: str
     command: str
     argv: tuple[str, ...]
@@ -133,6 +135,7 @@ class KnownRun:
 
     run_id: str
     job_id: str
+    epoch: int = 0
     accepted_at: float
     command: str = ""
     lock: str = ""

@@ -161,6 +161,7 @@ class Spool:
         return KnownRun(
             run_id=run_id,
             job_id=_words(str(spec.get("job_id", ""))),
+            epoch=_epoch(spec),
             accepted_at=_number(spec, "accepted_at") or os.stat(directory).st_mtime,
             command=_words(str(spec.get("command", ""))),
             lock=str(spec.get("lock", "")),
@@ -296,6 +297,7 @@ class Spool:
         return {
             "run_id": spec.run_id,
             "job_id": spec.job_id,
+            "epoch": spec.epoch,
             "command": spec.command,
             "argv": list(spec.argv),
             "cwd": spec.cwd,
@@ -314,6 +316,12 @@ class Spool:
             "accepted_at": accepted_at,
             "cgroup": cgroup,
         }
+
+
+def _epoch(spec: dict[str, Any]) -> int:
+    """Of the order; 0 of a run that an older agent has taken."""
+    found = spec.get("epoch", 0)
+    return found if isinstance(found, int) and not isinstance(found, bool) else 0
 
 
 def _input(spec: RunSpec) -> bytes:

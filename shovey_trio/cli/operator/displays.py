@@ -22,7 +22,9 @@ from shovey_trio.v1 import job_pb2
 from shovey_trio.v1.job_service_pb2 import WatchJobResponse
 
 # On the way to the command's start; a line for each would say nothing that the next does not.
-_UNREMARKABLE: Final = frozenset({RunState.PENDING.value, RunState.DISPATCHED.value, RunState.ACCEPTED.value})
+_UNREMARKABLE: Final = frozenset(
+    {RunState.HELD.value, RunState.PENDING.value, RunState.DISPATCHED.value, RunState.ACCEPTED.value}
+)
 
 
 class Display(Protocol):

@@ -106,15 +106,34 @@ class NodeAttached:
     knows: NodeKnows
 
 
+@dataclass(frozen=True, slots=True)
+class Released:
+    """The job lets a held run go: from now on it is to be started."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Skipped:
+    """The job will not release a held run."""
+
+    cause: str
+    detail: str = ""
+
+
 BY_DEADLINE = "timeout"
 """Who asks for a cancel when the controller's own deadline does; no principal's label is like it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CancelAsked:
-    """Somebody asked for the cancel of this run (``by``: a principal's label, or ``BY_DEADLINE``)."""
+    """Somebody asked for the cancel of this run.
+
+    Attributes:
+        by: a principal's label, or ``BY_DEADLINE``.
+        is_stored: the cancel of the whole job is durable, so that nothing depends on the run's own note of it.
+    """
 
     by: str
+    is_stored: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +202,8 @@ RunEvent = (
     | NodeReported
     | NodeSilent
     | NodeAttached
+    | Released
+    | Skipped
     | CancelAsked
     | AcceptanceOver
     | NodeUnavailable

@@ -77,6 +77,8 @@ class Job:
     run_total: int = 0
     # What the command is given, as far as it may be stored and shown; set when the job is made.
     input: InputRecord = NO_RECORD
+    # Of the controller's start that supervises it; nodes refuse orders of a lower one for the same run.
+    epoch: int = 0
     # As of the last write of the job itself; a live job's counts are with its scope.
     run_counts: Mapping[RunState, int] = field(default_factory=dict)
 
@@ -113,6 +115,8 @@ class Run:
     signal: int | None = None
     created_at: float
     updated_at: float
+    # From when on it may be started, and its times count; None while it is held.
+    released_at: float | None = None
     dispatched_at: float | None = None
     accepted_at: float | None = None
     started_at: float | None = None

@@ -4,6 +4,7 @@
 nothing. The caller (``nursery.run_scope``) writes the run, durably where ``durable`` says so, and only then carries
 out the effects. Rules beyond the table in ``states``:
 
+* A held run is moved by its job alone, and by what ends it: a cancel, a bug, another agent in the place of its own.
 * What a node says about a run that has ended is never an error: the same words again are confirmed again, others
   are kept as a late report.
 * ``unavailable`` is entered only when no order can still start: none was ever sent, or the node itself attached
@@ -45,12 +46,14 @@ from shovey_trio.core.jobs.events import (
     OrderUnusable,
     OutputOver,
     ReconnectGraceOver,
+    Released,
     ReportOutcome,
     RunEvent,
     RunReport,
     SecretsLost,
     SendCancel,
     SendStart,
+    Skipped,
 )
 from shovey_trio.core.jobs.model import ProofKind, Run, ToldEnd
 from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, RunState, check_run_transition
@@ -90,7 +93,8 @@ class Outcome:
     Attributes:
         run: the run from now on; the same object when nothing changed.
         effects: what to do once the run is written.
-        durable: whether the effects and the next event wait for the write (all but ``dispatched``).
+        durable: whether the effects and the next event wait for the write (all but ``dispatched``, and the note of a
+            cancel that the job's row has already).
     """
 
     run: Run
@@ -113,6 +117,8 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
         return _after_the_end(run, event, now)
     if run.held_end is not None and not isinstance(event, OutputOver | InternalFailure):
         return Outcome(run=run)
+    if run.state is RunState.HELD:
+        return _while_held(run, event, now)
     match event:
         case OrderSent():
             return _order_sent(run, event, now)
@@ -135,8 +141,10 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
             return Outcome(run=_to(run, RunState.UNKNOWN, now, unknown_since=since, cause=reason))
         case NodeAttached():
             return _attached(run, event, now)
-        case CancelAsked(by=by):
-            return _cancel_asked(run, by, now)
+        case Released() | Skipped():
+            return Outcome(run=run)  # it was released before
+        case CancelAsked():
+            return _cancel_asked(run, event, now)
         case AcceptanceOver():
             return _acceptance_over(run, now)
         case NodeUnavailable(cause=cause, detail=detail):
@@ -281,13 +289,34 @@ def _attached_knowing_nothing(run: Run, now: float) -> Outcome:
     return Outcome(run=run, effects=(SendStart(),))
 
 
-def _cancel_asked(run: Run, by: str, now: float) -> Outcome:
+def _while_held(run: Run, event: RunEvent, now: float) -> Outcome:
+    match event:
+        case Released():
+            return Outcome(run=_to(run, RunState.PENDING, now, released_at=now), effects=(SendStart(),))
+        case Skipped(cause=cause, detail=detail):
+            return Outcome(run=_end(run, RunState.SKIPPED, now, cause=cause, detail=detail))
+        case CancelAsked(by=by):
+            return Outcome(run=_never_started(run, by, now))
+        case NodeAttached(agent_instance=instance) if run.agent_instance not in (None, instance):
+            return _attached(run, event, now)
+        case InternalFailure(detail=detail):
+            return Outcome(run=_end(run, RunState.CRASHED, now, cause="internal_error", detail=detail))
+        case _:
+            return Outcome(run=run)
+
+
+def _never_started(run: Run, by: str, now: float) -> Run:
+    ended = _end(run, RunState.CANCELLED, now, cause="cancelled", proof=ProofKind.NEVER_STARTED)
+    return replace(ended, cancel_reason=by)
+
+
+def _cancel_asked(run: Run, event: CancelAsked, now: float) -> Outcome:
     if run.attempts == 0 and run.state is RunState.PENDING:
-        ended = _end(run, RunState.CANCELLED, now, cause="cancelled", proof=ProofKind.NEVER_STARTED)
-        return Outcome(run=replace(ended, cancel_reason=by))
+        return Outcome(run=_never_started(run, event.by, now))
     if run.cancelling:
         return Outcome(run=run, effects=(SendCancel(),))
-    return Outcome(run=replace(run, cancelling=True, cancel_reason=by, updated_at=now), effects=(SendCancel(),))
+    asked = replace(run, cancelling=True, cancel_reason=event.by, updated_at=now)
+    return Outcome(run=asked, effects=(SendCancel(),), durable=not event.is_stored)
 
 
 def _acceptance_over(run: Run, now: float) -> Outcome:

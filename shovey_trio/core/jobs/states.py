@@ -5,6 +5,8 @@ The rules of this file:
 * A run has one state at a time and moves only along ``RUN_TRANSITIONS``. A pair that is not in the table is an
   ``IllegalTransition``: a bug of ours if it came from our own code, and never reachable by what a peer sends (the
   machine in ``run_machine`` turns a peer's nonsense into a late report or ignores it).
+* A run is ``held`` until its job releases it; all its times count from then. A held run was never sent: nothing that
+  is heard, or not heard, of its node moves it. What will not be released ends ``skipped``, with the cause.
 * A terminal state has no way out. What a node says later is kept beside it as a late report.
 * ``unknown`` is not terminal. It says that the controller cannot know; it is left by the truth (any state that a
   live run could have reached meanwhile) or by ``crashed`` once the reconnect grace is over.
@@ -25,6 +27,7 @@ from shovey_trio.core.errors import IllegalTransition
 class RunState(StrEnum):
     """What is known of one node's part of a job."""
 
+    HELD = "held"
     PENDING = "pending"
     DISPATCHED = "dispatched"
     ACCEPTED = "accepted"
@@ -37,6 +40,7 @@ class RunState(StrEnum):
     NACKED = "nacked"
     INVALID = "invalid"
     UNAVAILABLE = "unavailable"
+    SKIPPED = "skipped"
     CRASHED = "crashed"
     UNKNOWN = "unknown"
 
@@ -58,6 +62,7 @@ _ENDED_ON_NODE = frozenset({_R.SUCCEEDED, _R.FAILED, _R.TIMED_OUT, _R.CANCELLED,
 _REFUSED = frozenset({_R.NACKED, _R.INVALID})
 
 RUN_TRANSITIONS: Final[dict[RunState, frozenset[RunState]]] = {
+    _R.HELD: frozenset({_R.PENDING, _R.SKIPPED, _R.CANCELLED, _R.UNAVAILABLE, _R.CRASHED}),
     # A pending run can be answered before its `dispatched` is written: the order is fast, that state is not durable.
     _R.PENDING: frozenset({_R.DISPATCHED, _R.ACCEPTED, _R.RUNNING, _R.UNAVAILABLE, _R.UNKNOWN})
     | _REFUSED
@@ -74,6 +79,7 @@ RUN_TRANSITIONS: Final[dict[RunState, frozenset[RunState]]] = {
     _R.NACKED: frozenset(),
     _R.INVALID: frozenset(),
     _R.UNAVAILABLE: frozenset(),
+    _R.SKIPPED: frozenset(),
     _R.CRASHED: frozenset(),
 }
 

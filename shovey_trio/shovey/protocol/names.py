@@ -16,6 +16,7 @@ from shovey_trio.core.jobs.states import JobState, RunState
 
 RUN_NAMES: Final[Mapping[RunState, str]] = MappingProxyType(
     {
+        RunState.HELD: "created",
         RunState.PENDING: "created",
         RunState.DISPATCHED: "created",
         RunState.ACCEPTED: "running",
@@ -32,6 +33,7 @@ RUN_NAMES: Final[Mapping[RunState, str]] = MappingProxyType(
         RunState.NACKED: "nacked",
         RunState.INVALID: "invalid",
         RunState.UNAVAILABLE: "down",
+        RunState.SKIPPED: "cancelled",
     }
 )
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from sqlalchemy import Connection, bindparam, insert, select
+from sqlalchemy import Connection, bindparam, insert, select, update
 
 from shovey_trio.core.errors import RequestIdReused
 from shovey_trio.core.jobs.model import Job, OutputChunk, Run
 from shovey_trio.store.contract import CreatedJob, RequestKey
 from shovey_trio.store.sql.prepared import Prepared
 from shovey_trio.store.sql.rows import JOB, RUN, Values
-from shovey_trio.store.sql.tables import jobs, runs
+from shovey_trio.store.sql.tables import UNFINISHED, jobs, runs
 from shovey_trio.store.sql.transaction import RunKeys, WriteTransaction
 
 # Without the key, which the database makes.
@@ -64,6 +64,11 @@ def create_job(
             transaction.note_run(run, run_keys)
             transaction.add_run_event(run_keys, job.id, row)
     return CreatedJob(job=job, created=True)
+
+
+def raise_epochs(transaction: WriteTransaction, epoch: int) -> None:
+    """See ``Store.raise_epochs``. No event tells it: an epoch is between a controller and its nodes."""
+    transaction.connection.execute(update(jobs).where(UNFINISHED, jobs.c.epoch < epoch).values(epoch=epoch))
 
 
 def write_job(transaction: WriteTransaction, job: Job) -> None:

@@ -101,6 +101,9 @@ class SqlStore:
     async def count_runs(self, organization: str, job_id: str) -> Mapping[RunState, int]:
         return await self._reader.read(job_reads.count_runs, organization, job_id)
 
+    async def raise_epochs(self, epoch: int) -> None:
+        await self._write(job_writes.raise_epochs, 0, epoch)
+
     async def unfinished_jobs(self) -> Sequence[JobSnapshot]:
         return await self._reader.read(job_reads.unfinished_jobs)
 

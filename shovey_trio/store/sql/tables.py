@@ -66,7 +66,8 @@ jobs: Final = Table(
     Column("request_id", Text),
     Column("request_digest", LargeBinary),
     Column("input", Text),  # JSON; NULL for nothing
-    Column("stdin", LargeBinary),  # last, and read at recovery alone: what is long does not slow listings down
+    Column("stdin", LargeBinary),  # read at recovery alone: what is long does not slow listings down
+    Column("epoch", BigInteger, server_default="0", nullable=False),
     Index("ux_jobs_job_id", "job_id", unique=True),
     Index("ux_jobs_request", "organization", "request_principal", "request_id", unique=True),
     Index("ix_jobs_organization", "organization", "job_pk"),
@@ -109,6 +110,7 @@ runs: Final = Table(
     Column("late_report", Text),  # JSON
     Column("key_id", Text, server_default="", nullable=False),
     Column("held_end", Text),  # JSON
+    Column("released_at", Double),
     Index("ux_runs_run_id", "run_id", unique=True),
     Index("ux_runs_node", "job_pk", "node", unique=True),
 )
