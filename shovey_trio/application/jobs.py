@@ -489,7 +489,7 @@ class Jobs:
         rule = await self._demand_grants(principal, job.command, [run.node for run in runs])
         now = self._services.clock.now()
         job = request_cancel(job, now)
-        await self._store.write_job(job, audit=cancelled_entry(job, nodes, principal, rule, now))
+        await self._services.store.write_job(job, audit=cancelled_entry(job, nodes, principal, rule, now))
         return CancelledJob(
             job=job,
             cancelling=tuple(run.node for run in runs if not run.is_terminal),

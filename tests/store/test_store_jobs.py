@@ -44,6 +44,7 @@ def ended(run: Run) -> Run:
         order_expires_at=run.created_at + 6.6,
         dropped_bytes=2**40,
         key_id="k-1",
+        released_at=run.created_at + 0.5,
         late_report=ToldEnd(state=RunState.FAILED, cause="", exit_code=3, signal=None, reported_at=7.7),
         held_end=ToldEnd(state=RunState.TIMED_OUT, cause="timed_out", exit_code=None, signal=9, reported_at=8.8),
     )
@@ -59,6 +60,7 @@ def finished(job: Job, **changes: Any) -> Job:
         "finished_at": job.created_at + 9.9,
         "cancel_requested": True,
         "run_total": 7,
+        "epoch": 9,
         "run_counts": {RunState.SUCCEEDED: 5, RunState.FAILED: 2},
     }
     return replace(job, **{**values, **changes})
