@@ -157,6 +157,7 @@ class MemoryStore(MemoryAudit):
                 cancel_requested=job.cancel_requested,
                 run_total=job.run_total,
                 run_counts=dict(job.run_counts),
+                epoch=job.epoch,
             )
             self._record(stored, [StoredJob(seq=self._next_seq(), job=stored.job)])
             self._record_change(audit)
