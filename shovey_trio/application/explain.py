@@ -68,7 +68,7 @@ class Explain:
         if node is None:
             raise NotFound(f"there is no node {question.node}", node=question.node)
         steps = [_role(asked_for)]
-        grants = await self._jobs.grants_for(asked_for, question.command, [question.node])
+        grants = await self._jobs.grants.decide(asked_for, question.command, [question.node])
         verdict = Verdict.ALLOWED if grants.is_allowed else Verdict.REFUSED
         steps.append(ExplainStep(rule=ExplainRule.GRANT, verdict=verdict, detail=grants.rule))
         steps.append(_presence(node))

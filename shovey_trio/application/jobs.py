@@ -13,6 +13,7 @@ import structlog
 import trio
 
 from shovey_trio.application.audit import caller_key
+from shovey_trio.application.grants import Grants
 from shovey_trio.application.job_audit import cancelled_entry, started_entry
 from shovey_trio.core import ids
 from shovey_trio.core.errors import (
@@ -22,7 +23,6 @@ from shovey_trio.core.errors import (
     NoTargets,
     NotFound,
     Overloaded,
-    PermissionDenied,
     StoreUnavailable,
     UnknownNodes,
     VotingUnsupported,
@@ -30,21 +30,18 @@ from shovey_trio.core.errors import (
 from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput, input_problems
 from shovey_trio.core.jobs.job_machine import admit, request_cancel
 from shovey_trio.core.jobs.model import (
-    Grant,
     Job,
     Node,
     OutputChunk,
     OutputExtent,
     Presence,
     Principal,
-    Role,
     Run,
     StreamName,
 )
 from shovey_trio.core.jobs.quorum import required_nodes
 from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.core.jobs.targeting import Selection, resolve
-from shovey_trio.core.trust.grants import GrantDecision, decide_grants
 from shovey_trio.core.trust.orders import NONCE_BYTES
 from shovey_trio.nursery.directory import Elsewhere, Ended, Here, JobDirectory
 from shovey_trio.nursery.handles import JobHandle
@@ -153,6 +150,7 @@ class Jobs:
         self._registry = registry
         self._defaults = defaults
         self._directory = JobDirectory(store, supervisor)
+        self.grants = Grants(store, registry)
 
     # -- start
 
@@ -184,7 +182,7 @@ class Jobs:
     async def _start(self, principal: Principal, request: StartJob) -> StartedJob:
         nodes = self._registry.of(principal.organization)
         targets = resolve(request.selection, nodes, accept_unknown=request.accept_unknown)
-        rule = await self._demand_grants(principal, request.command, targets)
+        rule = await self.grants.demand(principal, request.command, targets)
         quorum = request.quorum or "100%"
         required_nodes(quorum, len(targets))
         up = [name for name in targets if name in nodes and nodes[name].presence is Presence.UP]
@@ -468,7 +466,7 @@ class Jobs:
     ) -> CancelledJob:
         names = sorted(set(nodes)) or sorted(live.runs)
         _check_known(live.job.id, names, live.runs)
-        rule = await self._demand_grants(principal, live.job.command, names)
+        rule = await self.grants.demand(principal, live.job.command, names)
         asked_for = cancelled_entry(live.stored, nodes, principal, rule, self._services.clock.now())
         if kill_grace is not None:
             live.job = replace(live.job, kill_grace=kill_grace)
@@ -486,7 +484,7 @@ class Jobs:
             text = f"job {job.id} is not taken up by this controller yet; cancel it whole, or ask again"
             raise JobElsewhere(text, retry_after_s="5")
         runs = await self._all_runs(job)
-        rule = await self._demand_grants(principal, job.command, [run.node for run in runs])
+        rule = await self.grants.demand(principal, job.command, [run.node for run in runs])
         now = self._services.clock.now()
         job = request_cancel(job, now)
         await self._services.store.write_job(job, audit=cancelled_entry(job, nodes, principal, rule, now))
@@ -506,20 +504,6 @@ class Jobs:
             found += page
             if not after:
                 return found
-
-    async def _demand_grants(self, principal: Principal, command: str, nodes: Sequence[str]) -> str:
-        """The rule that permits it."""
-        decision = await self.grants_for(principal, command, nodes)
-        if not decision.is_allowed:
-            raise PermissionDenied(decision.rule, nodes=",".join(decision.refused[:1000]))
-        return decision.rule
-
-    async def grants_for(self, principal: Principal, command: str, nodes: Sequence[str]) -> GrantDecision:
-        """What a principal's grants say of a command on nodes. Read from the store, so that a change holds at once."""
-        grants: Sequence[Grant] = ()
-        if principal.role is Role.OPERATOR:
-            grants = await self._store.load_grants(principal.organization, principal.name)
-        return decide_grants(principal.role, grants, command, nodes)
 
 
 def _check_known(job_id: str, names: Sequence[str], known: Mapping[str, object] | set[str]) -> None:

@@ -30,7 +30,12 @@ def fleet(keep_fleet: Any) -> Iterator[Fleet]:
         "restart": {"argv": ["true", "{name}"], "args": {"name": {"type": "enum", "values": ["a", "b"]}}},
         "sleep": "sleep 60",
     }
-    with keep_fleet(lambda _: [NodeSpec(name=name, whitelist=whitelist) for name in NODES], serf=False) as fleet:
+
+    def node(name: str) -> NodeSpec:
+        role = name.partition("-")[0]
+        return NodeSpec(name=name, whitelist=whitelist, tags={"role": role})
+
+    with keep_fleet(lambda _: [node(name) for name in NODES], serf=False) as fleet:
         yield fleet
 
 
@@ -76,6 +81,32 @@ async def test_grants_narrow_start_and_cancel_to_what_they_cover(fleet: Fleet, o
         await user(fleet, "grant", "ann", "--command", "sleep", "--nodes", "web-1")
         assert (await ann.cancel_job(job)).cancelling == ["web-1"]
         await operator.finished(job)
+
+
+@within(90)
+@pytest.mark.parametrize("nodes", ["role=web", "name:web-* AND NOT role:db"])
+async def test_a_grant_selects_its_nodes_as_a_job_does_and_a_refusal_says_what_would_help(
+    fleet: Fleet, nodes: str
+) -> None:
+    name = f"cat{len(nodes)}"
+    async with client_of(fleet, name, "operator") as cat:
+        said = await user(fleet, "grant", name, "--command", "restart", "--nodes", nodes)
+        assert said == f"user/{name}: restart on {nodes}, which 1 node is now\n"
+        assert (await cat.start_job(request("restart", "web-1", dry_run=True))).targets
+        with pytest.raises(RpcError) as caught:
+            await cat.start_job(request("restart", "db-1"))
+        help_ = f"an admin can grant it: shovey-trio user grant {name} --command restart --nodes NODES"
+        assert denied(caught).endswith(help_)
+
+
+@within(60)
+async def test_a_role_that_is_not_enough_says_which_would_be(fleet: Fleet) -> None:
+    async with client_of(fleet, "val", "viewer") as val:
+        with pytest.raises(RpcError) as caught:
+            await val.start_job(request("sleep", "web-1"))
+        assert denied(caught).endswith(
+            "takes the role admin or operator; an admin can give it: shovey-trio user cert val --role operator"
+        )
 
 
 @within(90)

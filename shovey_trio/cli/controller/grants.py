@@ -13,11 +13,18 @@ from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.audit.records import AuditAction, AuditEntry
 from shovey_trio.core.errors import InvalidRequest, NotFound
 from shovey_trio.core.jobs.model import Grant, Role
+from shovey_trio.core.jobs.targeting import predicate
+from shovey_trio.core.trust.grants import parse_granted_nodes
 from shovey_trio.identity.names import user_identity
 from shovey_trio.store.contract import Store
 
 _COMMAND = click.option("--command", "command", required=True, metavar="PATTERN", help="Commands, such as 'chef-*'.")
-_NODES = click.option("--nodes", required=True, metavar="PATTERN", help="Nodes, such as 'web-*'.")
+_NODES = click.option(
+    "--nodes",
+    required=True,
+    metavar="NODES",
+    help="A name or pattern such as 'web-*', tags such as role=web, or a search such as 'name:web-* AND role:web'.",
+)
 
 
 @click.command()
@@ -28,16 +35,18 @@ _NODES = click.option("--nodes", required=True, metavar="PATTERN", help="Nodes, 
 def grant(settings: ServerSettings, name: str, command: str, nodes: str) -> None:
     """Let the operator NAME start these commands on these nodes. The first grant takes everything else away."""
     given = _grant(settings, name, command, nodes)
+    covers = predicate(parse_granted_nodes(nodes))
 
-    async def write(store: Store) -> Role:
+    async def write(store: Store) -> tuple[Role, int]:
         for user in await store.load_users():
             if (user.organization, user.name) == (given.organization, given.user):
                 await store.write_grant(given, audit=_entry(AuditAction.GRANT_GIVEN, given))
-                return user.role
+                known = (node for node in await store.load_nodes() if node.organization == given.organization)
+                return user.role, sum(covers(node) for node in known)
         raise NotFound(f"there is no user {name}", user=name)
 
-    role = run_with_store(settings.store_path, write)
-    click.echo(f"user/{name}: {command} on {nodes}")
+    role, covered = run_with_store(settings.store_path, write)
+    click.echo(f"user/{name}: {command} on {nodes}, which {covered} {'node is' if covered == 1 else 'nodes are'} now")
     if role is not Role.OPERATOR:
         click.echo(f"user/{name} is {role.value}: grants narrow operators alone", err=True)
 
@@ -49,7 +58,7 @@ def grant(settings: ServerSettings, name: str, command: str, nodes: str) -> None
 @click.option("--unrestrict", is_flag=True, help="Take the last grant too: the operator may start everything again.")
 @for_organization
 def revoke_grant(settings: ServerSettings, name: str, command: str, nodes: str, unrestrict: bool) -> None:
-    """Take a grant back from the operator NAME; both patterns as they were given."""
+    """Take a grant back from the operator NAME; commands and nodes as they were given."""
     given = _grant(settings, name, command, nodes)
 
     async def remove(store: Store) -> int:

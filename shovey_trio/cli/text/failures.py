@@ -16,7 +16,6 @@ from shovey_trio.rpc.bridge import ListenError, RpcError
 _ADVICE: Final = {
     "UNKNOWN_NODES": "`shovey node list` shows the nodes there are",
     "NO_TARGETS": "name nodes, or use --all, --tag or --match",
-    "PERMISSION_DENIED": "ask an admin for a role that may do this; `shovey version` shows who you are",
     "UNAUTHENTICATED": "ask an admin for a certificate (`shovey-trio user cert NAME`)",
     "REQUEST_ID_REUSED": "use another --request-id for another job",
     "HISTORY_GONE": "watch again without a token",

@@ -231,7 +231,7 @@ class User:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Grant:
-    """What narrows an operator: commands and nodes by pattern (``*``, ``?``, ``[a-z]``). See ``core.trust.grants``."""
+    """What narrows an operator: commands by pattern, nodes as ``core.trust.grants`` reads them."""
 
     organization: str
     user: str

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
@@ -75,25 +75,44 @@ def resolve(selection: Selection, registered: Mapping[str, Node], *, accept_unkn
             nothing = "the list of nodes is empty"
         case AllNodes():
             chosen, nothing = registered, "no node is registered"
-        case Match(pattern=pattern):
-            chosen = (name for name in registered if fnmatchcase(name, pattern))
-            nothing = f"no node matches {pattern!r}"
-        case Tagged(tags=tags):
-            chosen = (name for name, node in registered.items() if has_tags(node, tags))
-            nothing = "no node carries " + ", ".join(f"{key}={value}" for key, value in sorted(tags.items()))
-        case Search(query=query):
-            # Imported here: agents and clients use this module, and have no parser.
-            from shovey_trio.core.jobs.search import parse_search
-
-            holds = parse_search(query)
+        case Match() | Tagged() | Search():
+            holds = predicate(selection)
             chosen = (name for name, node in registered.items() if holds(node))
-            nothing = f"no node is found by {query!r}"
+            nothing = _nothing(selection)
     targets = tuple(sorted(set(chosen)))
     if not targets:
         raise NoTargets(nothing)
     return targets
 
 
+def predicate(selection: Match | Tagged | Search) -> Callable[[Node], bool]:
+    """What a selection asks of a node.
+
+    Raises:
+        InvalidRequest: the query of a search cannot be read.
+    """
+    match selection:
+        case Match(pattern=pattern):
+            return lambda node: fnmatchcase(node.name, pattern)
+        case Tagged(tags=tags):
+            return lambda node: has_tags(node, tags)
+        case Search(query=query):
+            # Imported here: agents and clients use this module, and have no parser.
+            from shovey_trio.core.jobs.search import parse_search
+
+            return parse_search(query)
+
+
 def has_tags(node: Node, tags: Mapping[str, str]) -> bool:
     """Whether ``node`` carries every one of ``tags`` with exactly that value."""
     return all(node.tags.get(key) == value for key, value in tags.items())
+
+
+def _nothing(selection: Match | Tagged | Search) -> str:
+    match selection:
+        case Match(pattern=pattern):
+            return f"no node matches {pattern!r}"
+        case Tagged(tags=tags):
+            return "no node carries " + ", ".join(f"{key}={value}" for key, value in sorted(tags.items()))
+        case Search(query=query):
+            return f"no node is found by {query!r}"

@@ -11,7 +11,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Final
 
-from shovey_trio.core.jobs.model import Role
+from shovey_trio.core.jobs.model import Principal, Role
 
 
 class Action(StrEnum):
@@ -97,6 +97,19 @@ METHODS: Final[Mapping[str, Action]] = MappingProxyType(
 def may(role: Role, action: Action) -> bool:
     """Whether a principal of this role may do this."""
     return role in PERMITTED[action]
+
+
+def refusal(principal: Principal, path: str) -> str:
+    """Why a principal may not call a gRPC method, and what would help."""
+    said = f"{principal.label} ({principal.role.value}) may not call {path.rpartition('/')[2]}"
+    # In the order of ``Role``, which is that of what they may: the last is the least that is enough.
+    enough = [role.value for role in Role if role is not Role.NODE and may_call(role, path)]
+    if principal.role is Role.NODE or not enough:
+        return said
+    return (
+        f"{said}, which takes the role {' or '.join(enough)}; an admin can give it: "
+        f"shovey-trio user cert {principal.name} --role {enough[-1]}"
+    )
 
 
 def may_call(role: Role, path: str) -> bool:

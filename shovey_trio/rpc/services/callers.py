@@ -12,7 +12,7 @@ from shovey_trio.application.identities import Identities
 from shovey_trio.core.addresses import peer_address
 from shovey_trio.core.errors import PermissionDenied, Unauthenticated
 from shovey_trio.core.jobs.model import Principal
-from shovey_trio.core.trust.authz import METHODS, Action, may_call
+from shovey_trio.core.trust.authz import METHODS, Action, may_call, refusal
 from shovey_trio.identity.authority import read_certificates, serial_of
 from shovey_trio.identity.names import Identity, parse_identity
 from shovey_trio.rpc.bridge import RpcStatus, ServerCall
@@ -74,10 +74,7 @@ class Gatekeeper:
             )
         )
         if not may_call(principal.role, path):
-            raise PermissionDenied(
-                f"{principal.label} ({principal.role.value}) may not call {path.rpartition('/')[2]}",
-                principal=principal.label,
-            )
+            raise PermissionDenied(refusal(principal, path), principal=principal.label)
         _caller.set(principal)
         if path not in _RECORDED_OTHERWISE:
             self._audit.note_call(principal)
