@@ -16,13 +16,17 @@ class FailedAttempts:
         self._audit = audit
         self._clock = clock
 
+    def wait(self, address: str, claimed: str) -> int:
+        """Seconds for which ``check`` would refuse; 0 if it would not."""
+        return self._limits.wait(address, claimed, self._clock.now())
+
     def check(self, address: str, claimed: str) -> None:
         """Before anything is done for a caller who has proved nothing yet.
 
         Raises:
             TooManyFailures: it has failed too often; nothing was done.
         """
-        wait = self._limits.wait(address, claimed, self._clock.now())
+        wait = self.wait(address, claimed)
         if wait:
             error = TooManyFailures(
                 "too many failed attempts from this address", limit="failed_auth_per_minute", retry_after_s=str(wait)

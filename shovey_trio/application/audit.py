@@ -29,6 +29,8 @@ _log = structlog.get_logger(__name__)
 
 # Kinds of calls counted in a window: 48 × ~120 bytes fit one record, more are counted together.
 _COUNTED: Final = 48
+# Of those, one caller's, and one more for all further ones of theirs.
+_COUNTED_EACH: Final = 8
 _OTHERS: Final = "others"
 
 
@@ -113,16 +115,19 @@ class AuditLog:
     def organization(self) -> str:
         return self._organization
 
-    def note(self, entry: AuditEntry) -> None:
-        """Notes something that anybody may cause without end."""
-        if self._tally.note(entry):
+    def note(self, entry: AuditEntry, origin: str = "") -> None:
+        """Notes something that anybody may cause without end; ``origin`` as for ``AuditTally.note``."""
+        if self._tally.note(entry, origin):
             self._firsts.append(entry)
             self._work.set()
 
     def note_call(self, principal: Principal) -> None:
         """Counts a call that changes nothing."""
         came = origin()
-        kind = f"{principal.organization} {principal.label} {came.method} {came.peer}"
+        who = f"{principal.organization} {principal.label} "
+        kind = f"{who}{came.method} {came.peer}"
+        if kind not in self._calls and sum(known.startswith(who) for known in self._calls) >= _COUNTED_EACH:
+            kind = f"{who}{_OTHERS}"
         if kind not in self._calls and len(self._calls) >= _COUNTED:
             kind = _OTHERS
         self._calls[kind] = self._calls.get(kind, 0) + 1

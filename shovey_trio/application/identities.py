@@ -221,8 +221,13 @@ class Identities:
         _log.info("node.enrolled", organization=organization, node=node)
         return Enrolled(certificate=certificate, ca_certificates=self.ca_certificates, keys=self.keys(organization))
 
-    async def renew(self, *, certificate: bytes, csr: bytes, proof: bytes) -> IssuedCertificate:
+    async def renew(
+        self, *, certificate: bytes, csr: bytes, proof: bytes, admit: Callable[[str], None]
+    ) -> IssuedCertificate:
         """A fresh certificate for the holder of an old one, up to 90 days after its end.
+
+        Args:
+            admit: called with who it is as soon as that is proven; raises to refuse, and nothing was done.
 
         Raises:
             Unauthenticated: the certificate or the proof does not hold, or its holder is not known any more.
@@ -238,6 +243,7 @@ class Identities:
             now=now,
         )
         await self.principal(verified.identity, verified.serial)
+        admit(f"{verified.identity.organization}/{verified.identity.label}")
         renewed = self._entry(
             AuditAction.CERTIFICATE_RENEWED,
             verified.identity,

@@ -317,6 +317,10 @@ class LimitsSection(Section):
     output_buffer: ByteSize = Field(
         default=64 * 2**20, description="output received and not yet durable, all runs together"
     )
+    max_run_output: ByteSize = Field(
+        default=257 * 2**20,
+        description="output taken of one run: a MiB more than its agent's runs.output_cap; the rest counts as dropped",
+    )
     max_message: ByteSize = Field(default=4 * 2**20, description="one gRPC message")
     max_calls_per_caller: PositiveInt = Field(
         default=500, description="calls at a time of one user or node, over all its connections"
@@ -327,7 +331,9 @@ class LimitsSection(Section):
     )
     max_streams: PositiveInt = Field(default=2000, description="calls at a time on one gRPC connection")
     max_connections: PositiveInt = Field(default=25_000, description="connections to one gRPC listener")
-    enroll_per_minute: PositiveInt = Field(default=60, description="Enroll and Renew calls, all callers together")
+    enroll_per_minute: PositiveInt = Field(
+        default=60, description="certificates renewed, all nodes together; a tenth of them one node's"
+    )
     failed_auth_per_minute: PositiveInt = Field(
         default=30, description="failed proofs of one name at one address (ten times as many of all names there)"
     )

@@ -99,6 +99,7 @@ def _control_routes(
             registry=engine.registry,
             links=engine.links,
             max_attached=services.bounds.attached,
+            max_run_output=services.bounds.run_output,
             identities=use_cases.identities,
             credits_=ByteCredits(services.bounds.output_buffer),
             clock=services.clock,

@@ -125,6 +125,7 @@ def bounds_of(settings: ServerSettings) -> Bounds:
         watchers_per_caller=limits.max_watchers_per_caller,
         attached=limits.max_attached,
         output_buffer=limits.output_buffer,
+        run_output=limits.max_run_output,
     )
 
 

@@ -14,6 +14,7 @@ import structlog
 from shovey_trio.core.jobs.events import NodeAttached, NodeKnows, NodeReported, RunEvent
 from shovey_trio.core.jobs.model import OutputExtent, Run
 from shovey_trio.core.jobs.run_machine import handle
+from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.handles import PushedChunk, RunHandle
 from shovey_trio.nursery.output_pump import continue_output
 from shovey_trio.nursery.persist import until_stored, write_latest
@@ -23,6 +24,11 @@ from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
 
 _log = structlog.get_logger(__name__)
+
+# Ends that nobody but the node can tell.
+_TOLD = frozenset(
+    {RunState.SUCCEEDED, RunState.FAILED, RunState.CANCELLED, RunState.NACKED, RunState.INVALID},
+)
 
 Foreign = Callable[[str, str, str], None]
 """Called with organization, node and run id when a node speaks of a run that is another node's."""
@@ -154,6 +160,8 @@ class AgentInbox:
             self._refuse_foreign(organization, node, run_id)
             return False
         fresh, extent = continue_output(await self._services.store.output_extent(run_id), [pushed.chunk])
+        if fresh and _was_told(run):
+            return False
         if fresh:
 
             async def write() -> None:
@@ -166,6 +174,11 @@ class AgentInbox:
     def _refuse_foreign(self, organization: str, node: str, run_id: str) -> None:
         _log.warning("agent.foreign_run", node=node, run_id=run_id)
         self._foreign(organization, node, run_id)
+
+
+def _was_told(run: Run) -> bool:
+    """Whether the node has told how the run ended: all of its output was here then, and more is none of the run's."""
+    return run.late_report is not None or run.proof is not None or run.state in _TOLD
 
 
 def _is_of(organization: str, node: str, run: Run) -> bool:

@@ -62,6 +62,7 @@ class Bounds:
         attached: open control streams, about 94 KiB each with TLS.
         slice: runs started or cancelled before other tasks get a turn. A run is about 15 steps of 60 µs until it ends,
             and slices overlap by as many: 25 × 15 × 60 µs = 22 ms is one round of the loop (bench/fanout_fake.py).
+        run_output: bytes of output that are taken of one run, whatever its node has agreed to keep.
         output_buffer: bytes of output that are received and not yet durable, over all agents.
     """
 
@@ -72,3 +73,4 @@ class Bounds:
     attached: int = 20_000
     slice: int = 25
     output_buffer: int = 64 * 1024 * 1024
+    run_output: int = 257 * 1024 * 1024

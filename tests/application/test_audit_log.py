@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -114,6 +114,41 @@ async def test_flood_cannot_fill_the_log(autojump_clock: MockClock) -> None:
     records = await bodies(store)
     assert len(records) == KINDS + 1
     assert KINDS + sum(record["detail"].get("further", 0) for record in records) == 10_000
+
+
+async def test_a_nodes_refusals_do_not_make_a_viewers_refused_calls_nameless(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    log = opened(store)
+    for number in range(200):
+        refused = audit_entry(
+            NOW, AuditAction.ORDER_REFUSED, organization="default", principal="", rule=f"made up {number}"
+        )
+        log.note(refused, origin="default/node/n")
+    for number in range(10):
+        called(principal=f"user/v{number}")
+        log.note_refused(PermissionDenied("a viewer may not"))
+    await log.close()
+    records = await bodies(store)
+    assert {record["principal"] for record in records if record["action"] == "call.refused"} == {
+        f"user/v{number}" for number in range(10)
+    }
+    [many] = [record for record in records if record["rule"] == "many"]
+    assert many["detail"]["origin"] == "default/node/n"
+
+
+async def test_one_callers_many_calls_leave_room_for_the_names_of_others(autojump_clock: MockClock) -> None:
+    store = MemoryStore()
+    log = opened(store)
+    for number in range(500):
+        called(peer=f"10.0.0.{number % 200}")
+        log.note_call(ADA)
+    called()
+    log.note_call(replace(ADA, name="bob"))
+    await log.close()
+    [record] = await bodies(store)
+    assert record["detail"]["default user/bob /m 192.0.2.7"] == 1
+    assert sum(record["detail"].values()) == 501
+    assert len(record["detail"]) == 10
 
 
 async def test_calls_that_change_nothing_are_counted_in_one_record(autojump_clock: MockClock) -> None:

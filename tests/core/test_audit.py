@@ -28,7 +28,7 @@ from shovey_trio.core.audit.records import (
     record_hash,
 )
 from shovey_trio.core.audit.runs import RunsDigest, run_line
-from shovey_trio.core.audit.tally import KINDS, AuditTally
+from shovey_trio.core.audit.tally import EACH, KINDS, AuditTally
 from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.core.jobs.model import Run, ToldEnd
 from shovey_trio.core.jobs.states import RunState
@@ -230,8 +230,24 @@ def test_first_of_a_kind_is_recorded_and_more_are_counted() -> None:
 @given(st.lists(st.integers(0, 100), max_size=400))
 def test_flood_of_many_kinds_is_a_fixed_number_of_records(kinds: list[int]) -> None:
     tally = AuditTally()
-    recorded = sum(tally.note(entry(peer=f"192.0.2.{kind}")) for kind in kinds)
+    recorded = sum(tally.note(entry(principal="", peer=f"192.0.2.{kind}")) for kind in kinds)
     closed = tally.close_window()
     assert recorded == min(len(set(kinds)), KINDS)
     assert len(closed) <= KINDS + 1
     assert recorded + sum(summary.detail["further"] for summary in closed) == len(kinds)
+
+
+def test_one_origin_has_a_part_of_the_kinds_and_others_keep_their_names() -> None:
+    tally = AuditTally()
+    for number in range(100):
+        tally.note(entry(principal="user/loud", rule=f"reason {number}"))
+    assert all(tally.note(entry(principal=f"user/{number}")) for number in range(10))
+    [loud] = [summary for summary in tally.close_window() if summary.principal == "user/loud"]
+    assert (loud.rule, loud.detail["origin"], loud.detail["further"]) == ("many", "user/loud", 100 - (EACH - 1))
+
+
+def test_one_action_takes_no_kind_of_another() -> None:
+    tally = AuditTally()
+    for number in range(100):
+        tally.note(entry(action=AuditAction.AUTHENTICATION_FAILED, peer=f"192.0.2.{number}", principal=""))
+    assert tally.note(entry(action=AuditAction.CALL_REFUSED))

@@ -60,5 +60,5 @@ def test_the_bounds_are_those_of_the_configuration() -> None:
     told = dict(re.findall(r"\(`limits\.(\w+)`\) \| ([\d,]+)(?: MiB)? \|", ARCHITECTURE))
     assert set(told) == set(type(limits).model_fields) - {"max_message", "enroll_per_minute", "failed_auth_per_minute"}
     for name, figure in told.items():
-        unit = 2**20 if name == "output_buffer" else 1
+        unit = 2**20 if name in ("output_buffer", "max_run_output") else 1
         assert int(figure.replace(",", "")) * unit == getattr(limits, name), name

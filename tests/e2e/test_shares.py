@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 import trio
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from grpc_health.v1 import health_pb2
 
 from lab.limits import within
@@ -19,6 +21,7 @@ from shovey_trio.core.errors import Code
 from shovey_trio.demo.commands import commands
 from shovey_trio.demo.fleet import Fleet, NodeSpec
 from shovey_trio.demo.operator import Operator
+from shovey_trio.identity.renewal import prove_possession
 from shovey_trio.identity.requests import make_private_key, make_request, private_key_pem
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Channel, ClientTls, Method, RpcError, open_channel
@@ -33,18 +36,21 @@ WATCH_HEALTH = service_methods(health_pb2.DESCRIPTOR.services_by_name["Health"])
 # A fortieth of them is the share of an address in streams.
 STRANGERS, OF_AN_ADDRESS = 400, 10
 WATCHERS, OF_A_VIEWER = 20, 5
+MAX_OUTPUT, MUCH = 100_000, 300_000
 
 
 @pytest.fixture(scope="module")
 def fleet(keep_fleet: Any) -> Iterator[Fleet]:
     settings = {
         "limits.max_stranger_calls": str(STRANGERS),
+        "limits.max_run_output": str(MAX_OUTPUT),
         "limits.max_watchers": str(WATCHERS),
         "limits.max_watchers_per_caller": str(OF_A_VIEWER),
     }
 
     def nodes(directory: Path) -> Sequence[NodeSpec]:
-        return [NodeSpec(name="a", whitelist=commands(str(directory)))]
+        much = f"head -c {MUCH} /dev/zero | tr '\\0' x"
+        return [NodeSpec(name="a", whitelist={**commands(str(directory)), "much": {"argv": ["sh", "-c", much]}})]
 
     with keep_fleet(nodes, serf=False, settings=settings) as fleet:
         yield fleet
@@ -91,6 +97,43 @@ async def test_a_stranger_cannot_hold_more_than_its_share_of_streams_and_keeps_n
         assert refused == {Code.RESOURCE_EXHAUSTED: 300 - OF_AN_ADDRESS}
 
 
+@within(60)
+async def test_what_is_invalid_keeps_no_enrolment_and_no_renewal_out(fleet: Fleet) -> None:
+    ca = ClientTls(ca=fleet.client_tls()[1].ca)
+    refused: Counter[str] = Counter()
+
+    async def ask_for_nothing(channel: Channel) -> None:
+        try:
+            await channel.unary(methods.ENROLL, pb.EnrollRequest())
+        except RpcError as error:
+            refused[error.reason] += 1
+
+    async with _channels(fleet, ca, 1, listener="enroll") as [channel], trio.open_nursery() as nursery:
+        # More than the address may fail in a minute, and it is that of the honest ones.
+        while refused["TOO_MANY_FAILURES"] < 40:
+            await ask_for_nothing(channel)
+        for _ in range(5):
+            nursery.start_soon(ask_for_nothing, channel)
+        await fleet.enroll("right", fleet.directory / "right")
+        right = _renewal(fleet, "right")
+        assert (await channel.unary(methods.RENEW, right)).certificate_chain
+        right.proof = b"wrong"
+        with pytest.raises(RpcError) as caught:
+            await channel.unary(methods.RENEW, right)
+        assert caught.value.reason == "UNAUTHENTICATED"
+
+
+@within(60)
+async def test_a_run_stores_no_more_than_the_controller_takes_and_says_what_is_missing(
+    fleet: Fleet, operator: Operator
+) -> None:
+    finished = await operator.run("much", "a")
+    run = await operator.client.get_run(finished.job.id, "a")
+    assert run.stdout_bytes + run.stderr_bytes == MAX_OUTPUT
+    assert (finished.states(), run.dropped_bytes) == ({"a": "succeeded"}, MUCH - MAX_OUTPUT)
+    assert await operator.output(finished.job.id, "a") == b"x" * MAX_OUTPUT
+
+
 @asynccontextmanager
 async def _held(
     channels: Sequence[Channel], method: Method[Any, Any], count: int, *requests: Any
@@ -135,6 +178,14 @@ async def _attach(fleet: Fleet, node: str) -> None:
         )
         await stream.send(pb.AttachRequest(hello=hello))
         assert (await stream.receive()).welcome.epoch
+
+
+def _renewal(fleet: Fleet, node: str) -> pb.RenewRequest:
+    credentials = CredentialStore(fleet.directory / node).load()
+    key = load_pem_private_key(credentials.private_key, None)
+    assert isinstance(key, ec.EllipticCurvePrivateKey)
+    csr = make_request(make_private_key())
+    return pb.RenewRequest(certificate=credentials.certificate_chain, csr=csr, proof=prove_possession(key, csr))
 
 
 def _node_tls(fleet: Fleet, node: str) -> ClientTls:

@@ -45,6 +45,8 @@ CONTROLLER_SETTINGS: Mapping[str, str] = {
     "jobs.acceptance": "60s",
     "jobs.reconnect_grace": "120s",
     "server.drain_timeout": "0.5s",
+    # Beyond what tests of much output ask of agents.
+    "limits.max_run_output": "5GiB",
 }
 AGENT_SETTINGS: Mapping[str, object] = {
     "reconnect.delay_min": 0.1,

@@ -114,6 +114,26 @@ async def test_output_that_comes_after_the_end_is_kept_even_if_it_is_the_first(a
         assert (await fleet.store.output_extent(run.id)).position == 4
 
 
+async def test_nothing_is_taken_behind_a_reported_end_and_repeats_are_still_acknowledged(
+    autojump_clock: object,
+) -> None:
+    output = ((StreamName.STDOUT, b"abc"),)
+    async with open_fleet("n", script=Script(output=output, run_for=1)) as fleet:
+        job = await fleet.rig.start("n")
+        await fleet.rig.ended(job.id)
+        run = await fleet.rig.run(job.id, "n")
+        positions: list[int] = []
+
+        async def push(position: int, data: bytes) -> bool:
+            pushed = PushedChunk(chunk=_chunk(position, data), acknowledge=positions.append)
+            return await fleet.rig.inbox.pushed("default", "n", run.id, pushed)
+
+        assert not await push(3, b"more")
+        assert await push(0, b"abc")
+        assert positions == [3]
+        assert (await fleet.store.output_extent(run.id)).position == 3
+
+
 async def test_output_before_the_runs_task_has_begun_is_stored_too(autojump_clock: object) -> None:
     store = FailpointStore()
     async with open_fleet("n", store=store, script=Script(run_for=None)) as fleet:

@@ -1,4 +1,4 @@
-"""The bound on enrolments and renewals."""
+"""The bound on renewals."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class _Clock:
         return self.time
 
 
-def _let_through(rate: CallRate, calls: int) -> int:
+def _let_through(rate: CallRate, calls: int, who: str = "") -> int:
     passed = 0
-    for _ in range(calls):
+    for number in range(calls):
         try:
-            rate.take()
+            rate.take(who or f"node/{number}")
         except Overloaded:
             continue
         passed += 1
@@ -32,7 +32,7 @@ def test_a_minutes_calls_may_come_at_once_and_no_more() -> None:
     rate = CallRate(6, clock)
     assert _let_through(rate, 20) == 6
     with pytest.raises(Overloaded) as caught:
-        rate.take()
+        rate.take("node/late")
     assert caught.value.details == {"limit": "enroll_per_minute", "retry_after_s": "10"}
 
 
@@ -54,3 +54,9 @@ def test_a_clock_that_is_set_back_takes_nothing_away() -> None:
     assert _let_through(rate, 20) == 1
     clock.time += 10
     assert _let_through(rate, 20) == 1
+
+
+def test_one_node_has_a_tenth_of_them_and_keeps_no_other_out() -> None:
+    rate = CallRate(60, _Clock())
+    assert _let_through(rate, 100, "node/greedy") == 6
+    assert _let_through(rate, 20) == 20

@@ -31,10 +31,12 @@ class AttemptLimits:
 
     Args:
         per_minute: failures of one name at one address; as many at once when there were none before.
+        per_address: those of all names there; None for ten times as many.
     """
 
-    def __init__(self, per_minute: int) -> None:
+    def __init__(self, per_minute: int, per_address: int | None = None) -> None:
         self._per_minute = per_minute
+        self._per_address = per_minute * NAMES_PER_ADDRESS if per_address is None else per_address
         # What is left, and when that was.
         self._left: OrderedDict[Key, tuple[float, float]] = OrderedDict()
 
@@ -64,7 +66,7 @@ class AttemptLimits:
         return min(float(allowance), left + (now - at) * allowance / _MINUTE)
 
     def _allowance(self, key: Key) -> int:
-        return self._per_minute * NAMES_PER_ADDRESS if key[1] is None else self._per_minute
+        return self._per_address if key[1] is None else self._per_minute
 
 
 def _keys(address: str, name: str) -> tuple[Key, Key]:

@@ -19,6 +19,7 @@ from shovey_trio.core.audit.records import AuditAction, AuditEntry, AuditOutcome
 from shovey_trio.core.errors import (
     InvalidCertificateRequest,
     InvalidEnrollmentToken,
+    InvalidRequest,
     NodeProtocolError,
     Overloaded,
     Unauthenticated,
@@ -101,6 +102,7 @@ class EnrollmentService:
         self._identities = identities
         self._control_address = control_address
         self._limiter = limiter
+        self._slow = trio.CapacityLimiter(1)
         self._rate = rate
         self._attempts = attempts
 
@@ -111,11 +113,10 @@ class EnrollmentService:
         self, request: pb.EnrollRequest, call: ServerCall[pb.EnrollRequest, pb.EnrollResponse]
     ) -> pb.EnrollResponse:
         with self._attempt(call, f"node/{request.node}"):
-            self._rate.take()
-            return await self._enroll_node(request)
+            return await self._enroll_node(request, self._lane(call, f"node/{request.node}"))
 
-    async def _enroll_node(self, request: pb.EnrollRequest) -> pb.EnrollResponse:
-        async with self._limiter:
+    async def _enroll_node(self, request: pb.EnrollRequest, lane: trio.CapacityLimiter) -> pb.EnrollResponse:
+        async with lane:
             enrolled = await self._identities.enroll(
                 token=request.token,
                 organization=request.organization,
@@ -135,21 +136,27 @@ class EnrollmentService:
     ) -> pb.RenewResponse:
         # Not by the certificate's name: reading it is work that is refused together with the rest.
         with self._attempt(call, "renewal"):
-            self._rate.take()
-            async with self._limiter:
+            async with self._lane(call, "renewal"):
                 issued = await self._identities.renew(
-                    certificate=request.certificate, csr=request.csr, proof=request.proof
+                    certificate=request.certificate, csr=request.csr, proof=request.proof, admit=self._rate.take
                 )
         return pb.RenewResponse(certificate_chain=issued.chain, ca_certificates=self._identities.ca_certificates)
 
+    def _lane(self, call: ServerCall[Any, Any], claimed: str) -> trio.CapacityLimiter:
+        """Where the call waits for its turn: beside what fails all the time, or before it.
+
+        Whoever has failed too often may still be right this time, or share the address of somebody who is.
+        """
+        return self._slow if self._attempts.wait(peer_address(call.peer), claimed) else self._limiter
+
     @contextmanager
     def _attempt(self, call: ServerCall[Any, Any], claimed: str) -> Iterator[None]:
-        """Somebody who has proved nothing tries to; an address that fails too often is refused before any work."""
+        """Somebody who has proved nothing tries to. Only what is invalid counts, for its address and name."""
         address = peer_address(call.peer)
-        self._attempts.check(address, claimed)
         try:
             yield
-        except (InvalidEnrollmentToken, InvalidCertificateRequest, Unauthenticated) as error:
+        except (InvalidRequest, InvalidEnrollmentToken, InvalidCertificateRequest, Unauthenticated) as error:
+            self._attempts.check(address, claimed)
             self._attempts.failed(error, address, claimed)
             raise
 
@@ -164,6 +171,7 @@ class AgentService:
         registry: NodeRegistry,
         links: Links,
         max_attached: int,
+        max_run_output: int,
         identities: Identities,
         credits_: ByteCredits,
         clock: Clock,
@@ -176,6 +184,7 @@ class AgentService:
         self._registry = registry
         self._links = links
         self._max_attached = max_attached
+        self._max_run_output = max_run_output
         self._identities = identities
         self._credits = credits_
         self._clock = clock
@@ -289,7 +298,8 @@ class AgentService:
                 case "report":
                     report = report_value(message.report)
                     if report is not None:
-                        await self._said(link, report.run_id, NodeReported(report=_by_our_clock(report, offset)))
+                        told = _within(self._max_run_output, _by_our_clock(report, offset))
+                        await self._said(link, report.run_id, NodeReported(report=told))
                 case "whitelist_answer":
                     said = message.whitelist_answer
                     answer = WhitelistAnswer(
@@ -330,7 +340,8 @@ class AgentService:
                 rule=refused.reason[:_MAX_TAG],
                 subject=f"run/{refused.run_id[:64]}",
                 detail={"node": link.node, "peer": origin().peer, "detail": refused.detail[:_MAX_TAG]},
-            )
+            ),
+            origin=f"{link.organization}/node/{link.node}",
         )
 
     async def _said(self, link: AttachedAgent, run_id: str, event: RunEvent) -> None:
@@ -355,8 +366,13 @@ class AgentService:
         chunk = chunk_value(request.chunk)
         if chunk is None or not 0 < len(chunk.data) <= _MAX_CHUNK:
             raise NodeProtocolError(f"a chunk has a stream, a position and 1 to {_MAX_CHUNK} bytes")
-        credit = await self._credits.take(len(chunk.data))
         durable.expect()
+        room = self._max_run_output - chunk.position
+        if room <= 0:
+            durable.refuse(request.run_id)
+            return
+        chunk = replace(chunk, data=chunk.data[:room])
+        credit = await self._credits.take(len(chunk.data))
 
         def acknowledge(position: int) -> None:
             self._credits.give_back(credit)
@@ -426,6 +442,12 @@ def _check_size(hello: pb.AttachHello, node: str) -> None:
 
 def _position(run_id: str, extent: OutputExtent) -> pb.OutputPosition:
     return pb.OutputPosition(run_id=run_id, durable_position=extent.position)
+
+
+def _within(limit: int, report: RunReport) -> RunReport:
+    """The report with what the controller has not taken, because it was more than it takes of a run, as dropped."""
+    over = max(report.output_bytes - limit, 0)
+    return replace(report, output_bytes=report.output_bytes - over, dropped_bytes=report.dropped_bytes + over)
 
 
 def _by_our_clock(report: RunReport, offset: float) -> RunReport:

@@ -1,38 +1,40 @@
-"""A bound on how often strangers may call: what Enroll and Renew cost is paid before anybody is known."""
+"""How many certificates are renewed a minute: each costs a signature and two commits.
+
+Only what has proved to be right is counted, so that nothing invalid uses it up; enrolment needs no such bound, because
+every token is made by an admin and good for one.
+"""
 
 from __future__ import annotations
 
-import math
-
 from shovey_trio.core.errors import Overloaded
+from shovey_trio.core.trust.attempt_limits import AttemptLimits
 from shovey_trio.nursery.ports import Clock
+
+# One node has this part of them.
+_NODES = 10
+_ALL = "all"
 
 
 class CallRate:
-    """A token bucket over all callers together; a full one lets a minute's calls through at once."""
+    """Allowances of all callers together and of each; a minute's may be used at once."""
 
     def __init__(self, per_minute: int, clock: Clock) -> None:
         self._per_minute = per_minute
         self._clock = clock
-        self._left = float(per_minute)
-        self._filled_at = clock.now()
+        self._limits = AttemptLimits(max(per_minute // _NODES, 1), per_address=per_minute)
 
-    def take(self) -> None:
-        """Counts one call.
+    def take(self, who: str) -> None:
+        """Counts one call of ``who``.
 
         Raises:
             Overloaded: one too many; ``retry_after_s`` says when the next is let through.
         """
         now = self._clock.now()
-        rate = self._per_minute / 60
-        # A clock that is set back must not lock everybody out.
-        self._left = min(float(self._per_minute), self._left + max(now - self._filled_at, 0.0) * rate)
-        self._filled_at = now
-        if self._left < 1:
-            retry_after = str(math.ceil((1 - self._left) / rate))
+        wait = self._limits.wait(_ALL, who, now)
+        if wait:
             raise Overloaded(
-                f"more than {self._per_minute} enrolments and renewals a minute",
+                f"more than {self._per_minute} renewals a minute, or a tenth of them by one node",
                 limit="enroll_per_minute",
-                retry_after_s=retry_after,
+                retry_after_s=str(wait),
             )
-        self._left -= 1
+        self._limits.failed(_ALL, who, now)
