@@ -145,7 +145,7 @@ async def _open_desk(plan: AgentPlan, trust: _Trust) -> AsyncIterator[tuple[Orde
     config = ExecutorConfig(
         state_dir=Path(plan.state_dir),
         max_runs=plan.max_runs,
-        limits=SpoolLimits(head_cap=plan.output_cap, total_cap=plan.spool_cap),
+        limits=SpoolLimits(head_cap=plan.output_cap, total_cap=plan.spool_cap, max_processes=plan.max_processes),
         cgroup=find_delegated_cgroup(),
     )
     async with open_local_desk(config, identity=trust.identity, keys=trust.keys, whitelist=whitelist) as desk:

@@ -108,7 +108,10 @@ class RunsSection(Section):
 
     max_concurrent: PositiveInt = Field(default=10, description="runs at one time; more are refused as `busy`")
     output_cap: ByteSize = Field(
-        default=64 * 2**20, description="output kept of one run, both streams; the rest is counted and dropped"
+        default=256 * 2**20, description="output kept of one run, both streams; the rest is counted and dropped"
+    )
+    max_processes: PositiveInt = Field(
+        default=2048, description="processes and threads of a run whose entry has no `limits.processes`"
     )
     spool_cap: ByteSize = Field(default=2**30, description="bytes of all spools; when full, orders are refused")
 

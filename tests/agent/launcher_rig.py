@@ -58,6 +58,7 @@ class Installation:
             user=pwd.getpwuid(os.geteuid()).pw_name,
             whitelist=str(self.whitelist),
             max_runs=10,
+            max_processes=2048,
             output_cap=2**20,
             spool_cap=2**24,
             log_level="info",

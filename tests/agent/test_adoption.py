@@ -170,7 +170,7 @@ async def test_killed_supervisor_takes_the_whole_tree_with_it_and_the_run_is_los
         await runner.grown(run_id, b"readyready")
         os.kill(_supervisor(runner.directory(run_id)), signal.SIGKILL)
         report = await runner.finished(run_id)
-        assert (report.cause, report.proof) == (ExitCause.SUPERVISOR_LOST, None)
+        assert (report.cause, report.proof) == (ExitCause.SUPERVISOR_LOST, ProofKind.EMPTY_SUBREAPER)
         assert report.started_at is not None
         assert nothing_survives() == []
         # What the command had written is still there, and its place is told.
@@ -389,7 +389,9 @@ async def test_zygote_ends_with_its_agent_and_supervisors_do_not(open_runner: Op
         supervisor = _supervisor(tmp_path / "state" / "runs" / spec.run_id)
         stat = read_stat(supervisor)
         assert stat is not None
-        zygote = stat.parent
+        guardian = read_stat(stat.parent)
+        assert guardian is not None
+        zygote = guardian.parent
         await agent.kill()
     await _gone(zygote)
     assert read_stat(supervisor) is not None

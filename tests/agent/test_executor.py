@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import stat
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ import trio
 
 from shovey_agent.run.runs import Accepted, Duplicate, ExitCause, RefusalReason, Refused, RunPhase, StartOutcome
 from shovey_agent.run.spool import SpoolLimits
+from shovey_agent.run.state_lock import StateDirectoryTaken
 from shovey_trio.core.jobs.model import ProofKind, StreamName
 
 from .conftest import OpenRunner
@@ -274,3 +277,15 @@ async def test_cancelled_start_leaves_a_run_that_is_whole_or_none_at_all(open_ru
                 assert (await runner.finished(spec.run_id)).exit_code == 0
             else:
                 assert not runner.directory(spec.run_id).exists()
+
+
+async def test_second_agent_on_a_state_directory_says_who_holds_it_and_touches_no_run(
+    open_runner: OpenRunner,
+) -> None:
+    async with open_runner() as runner:
+        run_id = await runner.start("sh", "-c", "sleep 0.5; exit 3")
+        with pytest.raises(StateDirectoryTaken) as refused:
+            async with open_runner():
+                pass
+        assert f"process {os.getpid()};" in str(refused.value)
+        assert (await runner.finished(run_id)).exit_code == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from shovey_agent.desk.accounts import Account
 from shovey_agent.run.runs import CancelOutcome, CancelReason, ExitCause
 from shovey_agent.supervisor.proc_posix import ProcessStat
 from shovey_trio.core.jobs.model import ProofKind
@@ -149,6 +151,43 @@ async def test_fork_storm_cannot_outrun_the_sweep(open_runner: OpenRunner, nothi
             report = await runner.finished(run_id)
             assert (report.cause, report.proof) == (ExitCause.CANCELLED, ProofKind.EMPTY_SUBREAPER)
             assert nothing_survives() == []
+
+
+# Bounded three times over: one process a chain, the account's own limit, and an end of its own.
+_STORM_OF_CHAINS = (
+    "import os, signal, time\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "end = time.monotonic() + 90\n"
+    "for _ in range(150):\n"
+    "    if os.fork() == 0:\n"
+    "        os.setsid()\n"
+    "        while time.monotonic() < end:\n"
+    "            try:\n"
+    "                if os.fork(): os._exit(0)\n"
+    "            except OSError: pass\n"
+    "            time.sleep(0.0005)\n"
+    "        os._exit(0)\n"
+    "os.write(1, b'ready')\n"
+    "time.sleep(90)\n"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0, reason="needs root to run commands as another account")
+async def test_storm_of_150_chains_is_proven_dead_within_a_minute(
+    open_runner: OpenRunner, nothing_survives: Survivors
+) -> None:
+    nobody = Account(name="nobody", uid=65534, gid=65534, groups=(), home="/")
+    async with open_runner(hard_limit=120) as runner:
+        run_id = await runner.start("/usr/bin/python3", "-I", "-S", "-c", _STORM_OF_CHAINS, account=nobody)
+        await runner.grown(run_id, b"ready")
+        began = time.monotonic()
+        await runner.executor.cancel(run_id, grace=0.5)
+        report = await runner.finished(run_id)
+        assert time.monotonic() - began < 60
+        print(f"dead after {time.monotonic() - began:.1f} s")
+        assert (report.cause, report.proof) == (ExitCause.CANCELLED, ProofKind.EMPTY_SUBREAPER)
+        assert nothing_survives() == []
 
 
 async def test_cancel_that_comes_first_keeps_the_command_from_starting(open_runner: OpenRunner) -> None:

@@ -135,7 +135,7 @@ async def test_two_launchers_do_not_share_a_directory(launcher: Installation) ->
         second.log = launcher.directory / "second.log"
         await second.start()
         assert await second.wait() == 2
-        assert "another launcher" in second.tail()
+        assert "another agent works in" in second.tail()
 
 
 @within(60)

@@ -123,6 +123,15 @@ async def test_byte_by_byte_output_over_the_cap_stays_within_memory(open_runner:
         assert kept + report.dropped_bytes == 20_000
 
 
+@pytest.mark.parametrize("room", [200_000, 230_000, 300_000])
+async def test_bytes_lost_while_the_tail_is_written_are_counted(open_runner: OpenRunner, room: int) -> None:
+    async with open_runner(limits=SpoolLimits(head_cap=200_000, tail_cap=400_000)) as runner:
+        resource.prlimit(await _zygote_pid(), resource.RLIMIT_FSIZE, (room, room))
+        report = await runner.run("head", "-c", "3000000", "/dev/zero")
+        kept = sum(len(chunk.data) for chunk in await runner.chunks(report.run_id))
+        assert kept + report.dropped_bytes == report.output.position == 3_000_000
+
+
 async def test_full_disk_neither_stops_the_command_nor_hides_its_end(open_runner: OpenRunner) -> None:
     async with open_runner(limits=SpoolLimits(tail_cap=50_000)) as runner:
         # The supervisor inherits the limit from the zygote: its writes fail as on a full disk, after 300,000 bytes.

@@ -302,6 +302,18 @@ async def test_a_run_that_was_cancelled_before_it_came_never_starts(tmp_path: Pa
 
 
 @within(30)
+async def test_a_damaged_ledger_of_void_runs_allows_no_false_cancelled(tmp_path: Path) -> None:
+    (tmp_path / "voided").write_bytes(b"damaged\n")
+    async with _rig(tmp_path) as (controller, _):
+        start = make_order()
+        await controller.send_order(_sign(replace(start, kind=OrderKind.CANCEL, nonce=uuid.uuid4().bytes)))
+        assert await controller.refusal_of(start.run_id) == "spool_full"
+        # What was not made sure was not said either: the run may still come and be true.
+        await controller.send_order(_sign(start))
+        assert (await controller.report_of(start.run_id)).outcome == pb.REPORT_OUTCOME_EXITED
+
+
+@within(30)
 async def test_a_node_whose_disk_takes_no_nonce_refuses_and_stays_up(tmp_path: Path) -> None:
     async with _rig(tmp_path) as (controller, _):
         await controller.until(lambda: controller.call)

@@ -6,6 +6,7 @@ node, instance, kind, epoch, expiry), then this node's own disk (nonce, void run
 
 from __future__ import annotations
 
+import errno
 import time
 from dataclasses import dataclass, replace
 
@@ -164,9 +165,16 @@ class OrderGate:
         return Cleared(entry=entry, permit=permitted, account=account)
 
     async def void(self, order: Order, *, controller_now: float) -> None:
-        """Makes sure, durably, that the run of a believed cancel order can never start here."""
+        """Makes sure, durably, that the run of a believed cancel order can never start here.
+
+        Raises:
+            OSError: that cannot be made sure, and must not be said: the ledger is damaged or the disk is full.
+        """
         assert order.kind is OrderKind.CANCEL
-        await self._voided.admit(order.run_id.encode(), expires_at=order.expires_at + VOID_LIFETIME, now=controller_now)
+        expires_at = order.expires_at + VOID_LIFETIME
+        verdict = await self._voided.admit(order.run_id.encode(), expires_at=expires_at, now=controller_now)
+        if verdict not in (NonceVerdict.FRESH, NonceVerdict.REPLAYED):
+            raise OSError(errno.EIO, f"the ledger of void runs does not take it: {verdict.value}")
 
 
 def _explain_time(order: Order, controller_now: float) -> str:

@@ -12,7 +12,6 @@ end nothing.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import pwd
@@ -72,13 +71,10 @@ async def run_launcher(plan: LauncherPlan) -> None:
     config = ExecutorConfig(
         state_dir=state_dir,
         max_runs=plan.max_runs,
-        limits=SpoolLimits(head_cap=plan.output_cap, total_cap=plan.spool_cap),
+        limits=SpoolLimits(head_cap=plan.output_cap, total_cap=plan.spool_cap, max_processes=plan.max_processes),
         cgroup=find_delegated_cgroup(),
     )
-    with (
-        _alone(state_dir / "launcher.lock"),
-        trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
-    ):
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async with open_local_desk(config, identity=trust.identity, keys=trust.keys, whitelist=whitelist) as desk:
             server = DeskServer(desk=desk, trust=trust, peers=frozenset({peer, os.geteuid()}), now=time.time)
             with listening(address, owner=peer) as listener:
@@ -132,20 +128,6 @@ def listening(path: Path, *, owner: int) -> Iterator[socket.socket]:
         finally:
             with contextlib.suppress(OSError):
                 path.unlink()
-
-
-@contextlib.contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Holds a lock: two launchers of one directory would each know half of the nonces."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise LauncherUnusable(f"another launcher works in {path.parent}") from None
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def _demand_own_directory(directory: Path) -> None:

@@ -21,7 +21,7 @@ class LauncherPlan:
         socket: where the network part finds it.
         user: the network part's account.
         whitelist: what may run.
-        max_runs, output_cap, spool_cap: as in ``runs``.
+        max_runs, max_processes, output_cap, spool_cap: as in ``runs``.
         log_level, log_format: as in ``log``.
     """
 
@@ -30,6 +30,7 @@ class LauncherPlan:
     user: str
     whitelist: str
     max_runs: int
+    max_processes: int
     output_cap: int
     spool_cap: int
     log_level: str
@@ -50,6 +51,7 @@ def plan_launcher(settings: AgentSettings) -> LauncherPlan:
         user=settings.launcher.user,
         whitelist=os.fspath(settings.agent.whitelist),
         max_runs=settings.runs.max_concurrent,
+        max_processes=settings.runs.max_processes,
         output_cap=settings.runs.output_cap,
         spool_cap=settings.runs.spool_cap,
         log_level=settings.log.level,

@@ -31,7 +31,7 @@ class AgentPlan:
         launcher: the launcher's socket; empty for none.
         serf: RPC address of the serf agent; empty for none.
         serf_key_file: with its authentication key; empty for none.
-        max_runs, output_cap, spool_cap: as in ``runs``.
+        max_runs, max_processes, output_cap, spool_cap: as in ``runs``.
         reconnect: as in ``reconnect``.
         log_level, log_format: as in ``log``.
     """
@@ -45,6 +45,7 @@ class AgentPlan:
     serf: str
     serf_key_file: str
     max_runs: int
+    max_processes: int
     output_cap: int
     spool_cap: int
     reconnect: Reconnect
@@ -70,6 +71,7 @@ def plan_agent(settings: AgentSettings) -> AgentPlan:
         serf=settings.serf.address if settings.serf.enabled else "",
         serf_key_file=os.fspath(settings.serf.auth_key_file),
         max_runs=settings.runs.max_concurrent,
+        max_processes=settings.runs.max_processes,
         output_cap=settings.runs.output_cap,
         spool_cap=settings.runs.spool_cap,
         reconnect=Reconnect(**settings.reconnect.model_dump()),

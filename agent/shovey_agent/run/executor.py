@@ -32,6 +32,7 @@ from shovey_agent.run.runs import (
     StartOutcome,
 )
 from shovey_agent.run.spool import RunExists, Spool, SpoolError, SpoolFull, SpoolLimits, is_run_id
+from shovey_agent.run.state_lock import hold_state_directory
 from shovey_agent.run.zygote_client import Zygote, open_zygote
 from shovey_agent.supervisor.cgroup import remove_empty_groups
 from shovey_agent.supervisor.proc_posix import boot_id
@@ -261,13 +262,15 @@ async def open_executor(config: ExecutorConfig) -> AsyncIterator[Executor]:
 
     Raises:
         OSError: the state directory cannot be made.
+        StateDirectoryTaken: another agent works in it.
         LaunchFailed: not even one process can be started.
     """
     spool = Spool(config.state_dir, config.limits)
     await trio.to_thread.run_sync(spool.prepare)
-    async with open_zygote() as zygote, trio.open_nursery() as nursery:
-        yield Executor(config=config, spool=spool, zygote=zygote, nursery=nursery)
-        nursery.cancel_scope.cancel(reason="the executor closes; its runs go on")
+    with hold_state_directory(config.state_dir):
+        async with open_zygote() as zygote, trio.open_nursery() as nursery:
+            yield Executor(config=config, spool=spool, zygote=zygote, nursery=nursery)
+            nursery.cancel_scope.cancel(reason="the executor closes; its runs go on")
 
 
 def _problem_of(spec: RunSpec) -> str | None:

@@ -15,7 +15,7 @@ from typing import TypeVar
 import structlog
 import trio
 
-from shovey_agent.run.bury import StillSupervised, abandon_run, bury_run, find_supervisor
+from shovey_agent.run.bury import StillSupervised, abandon_run, bury_run, find_guardian, find_supervisor
 from shovey_agent.run.output_reader import OutputReader
 from shovey_agent.run.runs import (
     ExitCause,
@@ -28,7 +28,7 @@ from shovey_agent.run.runs import (
     Started,
 )
 from shovey_agent.run.spool import Spool
-from shovey_agent.run.zygote_client import LaunchFailed, Zygote, receive_pidfd
+from shovey_agent.run.zygote_client import LaunchFailed, Zygote, receive_pidfds
 from shovey_agent.supervisor.proc_posix import boot_id
 from shovey_agent.supervisor.spool_files import OUTPUT
 
@@ -38,6 +38,8 @@ _T = TypeVar("_T")
 # After the machine was out of descriptors, memory or disk. The command goes on meanwhile.
 _RETRY_S = 1.0
 _MESSAGE_BYTES = 64
+# Longer than a guardian takes at most (``KILL_PATIENCE_S``) for a tree that resists.
+_GUARDIAN_PATIENCE_S = 75.0
 
 
 class RunFollower:
@@ -69,6 +71,7 @@ class RunFollower:
         self._pause: trio.CancelScope | None = None
         self._seen_bytes = 0
         self._pidfd: int | None = None
+        self._guardian: int | None = None
 
     async def run(self, *, fresh: bool) -> None:
         """Follows the run until its end has been told.
@@ -105,11 +108,10 @@ class RunFollower:
             self._pause.deadline = min(self._pause.deadline, trio.current_time() + seconds)
 
     def note_cancelling(self) -> None:
-        """Has the supervisor look at the cancel request that is in the spool."""
+        """Has supervisor and guardian look at the cancel request that is in the spool."""
         self.known = replace(self.known, cancelling=True)
-        if self._pidfd is not None:
-            with contextlib.suppress(ProcessLookupError):
-                signal.pidfd_send_signal(self._pidfd, signal.SIGUSR1)
+        _signal(self._pidfd, signal.SIGUSR1)
+        _signal(self._guardian, signal.SIGUSR1)
 
     def note_reported(self) -> None:
         self.known = replace(self.known, reported=True)
@@ -118,6 +120,7 @@ class RunFollower:
         if not fresh:
             self._close()
             self._pidfd = await self._on_disk(partial(find_supervisor, self._spool, self.known.run_id))
+            self._guardian = await self._on_disk(partial(find_guardian, self._spool, self.known.run_id))
             # An agent that died between taking a run and asking for its supervisor has left it to the next one.
             fresh = self._pidfd is None and await self._on_disk(self._is_waiting)
         if fresh:
@@ -140,13 +143,13 @@ class RunFollower:
         while True:
             try:
                 word, ancillary, _, _ = await channel.recvmsg(
-                    _MESSAGE_BYTES, socket.CMSG_SPACE(4), socket.MSG_CMSG_CLOEXEC
+                    _MESSAGE_BYTES, socket.CMSG_SPACE(8), socket.MSG_CMSG_CLOEXEC
                 )
             except ConnectionError:
                 return
             match word:
                 case b"ready":
-                    self._pidfd = receive_pidfd(ancillary)
+                    self._pidfd, self._guardian, *_ = (*receive_pidfds(ancillary), None, None)
                     if self.known.cancelling:
                         self.note_cancelling()
                 case b"started":
@@ -159,6 +162,8 @@ class RunFollower:
         if self._pidfd is None:
             return
         while True:
+            # A command may have stopped it. To one that runs this is nothing.
+            _signal(self._guardian, signal.SIGCONT)
             await self._look()
             with trio.move_on_after(self._poll_interval) as self._pause:
                 await trio.lowlevel.wait_readable(self._pidfd)
@@ -188,11 +193,21 @@ class RunFollower:
         run_id = self.known.run_id
         report = await self._on_disk(partial(self._spool.exit_report, run_id))
         if report is None:
+            await self._wait_for_guardian()
             report = await self._on_disk(partial(bury_run, self._spool, run_id))
             _log.error("run.lost", run=run_id, cause=str(report.cause), detail=report.detail)
         if report.started_at is not None and self.known.started_at is None:
             await self._send.send(Started(run_id=run_id, at=report.started_at))
         await self._tell_finished(report)
+
+    async def _wait_for_guardian(self) -> None:
+        """Waits until the guardian has ended what its supervisor left; it gives up by itself."""
+        with trio.move_on_after(_GUARDIAN_PATIENCE_S):
+            while self._guardian is not None:
+                _signal(self._guardian, signal.SIGCONT)
+                with trio.move_on_after(_RETRY_S):
+                    await trio.lowlevel.wait_readable(self._guardian)
+                    return
 
     async def _abandon(self, error: Exception) -> None:
         run_id = self.known.run_id
@@ -213,9 +228,16 @@ class RunFollower:
         await self._send.send(Finished(report=report))
 
     def _close(self) -> None:
-        if self._pidfd is not None:
-            os.close(self._pidfd)
-            self._pidfd = None
+        for pidfd in (self._pidfd, self._guardian):
+            if pidfd is not None:
+                os.close(pidfd)
+        self._pidfd = self._guardian = None
 
     async def _on_disk(self, work: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(work, limiter=self._disk)
+
+
+def _signal(pidfd: int | None, signum: int) -> None:
+    if pidfd is not None:
+        with contextlib.suppress(ProcessLookupError):
+            signal.pidfd_send_signal(pidfd, signum)

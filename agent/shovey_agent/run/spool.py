@@ -79,12 +79,14 @@ class SpoolLimits:
     min_free: bytes that must be free on the file system for a run to be taken.
     total_cap: bytes that all runs together may have in the spool for another one to be taken. Those that are being
         written may go beyond it, each up to its own caps.
+    max_processes: how many processes and threads a run may have whose entry does not say.
     """
 
-    head_cap: int = 64 * 1024 * 1024
+    head_cap: int = 256 * 1024 * 1024
     tail_cap: int = 1024 * 1024
     min_free: int = 16 * 1024 * 1024
     total_cap: int = 1024 * 1024 * 1024
+    max_processes: int = 2048
 
 
 class Spool:
@@ -305,6 +307,7 @@ class Spool:
             "umask": spec.umask,
             "nice": spec.nice,
             "limits": {key: limit for key, limit in asdict(spec.limits).items() if limit is not None},
+            "max_processes": self._limits.max_processes,
             "account": None if spec.account is None else [spec.account.uid, spec.account.gid, *spec.account.groups],
             "lock": spec.lock,
             "timeout": spec.timeout,

@@ -50,7 +50,7 @@ class Zygote:
         Cancelled, the supervisor may or may not have been asked for: the spool tells.
 
         Returns:
-            The supervisor's end of the conversation: ``ready`` with a pidfd, ``started``, end. An end without ``ready``
+            The supervisor's end of the conversation: ``ready`` with two pidfds, ``started``, end. An end without ``ready``
             means that there is no supervisor. The caller closes it.
 
         Raises:
@@ -143,15 +143,13 @@ async def open_zygote() -> AsyncIterator[Zygote]:
         await zygote.aclose()
 
 
-def receive_pidfd(ancillary: list[tuple[int, int, bytes]]) -> int | None:
-    """Returns the descriptor that came with a message, if one did. The caller closes it."""
+def receive_pidfds(ancillary: list[tuple[int, int, bytes]]) -> tuple[int, ...]:
+    """Returns the descriptors that came with a message. The caller closes them."""
+    descriptors = array.array("i")
     for level, kind, data in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
-            descriptors = array.array("i")
             descriptors.frombytes(data[: len(data) - len(data) % descriptors.itemsize])
-            if descriptors:
-                return descriptors[0]
-    return None
+    return tuple(descriptors)
 
 
 def _program() -> str:

@@ -99,7 +99,11 @@ def _executor_config(settings: AgentSettings) -> ExecutorConfig:
     return ExecutorConfig(
         state_dir=settings.agent.state_dir,
         max_runs=settings.runs.max_concurrent,
-        limits=SpoolLimits(head_cap=settings.runs.output_cap, total_cap=settings.runs.spool_cap),
+        limits=SpoolLimits(
+            head_cap=settings.runs.output_cap,
+            total_cap=settings.runs.spool_cap,
+            max_processes=settings.runs.max_processes,
+        ),
         cgroup=find_delegated_cgroup(),
     )
 

@@ -3,7 +3,7 @@
 Used where the agent was given a cgroup of its own (``Delegate=yes`` in its unit). To end a run no controller has to be
 enabled: ``cgroup.procs``, ``cgroup.kill`` and ``cgroup.events`` are there in every cgroup (kernel, cgroup-v2.rst).
 
-To limit a run's memory the memory controller must be enabled for the groups below ours, and the kernel allows that only
+To limit a run's memory and processes these controllers must be enabled for the groups below ours, and the kernel allows that only
 where no process is in ours itself ("no internal processes"). So the agent's own processes must be in a group below too,
 which is what ``DelegateSubgroup=`` in the unit does (systemd 254). Moving them by ourselves would not do: after a
 restart systemd could not put the new process into a group whose runs live on with the controller enabled.
@@ -57,6 +57,14 @@ class RunCgroup:
                 _write(os.path.join(self.path, name), value)
         return True
 
+    def limit_processes(self, most: int) -> bool:
+        """Limits how many processes and threads the whole group has; False where it has no pids controller."""
+        try:
+            _write(os.path.join(self.path, "pids.max"), str(most))
+        except OSError:
+            return False
+        return True
+
     def kill(self) -> None:
         """Kills everything inside at once; forks cannot outrun it."""
         with contextlib.suppress(OSError):
@@ -91,7 +99,7 @@ def find_delegated_cgroup(proc: str = "/proc/self") -> str | None:
 
     Being root is no permission: a group that systemd manages itself is not ours to divide. systemd marks those that
     are with an extended attribute (systemd's CGROUP_DELEGATION.md). It is this process's own group or, where the unit
-    has a ``DelegateSubgroup=``, the one above; there runs get the memory controller too.
+    has a ``DelegateSubgroup=``, the one above; there runs get its controllers too.
 
     Args:
         proc: this process's directory in /proc.
@@ -109,20 +117,21 @@ def find_delegated_cgroup(proc: str = "/proc/self") -> str | None:
     above = os.path.dirname(own)
     if own == os.path.normpath(mount) or not _is_delegated(above):
         return None
-    enable_memory(above)
+    enable_controllers(above)
     return above
 
 
-def enable_memory(path: str) -> bool:
-    """Has the groups below this one limit memory; False where the controller was not delegated."""
+def enable_controllers(path: str) -> None:
+    """Has the groups below this one limit memory and processes, as far as these controllers were delegated."""
     try:
         with open(os.path.join(path, "cgroup.controllers"), encoding="ascii") as file:
-            if "memory" not in file.read().split():
-                return False
-        _write(os.path.join(path, "cgroup.subtree_control"), "+memory")
+            delegated = file.read().split()
     except OSError:
-        return False
-    return True
+        return
+    for name in ("memory", "pids"):
+        if name in delegated:
+            with contextlib.suppress(OSError):
+                _write(os.path.join(path, "cgroup.subtree_control"), f"+{name}")
 
 
 def _is_delegated(path: str) -> bool:

@@ -23,7 +23,7 @@ class OutputLog:
     """Appends to a log. It never raises for a disk that is full or broken: it counts what it could not keep.
 
     Attributes:
-        stdout_bytes: where the log ends in stdout, gaps included.
+        stdout_bytes: what came of stdout, gaps included, once ``finish`` was called; before, what the log has of it.
         stderr_bytes: the same for stderr.
         dropped_stdout: bytes of stdout that are not in the log.
         dropped_stderr: the same for stderr.
@@ -72,12 +72,12 @@ class OutputLog:
             writable = writable and self._write(gap, encode_header(kind, len(data), read_at), data)
             if not writable:
                 self._drop(kind, len(data))
-                continue
-            if gap:
-                self.stdout_bytes += hole_stdout
-                self.stderr_bytes += hole_stderr
+            elif gap:
                 gap = b""
             self._count(kind, len(data))
+        # Also where the disk was full and the hole has nothing behind it: what was written and what is missing add up.
+        self.stdout_bytes += hole_stdout
+        self.stderr_bytes += hole_stderr
         self._tail.clear()
 
     def _keep(self, kind: int, data: bytes, read_at: float) -> None:

@@ -121,6 +121,16 @@ def signal_process(stat: ProcessStat, signum: int) -> bool:
     return True
 
 
+def is_held(pid: int) -> bool:
+    """Returns whether a process cannot do its work because it is stopped, or traced by another."""
+    try:
+        with open(f"/proc/{pid}/status", "rb", buffering=0) as file:
+            fields = dict(line.split(b":\t", 1) for line in file.read(16384).splitlines() if b":\t" in line)
+    except OSError:
+        return False
+    return fields.get(b"State", b"")[:1] in (b"T", b"t") or fields.get(b"TracerPid", b"0") != b"0"
+
+
 def boot_id() -> str:
     """Returns the random id of this boot of the machine."""
     with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:

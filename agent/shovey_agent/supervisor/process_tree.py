@@ -14,6 +14,14 @@ import signal
 
 from shovey_agent.supervisor.proc_posix import ProcessStat, descendants, signal_process
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+# How long a tree may resist SIGKILL (a process in uninterruptible sleep does, a storm may) before it is called lost.
+KILL_PATIENCE_S = 60.0
+# How many dead are waited for at one turn: a storm makes them faster than one looks.
+REAPS_PER_TURN = 500
 # Each pass stops all that the one before had not seen. A storm adds fewer at each pass, since only those not yet
 # stopped can fork; one that does not settle is killed as far as known and swept again.
 _MAX_PASSES = 200
@@ -32,13 +40,29 @@ def terminate_tree(group: int) -> None:
             signal_process(stat, signal.SIGCONT)
 
 
-def kill_tree(group: int | None) -> None:
+def reap_some() -> list[int] | None:
+    """Waits for the dead among the children, a bounded number; None when there are no children at all."""
+    reaped: list[int] = []
+    while len(reaped) < REAPS_PER_TURN:
+        try:
+            pid, _ = os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return None
+        if pid == 0:
+            break
+        reaped.append(pid)
+    return reaped
+
+
+def kill_tree(group: int | None, reap: Callable[[], list[int] | None]) -> None:
     """Kills everything below this process once: stops all of it until nobody new appears, then kills it.
 
     The caller waits for the dead and calls again until there is nobody to wait for.
 
     Args:
         group: the leader's process group while the leader is not waited for, so that the number is still its own.
+        reap: waits for some of the dead and returns their pids, None when there are no children. Dead that are left
+            lying make every look slower and, in a storm, use up the machine's process ids.
     """
     with contextlib.suppress(OSError):
         # Above the storm that is being stopped; without the right to, it only takes longer.
@@ -49,8 +73,12 @@ def kill_tree(group: int | None) -> None:
     children: set[int] = set()
     deeper: dict[tuple[int, int], ProcessStat] = {}
     for _ in range(_MAX_PASSES):
+        reaped = reap()
+        if reaped is None:
+            return
+        children.difference_update(reaped)
         # Orphans become children of this process, so a chain of parents that exit is caught here, where a look costs
-        # microseconds. A child's pid stays its own until it is waited for, which does not happen in between.
+        # microseconds. A child's pid stays its own until it is waited for, and then it is not in the set any more.
         if fresh_children := _children() - children:
             for pid in fresh_children:
                 _signal_child(pid, signal.SIGSTOP)

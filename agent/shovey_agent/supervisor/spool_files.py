@@ -7,10 +7,11 @@ file                    written by   meaning
 ``spec.json``           agent        what to run; complete and durable before anything is forked
 ``exit.reserve``        agent        4 KiB set aside, so that a full disk cannot keep back the exit record
 ``input.json``          agent        standard input and secrets; the supervisor deletes it when it has read it
-``supervisor.json``     supervisor   pid, start time, boot: created exclusively, so whoever made it owns the run
+``supervisor.json``     supervisor   pid, start time, boot, guardian: created exclusively, so its maker owns the run
 ``started.json``        supervisor   the command's pid, start time and when it started
 ``output``              supervisor   the output log (``shovey_trio.core.jobs.output_frames``)
 ``cancel.json``         agent        the request to end the run; the first one stands
+``swept.json``          guardian     the supervisor was killed, and nothing of its run is left: cause and proof
 ``exit.json``           supervisor   how it ended; the agent writes it for a supervisor that is gone
 ``reported``            agent        the controller has the report
 ======================  ===========  =======================================================================
@@ -41,6 +42,7 @@ SUPERVISOR = "supervisor.json"
 STARTED = "started.json"
 OUTPUT = "output"
 CANCEL = "cancel.json"
+SWEPT = "swept.json"
 EXIT = "exit.json"
 REPORTED = "reported"
 

@@ -10,6 +10,7 @@ The rules it keeps:
 * The leader's exit ends the run. What the leader left in the background lives on, and does not keep the run open.
 * Cancel and timeout end the whole tree: SIGTERM, grace, SIGKILL. The first of exit, cancel and deadline to be seen is
   the cause. ``cancelled`` and ``timed_out`` are written only with proof that nothing of the tree is left.
+* Whatever it is stopped, traced or killed by, its guardian ends the run in its place (``guardian``).
 * Nobody who reads the output can slow the command down; a full disk cannot either.
 
 Runs in a process forked from ``zygote``: the standard library's small modules alone.
@@ -29,7 +30,13 @@ from shovey_agent.supervisor.cgroup import RunCgroup
 from shovey_agent.supervisor.command import SpawnFailed, spawn
 from shovey_agent.supervisor.output_log import OutputLog
 from shovey_agent.supervisor.proc_posix import become_subreaper, boot_id, elapsed_clock, read_stat
-from shovey_agent.supervisor.process_tree import kill_tree, survivors, terminate_tree
+from shovey_agent.supervisor.process_tree import (
+    KILL_PATIENCE_S,
+    REAPS_PER_TURN,
+    kill_tree,
+    survivors,
+    terminate_tree,
+)
 from shovey_agent.supervisor.redact import Redactor
 from shovey_agent.supervisor.spool_files import (
     CANCEL,
@@ -56,8 +63,6 @@ if TYPE_CHECKING:
 
 # How long output may still come after the leader has gone: enough for `>(tee log)`, not for a daemon.
 LINGER_S = 0.2
-# How long a tree may resist SIGKILL (a process in uninterruptible sleep does) before the run is called lost.
-KILL_PATIENCE_S = 30.0
 # Between two sweeps over a tree that is dying.
 _SWEEP_INTERVAL_S = 0.02
 # poll() does not count time spent in suspend, the deadline does.
@@ -88,9 +93,10 @@ def supervise(directory: str, announce: Callable[[bytes], None]) -> None:
         return
     supervisor = _Supervisor(directory, spec)
     announce(b"ready")
-    own = read_stat(os.getpid())
+    own, above = read_stat(os.getpid()), read_stat(os.getppid())
     assert own is not None
-    claim = {"pid": own.pid, "start_time": own.start_time, "boot_id": boot_id()}
+    guardian = {} if above is None else {"pid": above.pid, "start_time": above.start_time}
+    claim = {"pid": own.pid, "start_time": own.start_time, "boot_id": boot_id(), "guardian": guardian}
     if not claim_record(directory, SUPERVISOR, claim):
         return
     try:
@@ -107,6 +113,7 @@ class _Supervisor:
         self._leader: int | None = None
         self._leader_status: int | None = None
         self._childless = True
+        self._more_dead = False
         self._cancel_asked = True  # a request may have come before this process
         self._started_at: float | None = None
         self._pipes: dict[int, int] = {}
@@ -122,10 +129,10 @@ class _Supervisor:
 
     def run(self, announce: Callable[[bytes], None]) -> None:
         become_subreaper()
-        deadline = elapsed_clock() + self._time_allowed()
+        deadline = elapsed_clock() + time_allowed(self._spec)
         if (request := self._cancel_request()) is not None:
             drop_input(self._directory)
-            self._record(*_ending(request), proof="never_started")
+            self._record(*ending(request), proof="never_started")
             return
         try:
             self._start()
@@ -165,14 +172,6 @@ class _Supervisor:
             signal.signal(number, signal.SIG_IGN)
         self._poll.register(reader, select.POLLIN)
         return reader
-
-    def _time_allowed(self) -> float:
-        """Seconds the command may run. Fixed here once: later changes of the wall clock do not count."""
-        timeout = float(self._spec["timeout"])
-        deadline_at = self._spec["deadline_at"]
-        if deadline_at is None:
-            return timeout
-        return max(0.0, min(timeout, float(deadline_at) - time.time()))
 
     def _start(self) -> None:
         spec = self._spec
@@ -225,8 +224,14 @@ class _Supervisor:
             write_record(self._directory, STARTED, record, durable=False)
 
     def _limits(self) -> dict[int, int]:
-        """What the command's own limits are to be; memory is the cgroup's to limit where it can."""
-        wanted: dict[str, int] = self._spec.get("limits", {})
+        """What the command's own limits are to be; memory and processes are the cgroup's to limit where it can."""
+        wanted: dict[str, int] = dict(self._spec.get("limits", {}))
+        most = wanted.get("processes", self._spec.get("max_processes"))
+        if most is not None and self._cgroup is not None and self._cgroup.limit_processes(most):
+            wanted.pop("processes", None)
+        elif most is not None and self._spec.get("account") is not None:
+            # Only an account of the commands' own: it is counted with all else that the account has, threads too.
+            wanted["processes"] = most
         rlimits = {_RLIMITS[name]: most for name, most in wanted.items() if name in _RLIMITS}
         memory = wanted.get("memory")
         if memory is not None and not (self._cgroup is not None and self._cgroup.limit_memory(memory)):
@@ -242,7 +247,7 @@ class _Supervisor:
             if self._leader_status is not None:
                 return None
             if (request := self._cancel_request()) is not None:
-                return (*_ending(request), float(request["grace"]))
+                return (*ending(request), float(request["grace"]))
             left = deadline - elapsed_clock()
             if left <= 0:
                 return ("timed_out", "the node's deadline passed", float(self._spec["grace"]))
@@ -270,7 +275,7 @@ class _Supervisor:
                 return False
             if self._cgroup is not None:
                 self._cgroup.kill()
-            kill_tree(self._leader if self._leader_status is None else None)
+            kill_tree(self._leader if self._leader_status is None else None, self._reap)
             self._reap()
             if not self._is_gone():
                 self._pump(_SWEEP_INTERVAL_S)
@@ -280,18 +285,22 @@ class _Supervisor:
         self._reap()
         return self._childless and (self._cgroup is None or self._cgroup.is_empty())
 
-    def _reap(self) -> None:
-        """Waits for every dead child: the leader, and the orphans that a subreaper inherits."""
-        while not self._childless:
+    def _reap(self) -> list[int] | None:
+        """Waits for some of the dead: the leader, and the orphans that a subreaper inherits. None: no children."""
+        reaped: list[int] = []
+        while not self._childless and len(reaped) < REAPS_PER_TURN:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
                 self._childless = True
-                return
+                break
             if pid == 0:
-                return
+                break
+            reaped.append(pid)
             if pid == self._leader:
                 self._leader_status = status
+        self._more_dead = len(reaped) == REAPS_PER_TURN
+        return None if self._childless else reaped
 
     def _cancel_request(self) -> dict[str, Any] | None:
         if not self._cancel_asked:
@@ -307,7 +316,7 @@ class _Supervisor:
 
     def _pump(self, longest: float) -> None:
         """Waits for output or a signal, at most so many seconds, and takes what there is."""
-        milliseconds = int(min(max(longest, 0.0), _LONGEST_POLL_S) * 1000) + 1
+        milliseconds = 0 if self._more_dead else int(min(max(longest, 0.0), _LONGEST_POLL_S) * 1000) + 1
         for descriptor, _ in self._poll.poll(milliseconds):
             if descriptor == self._wake:
                 with contextlib.suppress(BlockingIOError):
@@ -390,7 +399,16 @@ def _readable(data: bytes) -> int:
         os.close(whole)
 
 
-def _ending(request: dict[str, Any]) -> tuple[str, str]:
+def time_allowed(spec: dict[str, Any]) -> float:
+    """Seconds a command may run. Asked once: later changes of the wall clock do not count."""
+    timeout = float(spec["timeout"])
+    deadline_at = spec["deadline_at"]
+    if deadline_at is None:
+        return timeout
+    return max(0.0, min(timeout, float(deadline_at) - time.time()))
+
+
+def ending(request: dict[str, Any]) -> tuple[str, str]:
     """Returns cause and detail for a request to end the run."""
     if request.get("reason") == "timeout":
         return "timed_out", "ended on request: timeout"

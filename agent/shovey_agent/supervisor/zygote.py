@@ -1,9 +1,10 @@
-"""Forks supervisors: ``python -I -S supervisor/zygote.py IMPORT_ROOT…`` with a control socket as stdin.
+"""Forks guardians with their supervisors: ``python -I -S supervisor/zygote.py IMPORT_ROOT…`` with a control socket as stdin.
 
 Starting Python costs tens of milliseconds of processor time, forking a started one costs one. So the agent keeps this
 one small process, which has imported all that a supervisor needs and does nothing but fork. Each message on the control
-socket is the path of a spool directory with one end of a socket pair; the supervisor answers on that, first with a
-pidfd of itself. It ends when the agent does; the supervisors do not.
+socket is the path of a spool directory with one end of a socket pair. What is forked is the run's guardian, which forks
+the supervisor; that answers, first with pidfds of itself and of the guardian. The zygote ends when the agent does; the
+others do not.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def main(import_roots: list[str]) -> None:
     # Behind the standard library, so that nothing in there can take the place of one of its modules.
     sys.path.extend(import_roots)
     # Before the first fork, so that it is done once.
+    from shovey_agent.supervisor.guardian import guard
     from shovey_agent.supervisor.supervise import supervise
 
     # 0, 1 and 2 must stay taken, or a supervisor's pipe would get one of these numbers.
@@ -47,32 +49,43 @@ def main(import_roots: list[str]) -> None:
             # A fork that fails closes the channel with nothing said: the agent knows what that means.
             if os.fork() == 0:
                 control.close()
-                _become_supervisor(supervise, os.fsdecode(path), channel)
+                _become_guardian(guard, supervise, os.fsdecode(path), channel)
 
 
-def _become_supervisor(
-    supervise: Callable[[str, Callable[[bytes], None]], None], directory: str, channel: socket.socket
+def _become_guardian(
+    guard: Callable[[str, Callable[[], None], Callable[[], None]], None],
+    supervise: Callable[[str, Callable[[bytes], None]], None],
+    directory: str,
+    channel: socket.socket,
 ) -> None:
-    """Supervises one run and exits; never returns into the zygote."""
+    """Has one run supervised and exits; never returns into the zygote."""
 
     def announce(word: bytes) -> None:
         # The agent may be gone by now; the run does not depend on it.
         with contextlib.suppress(OSError):
             if word == b"ready":
-                pidfd = os.pidfd_open(os.getpid())
+                pidfds = [os.pidfd_open(os.getpid()), os.pidfd_open(os.getppid())]
                 try:
-                    socket.send_fds(channel, [word], [pidfd])
+                    socket.send_fds(channel, [word], pidfds)
                 finally:
-                    os.close(pidfd)
+                    for pidfd in pidfds:
+                        os.close(pidfd)
             else:
                 channel.send(word)
                 channel.close()
 
+    def supervise_run() -> None:
+        try:
+            os.setsid()
+            supervise(directory, announce)
+        finally:
+            # Whatever happened, the end of this process is what tells the agent to look at the spool.
+            os._exit(0)
+
     try:
         os.setsid()
-        supervise(directory, announce)
+        guard(directory, supervise_run, channel.close)
     finally:
-        # Whatever happened, the end of this process is what tells the agent to look at the spool.
         os._exit(0)
 
 
