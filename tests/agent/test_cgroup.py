@@ -52,12 +52,12 @@ def test_a_group_that_was_not_delegated_is_left_alone(machine: Machine) -> None:
     assert machine.found() is None
 
 
-def test_where_the_agent_has_a_group_of_its_own_below_runs_go_beside_it_and_get_the_memory_controller(
+def test_where_the_agent_has_a_group_of_its_own_below_runs_go_beside_it_and_get_its_controllers(
     machine: Machine,
 ) -> None:
     unit = machine.group("system.slice/agent.service", delegated=True)
     assert machine.found() == str(unit)
-    assert (unit / "cgroup.subtree_control").read_text() == "+memory"
+    assert (unit / "cgroup.subtree_control").read_text() == "+memory +pids"
 
 
 def test_where_the_agent_itself_is_in_the_delegated_group_no_controller_is_enabled(tmp_path: Path) -> None:
@@ -66,6 +66,15 @@ def test_where_the_agent_itself_is_in_the_delegated_group_no_controller_is_enabl
     assert machine.found() == str(unit)
     # The kernel refuses it to a group with processes in it, and systemd could start nothing in there any more.
     assert (unit / "cgroup.subtree_control").read_text() == ""
+
+
+def test_processes_of_the_whole_tree_are_limited_where_there_is_a_pids_controller(tmp_path: Path) -> None:
+    group = RunCgroup(str(tmp_path), "x")
+    (tmp_path / "run-x").mkdir()
+    assert not group.limit_processes(7)
+    (tmp_path / "run-x" / "pids.max").touch()
+    assert group.limit_processes(7)
+    assert (tmp_path / "run-x" / "pids.max").read_text() == "7"
 
 
 def test_memory_is_enabled_only_where_it_was_delegated(machine: Machine) -> None:

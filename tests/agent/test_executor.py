@@ -7,7 +7,6 @@ import os
 import resource
 import stat
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest

@@ -50,8 +50,8 @@ class Zygote:
         Cancelled, the supervisor may or may not have been asked for: the spool tells.
 
         Returns:
-            The supervisor's end of the conversation: ``ready`` with two pidfds, ``started``, end. An end without ``ready``
-            means that there is no supervisor. The caller closes it.
+            The supervisor's end of the conversation: ``ready`` with two pidfds, ``started``, end. An end without
+            ``ready`` means that there is no supervisor. The caller closes it.
 
         Raises:
             LaunchFailed: it could not be asked.

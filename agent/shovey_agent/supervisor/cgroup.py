@@ -3,10 +3,10 @@
 Used where the agent was given a cgroup of its own (``Delegate=yes`` in its unit). To end a run no controller has to be
 enabled: ``cgroup.procs``, ``cgroup.kill`` and ``cgroup.events`` are there in every cgroup (kernel, cgroup-v2.rst).
 
-To limit a run's memory and processes these controllers must be enabled for the groups below ours, and the kernel allows that only
-where no process is in ours itself ("no internal processes"). So the agent's own processes must be in a group below too,
-which is what ``DelegateSubgroup=`` in the unit does (systemd 254). Moving them by ourselves would not do: after a
-restart systemd could not put the new process into a group whose runs live on with the controller enabled.
+To limit a run's memory and processes these controllers must be enabled for the groups below ours, and the kernel allows
+that only where no process is in ours itself ("no internal processes"). So the agent's own processes must be in a group
+below too, which is what ``DelegateSubgroup=`` in the unit does (systemd 254). Moving them by ourselves would not do:
+after a restart systemd could not put the new process into a group whose runs live on with the controllers enabled.
 
 Imported by the supervisor process: the standard library's small modules alone.
 """
@@ -128,10 +128,9 @@ def enable_controllers(path: str) -> None:
             delegated = file.read().split()
     except OSError:
         return
-    for name in ("memory", "pids"):
-        if name in delegated:
-            with contextlib.suppress(OSError):
-                _write(os.path.join(path, "cgroup.subtree_control"), f"+{name}")
+    if wanted := [f"+{name}" for name in ("memory", "pids") if name in delegated]:
+        with contextlib.suppress(OSError):
+            _write(os.path.join(path, "cgroup.subtree_control"), " ".join(wanted))
 
 
 def _is_delegated(path: str) -> bool:

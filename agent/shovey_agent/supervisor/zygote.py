@@ -1,4 +1,4 @@
-"""Forks guardians with their supervisors: ``python -I -S supervisor/zygote.py IMPORT_ROOT…`` with a control socket as stdin.
+"""Forks guardians of runs: ``python -I -S supervisor/zygote.py IMPORT_ROOT…`` with a control socket as stdin.
 
 Starting Python costs tens of milliseconds of processor time, forking a started one costs one. So the agent keeps this
 one small process, which has imported all that a supervisor needs and does nothing but fork. Each message on the control
