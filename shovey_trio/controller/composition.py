@@ -151,7 +151,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         timing = timing_of(settings)
         shovey = await open_shovey(
             settings,
-            places=partial(key_place, settings, SCHOB_KEYS),
+            place=partial(key_place, settings, SCHOB_KEYS),
             link=ring.link,
             registry=registry,
             clock=clock,
@@ -175,7 +175,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         )
         reports = None
         if shovey is not None:
-            reports = shovey.start(engine, audit=store, organization=settings.server.organization)
+            reports = shovey.start(engine, audit=store)
         await engine.take_up_jobs()
         use_cases = await make_use_cases(settings, store=store, engine=engine, tls=tls, keys=keys)
         health = Health()
@@ -205,7 +205,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             links=engine.links,
             callers=callers,
             nodes=use_cases.nodes,
-            more={} if shovey is None else {"legacy keys": shovey.keyring.reload},
+            more={} if shovey is None else {"legacy keys": shovey.keyring.load},
             keys_changed=news.tell,
             audit=records.audit,
         )

@@ -35,28 +35,21 @@ DOORBELL = "doorbell"
 class RunAtWork(Protocol):
     """A live run as its route may use it: what a run's task shares with the work that it has done beside it."""
 
-    @property
-    def handle(self) -> RunHandle: ...
-
-    @property
-    def job(self) -> JobHandle: ...
-
-    @property
-    def services(self) -> Services: ...
+    handle: RunHandle
+    job: JobHandle
+    services: Services
 
 
 class NodeRoute(Protocol):
-    """The way to the nodes of one kind."""
+    """The way to the nodes of one kind.
 
-    @property
-    def may_repeat(self) -> bool:
-        """Whether a start order may go out again, because its node acts on it once; see the rules of this file."""
-        ...
+    Attributes:
+        may_repeat: whether a start order may go out again, because its node acts on it once; see the rules above.
+        output_patience: how many seconds the last output of a run is waited for once its node has told the end.
+    """
 
-    @property
-    def output_patience(self) -> float:
-        """How many seconds the last output of a run is waited for after the node has told its end once and for all."""
-        ...
+    may_repeat: bool
+    output_patience: float
 
     def acceptance_until(self, job: Job, run: Run) -> float:
         """Until when a run's start order may be answered, in unix seconds; derived, so the same after a restart."""

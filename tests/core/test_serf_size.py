@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import msgpack
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from shovey_trio.core.serf.size import (
-    NameDoesNotFit,
     NameFault,
     QueryFrame,
     check_names,
     node_filter_size,
-    pack_names,
     query_timeout,
     raw_size,
 )
@@ -88,21 +84,6 @@ def test_room_is_the_largest_payload_that_fits(limit: int) -> None:
 @pytest.mark.parametrize(("length", "size"), [(0, 1), (31, 32), (32, 35), (255, 258), (65535, 65538), (65536, 65541)])
 def test_a_raw_has_the_head_of_the_old_specification(length: int, size: int) -> None:
     assert raw_size(length) == size
-
-
-@given(st.lists(_NAMES, max_size=120), st.integers(min_value=0, max_value=600))
-def test_packing_keeps_order_fits_and_wastes_no_query(names: list[str], payload: int) -> None:
-    packed = pack_names(names, frame=_MEASURED, payload_size=payload)
-    assert [name for query in packed for name in query] == names
-    assert all(_MEASURED.size(payload, query) <= 1024 for query in packed)
-    for query, following in pairwise(packed):
-        assert _MEASURED.size(payload, [*query, following[0]]) > 1024
-
-
-def test_a_name_that_never_fits_is_refused_by_name() -> None:
-    with pytest.raises(NameDoesNotFit) as caught:
-        pack_names(["org:a", "x" * 1000], frame=_MEASURED, payload_size=100)
-    assert caught.value.details["node"] == "x" * 1000
 
 
 def test_names_that_cannot_be_rung_are_named_with_the_reason() -> None:

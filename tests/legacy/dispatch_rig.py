@@ -29,13 +29,11 @@ from shovey_trio.routes.stream import StreamRoute
 from shovey_trio.serf.doorbell import SerfDoorbell
 from shovey_trio.serf.link import SerfLink, SerfSettings
 from shovey_trio.shovey.keys import SchobKey, SchobKeyFile, SchobKeys, make_schob_key
-from shovey_trio.shovey.kind import KIND, SchobTiming
+from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.opening import ShoveyWing
-from shovey_trio.shovey.route.bell import RING_EVENTS, SchobBell
-from shovey_trio.shovey.route.dispatch import SchobDispatcher
-from shovey_trio.shovey.route.keyring import KeptKeys, SchobKeyring
+from shovey_trio.shovey.route.bell import RING_EVENTS
+from shovey_trio.shovey.route.keyring import SchobKeyring
 from shovey_trio.shovey.route.reports import SchobReports
-from shovey_trio.shovey.route.route import SchobRoute
 from shovey_trio.store.contract import Store
 
 OPERATOR = Principal(organization=ORGANIZATION, role=Role.OPERATOR, name="ops")
@@ -177,22 +175,22 @@ async def open_schob_rig(
         clock=trio.current_time,
         jitter=lambda: 1.0,
     )
-    bell = SchobBell(link, organization=ORGANIZATION, limit=1024)
-    keys = SchobKeys(organization=ORGANIZATION, keys=(one_key(),))
-    rings = {ORGANIZATION: KeptKeys(place=SchobKeyFile(directory / "keys.json"), keys=keys)}
-    keyring = SchobKeyring(rings, load=lambda: rings, registry=registry)
-    dispatcher = SchobDispatcher(bell=bell, signer=keyring, clock=clock, timing=timing)
+    keys = SchobKeyFile(directory / "keys.json")
+    keys.save(SchobKeys(organization=ORGANIZATION, keys=(one_key(),)))
+    keyring = SchobKeyring(lambda: {ORGANIZATION: keys}, registry=registry)
+    await keyring.load()
+    wing = ShoveyWing(
+        link, organization=ORGANIZATION, limit=1024, keyring=keyring, registry=registry, clock=clock, timing=timing
+    )
     key = Ed25519PrivateKey.generate()
     doorbell = SerfDoorbell(link=link, signing_key=lambda *_: key, epoch=1, clock=clock, limit=1024)
     links = Links()
     stream = StreamRoute(links=links, doorbell=doorbell, signer=make_signer(), timing=timing)
-    schob = SchobRoute(dispatcher, timing=timing, waits=SchobTiming())
-    route = ShoveyWing(link=link, registry=registry, bell=bell, keyring=keyring, route=schob)
     opened = open_engine(
         store,
         registry=registry,
         links=links,
-        routes=Routes(agents=stream, others={KIND: schob}),
+        routes=Routes(agents=stream, others={KIND: wing.route}),
         doorbell=doorbell,
         clock=clock,
         epoch=1,
@@ -203,12 +201,11 @@ async def open_schob_rig(
         helpers.start_soon(agent.run)
         await helpers.start(link.run)
         await link.wait_connected()
-        reports = route.start(engine, audit=store, organization=ORGANIZATION)
         rig = SchobRig(
             cluster=cluster,
             agent=agent,
             engine=engine,
-            nodes=reports,
+            nodes=wing.start(engine, audit=store),
             jobs=make_jobs(engine, store),
         )
         if before_jobs is not None:

@@ -140,29 +140,6 @@ def query_timeout(members: int) -> float:
     return 10.0 if members < 10_000 else 16.0
 
 
-def pack_names(
-    names: Iterable[str], *, frame: QueryFrame, payload_size: int, limit: int = QUERY_SIZE_LIMIT
-) -> tuple[tuple[str, ...], ...]:
-    """Cuts ``names``, in their order, into as few runs as fit one query each.
-
-    Raises:
-        NameDoesNotFit: a single name is too long; nothing is packed.
-    """
-    packed: list[tuple[str, ...]] = []
-    current: list[str] = []
-    for name in names:
-        if frame.size(payload_size, [*current, name]) <= limit:
-            current.append(name)
-            continue
-        if frame.size(payload_size, [name]) > limit:
-            raise NameDoesNotFit(f"the name {name!r} does not fit a serf query", node=name)
-        packed.append(tuple(current))
-        current = [name]
-    if current:
-        packed.append(tuple(current))
-    return tuple(packed)
-
-
 def check_names(
     names: Iterable[str], *, frame: QueryFrame, payload_size: int, limit: int = QUERY_SIZE_LIMIT
 ) -> tuple[NameProblem, ...]:

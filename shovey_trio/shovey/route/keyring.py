@@ -1,10 +1,9 @@
-"""The legacy signing keys of a running controller: which key signs for which node, and what nodes have shown of it."""
+"""The signing keys for old nodes, as a running controller has them, and what nodes have shown of the one they hold."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
@@ -23,33 +22,40 @@ _log = structlog.get_logger(__name__)
 _WRITE_AFTER: Final = 1.0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class KeptKeys:
-    """An organization's keys, and the place they are from."""
-
-    place: KeyPlace[SchobKeys]
-    keys: SchobKeys
-
-
-LoadRings = Callable[[], Mapping[str, KeptKeys]]
-"""Reads the keys of every organization; blocks."""
-
-
 class SchobKeyring:
     """Signs with the key that a node holds. ``serve`` must run for what nodes show to become durable.
 
     Args:
-        rings: by organization, as ``load`` has read them.
-        load: reads them again.
+        places: where the keys of every organization are; blocks.
+        registry: of the nodes.
     """
 
-    def __init__(self, rings: Mapping[str, KeptKeys], *, load: LoadRings, registry: NodeRegistry) -> None:
-        self._rings = dict(rings)
-        self._load = load
+    def __init__(self, places: Callable[[], Mapping[str, KeyPlace[SchobKeys]]], *, registry: NodeRegistry) -> None:
+        self._find_places = places
         self._registry = registry
+        self._places: dict[str, KeyPlace[SchobKeys]] = {}
+        self._rings: dict[str, SchobKeys] = {}
         # Key ids by organization and node.
         self._shown: dict[str, dict[str, str]] = {}
         self._work = trio.Event()
+
+    async def load(self) -> None:
+        """Reads the keys, again too: the command line may have changed them, or made an organization.
+
+        Keys of an organization that was removed are kept until the next start, for the runs that it leaves behind.
+
+        Raises:
+            ShoveyError: some cannot be read; what was read before stays in force.
+            OSError: some cannot be made.
+        """
+
+        def read() -> tuple[Mapping[str, KeyPlace[SchobKeys]], Mapping[str, SchobKeys]]:
+            places = self._find_places()
+            return places, {name: place.load(name) for name, place in places.items()}
+
+        places, rings = await trio.to_thread.run_sync(read)
+        self._places |= places
+        self._rings |= rings
 
     # -- signing
 
@@ -119,31 +125,21 @@ class SchobKeyring:
             OSError: it cannot be written; nothing has changed.
         """
         self._keys(organization)
-        place = self._rings[organization].place
+        place = self._places[organization]
         key = await trio.to_thread.run_sync(make_schob_key, time.time())
         written = await trio.to_thread.run_sync(lambda: place.change(organization, lambda keys: keys.with_key(key)))
         self._keep(written)
         _log.info("legacy_key.reset", organization=organization, key_id=key.key_id, keys=len(written.keys))
         return key.public_pem
 
-    async def reload(self) -> None:
-        """Reads the files again: the command line may have changed them, or made an organization.
-
-        Keys of an organization that was removed are kept until the next start, for the runs that it leaves behind.
-
-        Raises:
-            ShoveyError: one cannot be read; what was read before stays in force.
-        """
-        self._rings |= await trio.to_thread.run_sync(self._load)
-
     def _keys(self, organization: str) -> SchobKeys:
-        ring = self._rings.get(organization)
-        if ring is None:
+        keys = self._rings.get(organization)
+        if keys is None:
             raise NotFound(f"there is no organization {organization}", organization=organization)
-        return ring.keys
+        return keys
 
     def _keep(self, keys: SchobKeys) -> None:
-        self._rings[keys.organization] = replace(self._rings[keys.organization], keys=keys)
+        self._rings[keys.organization] = keys
 
     def _show(self, organization: str, node: str, key_id: str) -> None:
         self._keep(self._keys(organization).with_held({node: key_id}))
@@ -153,7 +149,7 @@ class SchobKeyring:
     async def _change(self, organization: str, shown: Mapping[str, str]) -> None:
         nodes = self._registry.of(organization).values()
         registered = {node.name: node.enrolled_at for node in nodes if node.link == KIND}
-        place = self._rings[organization].place
+        place = self._places[organization]
 
         def write() -> SchobKeys:
             return place.change(organization, lambda keys: keys.with_held(shown).pruned(registered))
