@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from shovey_agent.desk.accounts import Account
+from shovey_agent.run.accounts import Account
 from shovey_agent.run.runs import CancelOutcome, CancelReason, ExitCause
 from shovey_agent.supervisor.proc_posix import ProcessStat
 from shovey_trio.core.jobs.model import ProofKind
