@@ -170,7 +170,7 @@ class RestSection(Section):
         default=False, description="serve plain HTTP on an address that is not loopback, such as behind a TLS proxy"
     )
     clock_skew: PositiveDuration = Field(
-        default=900.0, description="how far a signed request's time may be from ours, either way"
+        default=900.0, le=43_200.0, description="how far a signed request's time may be from ours, either way"
     )
     default_run_timeout: PositiveDuration = Field(
         default=300.0, description="time a run may take when a client of the shim does not say"

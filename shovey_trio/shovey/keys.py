@@ -11,6 +11,7 @@ One JSON file per organization, 0600, replaced at once. Daemon and command line 
 from what is in the file.
 
     {"format": 1, "organization": "default", "held": {"web-1": "key id"},
+     "resets": {"request id": 1700000000.0},
      "keys": [{"key_id": "…", "created_at": 1700000000.0, "private_key": "PEM"}]}
 """
 
@@ -31,6 +32,8 @@ from shovey_trio.identity.key_kinds import KeyKind
 from shovey_trio.shovey.kind import KIND
 
 _FORMAT: Final = 1
+# Longer than a signed request is believed: `rest.clock_skew` is at most half of it.
+_RESETS_KEPT: Final = 86_400.0
 _BITS: Final = 2048  # schob's signatures have 344 characters; a larger key would leave no room for names in a query
 
 
@@ -56,11 +59,13 @@ class SchobKeys:
     Attributes:
         keys: oldest first, never empty; the last is the one that new nodes get.
         held: key id by node, where it is known.
+        resets: requests that had a key made in the last day, with the time, so that a recorded one makes no second.
     """
 
     organization: str
     keys: tuple[SchobKey, ...]
     held: Mapping[str, str] = field(default_factory=dict)
+    resets: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def current(self) -> SchobKey:
@@ -78,9 +83,12 @@ class SchobKeys:
         """What to try when a node does not hold that key: the newest other one."""
         return next((key for key in reversed(self.keys) if key.key_id != key_id), None)
 
-    def with_key(self, key: SchobKey) -> SchobKeys:
-        """With a new current key."""
-        return replace(self, keys=(*self.keys, key))
+    def with_key(self, key: SchobKey, *, request_id: str = "") -> SchobKeys:
+        """With a new current key, and the request that asked for it."""
+        resets = {asked: at for asked, at in self.resets.items() if at > key.created_at - _RESETS_KEPT}
+        if request_id:
+            resets[request_id] = key.created_at
+        return replace(self, keys=(*self.keys, key), resets=resets)
 
     def with_held(self, held: Mapping[str, str]) -> SchobKeys:
         """With what some nodes have shown to hold."""
@@ -121,6 +129,7 @@ def schob_keys_document(keys: SchobKeys) -> bytes:
         "organization": keys.organization,
         "keys": [_entry(key) for key in keys.keys],
         "held": dict(keys.held),
+        "resets": dict(keys.resets),
     }
     return json.dumps(document, indent=1).encode("ascii") + b"\n"
 
@@ -160,7 +169,9 @@ def _parse(document: Mapping[str, Any]) -> SchobKeys:
     held = document["held"]
     if not all(isinstance(key_id, str) for key_id in held.values()):
         raise ValueError("held")
-    return SchobKeys(organization=str(document["organization"]), keys=keys, held=dict(held))
+    # Files of earlier versions have none.
+    resets = {str(request_id): float(at) for request_id, at in dict(document.get("resets", {})).items()}
+    return SchobKeys(organization=str(document["organization"]), keys=keys, held=dict(held), resets=resets)
 
 
 def _first_keys(organization: str, now: float) -> SchobKeys:

@@ -288,7 +288,7 @@ class NodeStore(Protocol):
     """Nodes and the history of their presence."""
 
     async def write_node(self, node: Node, *, status: NodeStatus | None = None, only_known: bool = False) -> None:
-        """Stores a node and, when given, appends to its presence history.
+        """Stores a node and, when given, appends to its presence history, which begins with its registration.
 
         Args:
             only_known: write nothing for a node that is not stored (any more), so that what a command has removed

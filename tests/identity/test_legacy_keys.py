@@ -8,9 +8,20 @@ from pathlib import Path
 
 import pytest
 
+from lab.memory_store import MemoryStore
 from shovey_trio.identity.files import FileUnusable, InsecureFile
 from shovey_trio.identity.layout import DataDirectory
-from shovey_trio.shovey.keys import SCHOB_KEYS, SchobKey, SchobKeyFile, SchobKeys, make_schob_key
+from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.shovey.keys import (
+    SCHOB_KEYS,
+    SchobKey,
+    SchobKeyFile,
+    SchobKeys,
+    schob_keys_document,
+    make_schob_key,
+    parse_schob_keys,
+)
+from shovey_trio.shovey.route.keyring import SchobKeyring, KeptKeys
 
 
 @pytest.fixture(scope="module")
@@ -55,6 +66,33 @@ def test_a_key_stays_as_long_as_one_node_holds_it(keys: SchobKeys) -> None:
     assert moved.keys == (new,)
     assert keys.pruned({}).keys == (new,)
     assert keys.with_held({"gone": old.key_id}).pruned({"a": 250.0}).held == {}
+
+
+def test_a_reset_is_remembered_for_a_day(keys: SchobKeys, made: tuple[SchobKey, SchobKey, SchobKey]) -> None:
+    soon, later = replace(made[2], created_at=300.0), replace(made[2], created_at=300.0 + 86_400)
+    asked = keys.with_key(soon, request_id="a")
+    assert parse_schob_keys(schob_keys_document(asked)).resets == {"a": 300.0}
+    assert asked.pruned({}).resets == {"a": 300.0}
+    assert asked.with_key(later, request_id="b").resets == {"b": later.created_at}
+
+
+async def test_one_request_makes_one_key_also_after_a_restart(tmp_path: Path, keys: SchobKeys) -> None:
+    file = SchobKeyFile(tmp_path / "o.legacy.json")
+    file.save(keys)
+
+    def keyring() -> SchobKeyring:
+        rings = {"o": KeptKeys(place=file, keys=file.load("o"))}
+        return SchobKeyring(rings, load=lambda: rings, registry=NodeRegistry(MemoryStore()))
+
+    first = keyring()
+    assert await first.reset("o", "recorded")
+    made = first.public_key("o")
+    assert made != keys.current.public_pem
+    for one in (first, keyring()):
+        assert not await one.reset("o", "recorded")
+        assert one.public_key("o") == made
+    assert await first.reset("o", "another")
+    assert not await first.reset("o", "recorded")
 
 
 def test_the_file_is_closed_to_others_and_read_back(tmp_path: Path, keys: SchobKeys) -> None:

@@ -27,6 +27,7 @@ from shovey_trio.core.jobs.model import (
     NodeStatus,
     OutputChunk,
     OutputExtent,
+    Presence,
     Run,
     RunStatus,
     StreamName,
@@ -319,7 +320,16 @@ class MemoryStore(MemoryAudit):
         async with _write(self):
             if only_known and (node.organization, node.name) not in self._nodes:
                 return
+            is_new = (node.organization, node.name) not in self._nodes
             self._nodes[node.organization, node.name] = node
+            if is_new and status is None and node.presence is Presence.NEW:
+                status = NodeStatus(
+                    node=node.name,
+                    organization=node.organization,
+                    presence=node.presence,
+                    since=node.presence_since,
+                    reason=node.presence_reason,
+                )
             if status is not None:
                 self._statuses.append((self._next_key(), status))
 

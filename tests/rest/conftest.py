@@ -49,6 +49,7 @@ class RecordingReports:
     runs: list[tuple[Principal, str, str, Mapping[str, object]]] = field(default_factory=list)
     streams: list[tuple[Principal, str, str, Mapping[str, object]]] = field(default_factory=list)
     error: Exception | None = None
+    resets: set[str] = field(default_factory=set)
     key: str = "-----BEGIN PUBLIC KEY-----\none\n-----END PUBLIC KEY-----\n"
 
     async def run_put(self, principal: Principal, job_id: str, node: str, body: Mapping[str, object]) -> None:
@@ -66,8 +67,9 @@ class RecordingReports:
     def public_key(self, organization: str) -> str:
         return self.key
 
-    async def reset_key(self, organization: str) -> str:
+    async def reset_key(self, organization: str, request_id: str) -> str:
         await trio.lowlevel.checkpoint()
+        self.resets.add(request_id)
         self.key = self.key.replace("one", "two")
         return self.key
 

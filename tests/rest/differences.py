@@ -54,6 +54,46 @@ DIFFERENT: Final[dict[str, Difference]] = {
     "auth.header0": Difference(200, "goiardi dropped the connection; the header means nothing"),
 }
 
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Unrecorded:
+    """A deliberate difference that was found beside the recordings: the request, goiardi's status, and ours."""
+
+    what: str
+    method: str
+    path: str
+    body: str
+    goiardi: int
+    ours: Difference
+
+
+UNRECORDED: Final = (
+    Unrecorded(
+        what="quorum -1",
+        method="POST",
+        path="/shovey/jobs",
+        body='{"command":"work","nodes":["web-1"],"quorum":"-1"}',
+        goiardi=200,
+        ours=Difference(400, "that is no number of nodes"),
+    ),
+    Unrecorded(
+        what="command with a newline",
+        method="POST",
+        path="/shovey/jobs",
+        body='{"command":"work\\nmore","nodes":["web-1"]}',
+        goiardi=200,
+        ours=Difference(400, "no whitelist has an entry of that name"),
+    ),
+    Unrecorded(
+        what="POST on a stream",
+        method="POST",
+        path="/shovey/stream/00000000-0000-0000-0000-000000000000/web-1",
+        body="{}",
+        goiardi=405,
+        ours=Difference(405, "as goiardi"),
+    ),
+)
+
 #: Rows that say something about goiardi, schob or serf and not about the protocol, or need a state of theirs that must
 #: not come to be here; and where the rule that matters is tested.
 ELSEWHERE: Final[dict[str, str]] = {

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import itertools
+
 import pytest
 import trio
 
 from lab.fake_agents import OnCancel
+from shovey_trio.core.chef.signing import SigningVersion
 from shovey_trio.core.errors import DuplicateChunk
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.core.jobs.states import RunState
@@ -13,6 +17,7 @@ from shovey_trio.core.trust.orders import OrderKind, RefusalReason
 from shovey_trio.shovey.bench.chef_client import ChefClient
 
 from .conftest import NEVER_UP, WEB, Shim, key_of, open_shim
+from .differences import UNRECORDED, Unrecorded
 
 OUT, ERR = StreamName.STDOUT, StreamName.STDERR
 
@@ -101,6 +106,25 @@ async def test_node_named_twice_runs_once(shim: Shim) -> None:
     assert (await shim.admin.get(f"/shovey/jobs/{job_id}")).json["nodes"] == {"succeeded": ["web-1"]}
 
 
+@pytest.mark.parametrize(("quorum", "status"), [(2, 200), ("2", 200), (3, 400)])
+async def test_quorum_that_counts_names_is_met_by_a_node_named_twice(shim: Shim, quorum: object, status: int) -> None:
+    body = {"command": "work", "nodes": ["web-1", "web-1"], "quorum": quorum}
+    assert (await shim.admin.post("/shovey/jobs", body)).status == status
+
+
+@pytest.mark.parametrize("unrecorded", UNRECORDED, ids=lambda unrecorded: unrecorded.what)
+async def test_unrecorded_difference_from_goiardi_is_as_listed(shim: Shim, unrecorded: Unrecorded) -> None:
+    answer = await shim.admin.request(unrecorded.method, unrecorded.path, unrecorded.body.encode())
+    assert answer.status == unrecorded.ours.status
+
+
+async def test_cancel_of_a_job_whose_quorum_failed_is_404(shim: Shim) -> None:
+    assert (await shim.admin.post("/shovey/jobs", {"command": "work", "nodes": ["web-1", NEVER_UP]})).status == 400
+    (job_id,) = (await shim.admin.get("/shovey/jobs")).json
+    answer = await shim.admin.put("/shovey/jobs/cancel", {"run_id": job_id, "nodes": []})
+    assert (answer.status, job_id in answer.error) == (404, True)
+
+
 @pytest.mark.parametrize(("given", "shown"), [(7, 7), ("7", 7), (2.9, 2.9), (None, 300)])
 async def test_run_timeout_in_every_form_is_obeyed(shim: Shim, given: object, shown: float) -> None:
     job_id = await shim.settled("web-1", run_timeout=given)
@@ -153,6 +177,28 @@ async def test_repeated_request_starts_one_job(shim: Shim) -> None:
     await send()
     assert {answer.json["id"] for answer in answers} == set((await shim.admin.get("/shovey/jobs")).json)
     assert len(shim.agents["web-1"].orders) == 1
+
+
+@pytest.mark.parametrize("version", [SigningVersion.V1_0, SigningVersion.V1_1])
+async def test_a_signature_without_its_leading_zero_byte_is_the_same_request(
+    shim: Shim, version: SigningVersion
+) -> None:
+    client = shim.client("admin", version=version)
+    for run_timeout in itertools.count(1):  # one in 256 begins with a zero byte
+        body = b'{"command":"work","nodes":["web-1"],"run_timeout":%d}' % run_timeout
+        headers = client.sign("POST", "/shovey/jobs", body)
+        raw = base64.b64decode("".join(headers[name] for name in sorted(headers, key=_line) if _line(name)))
+        if raw[0] == 0:
+            break
+    shorter = base64.b64encode(raw[1:]).decode()
+    rest = {name: value for name, value in headers.items() if not _line(name)}
+    parts = [shorter[start : start + 60] for start in range(0, len(shorter), 60)]
+    changed = rest | {f"X-Ops-Authorization-{number}": part for number, part in enumerate(parts, start=1)}
+    first = await shim.admin.send("POST", "/shovey/jobs", body, headers)
+    second_answer = await shim.admin.send("POST", "/shovey/jobs", body, changed)
+    assert (first.status, second_answer.status) == (200, 200)
+    assert first.json["id"] == second_answer.json["id"]
+    assert (await shim.admin.get("/shovey/jobs")).json == [first.json["id"]]
 
 
 async def test_equal_requests_of_two_users_are_two_jobs(shim: Shim) -> None:
@@ -315,6 +361,13 @@ async def test_key_is_shown_to_everybody_and_reset_by_admins(shim: Shim) -> None
     assert (answer.status, "two" in answer.json["public_key"]) == (200, True)
 
 
+async def test_repeated_key_reset_is_the_same_request(shim: Shim) -> None:
+    path = "/shovey/key/reset"
+    headers = shim.admin.sign("POST", path, b"{}")
+    statuses = [(await shim.admin.send("POST", path, b"{}", headers)).status for _ in range(2)]
+    assert (statuses, len(shim.legacy.resets)) == ([200, 200], 1)
+
+
 async def test_error_of_ours_is_500_without_its_text(shim: Shim) -> None:
     shim.legacy.error = RuntimeError("secret")
     answer = await shim.client("web-1").put("/shovey/stream/x/web-1", {"seq": 0})
@@ -346,3 +399,8 @@ async def test_client_without_a_host_of_its_own_gets_a_relative_uri(shim: Shim) 
         while data := await stream.receive_some():
             received += data
     assert b'"uri":"/shovey/jobs/' in received
+
+
+def _line(name: str) -> int:
+    """The number of a header that holds a line of the signature; 0 of any other."""
+    return int(name.rpartition("-")[2]) if name.startswith("X-Ops-Authorization-") else 0

@@ -52,8 +52,16 @@ async def test_word_about_a_node_that_is_not_stored_is_dropped_where_that_is_ask
     changed = make.node(presence_reason="stream lost")
     await store.write_node(changed, status=make.status(), only_known=True)
     assert list(await store.load_nodes()) == [changed]
-    statuses, _ = await store.list_node_statuses("default", "web-1", limit=5, after="")
+    statuses, _ = await store.list_node_statuses("default", "web-1", limit=1, after="")
     assert list(statuses) == [make.status()]
+
+
+async def test_presence_history_begins_with_the_registration(store: Store, make: Make) -> None:
+    node = make.node(presence=Presence.NEW)
+    await store.write_node(node)
+    await store.write_node(node)
+    statuses, _ = await store.list_node_statuses("default", "web-1", limit=5, after="")
+    assert [(status.presence, status.since) for status in statuses] == [(Presence.NEW, node.presence_since)]
 
 
 async def test_presence_history_is_paged_newest_first_while_it_grows(store: Store, make: Make) -> None:

@@ -11,7 +11,8 @@ The rules of this file (mixlib-authentication as it is spoken; vectors in ``test
   key), then the caller finds the key, then ``verify_signature``.
 
 There is no nonce in the protocol. A repeat within the permitted skew is as good as the first; what must not happen
-twice is made idempotent by whoever does it.
+twice is made idempotent by whoever does it, by ``signed_content``. The bytes of the signature are no help there: one of
+1.0 or 1.1 that begins with a zero byte verifies without that byte as well.
 """
 
 from __future__ import annotations
@@ -147,15 +148,7 @@ def verify_signature(signature: ChefSignature, *, method: str, path: str, key: R
     Raises:
         SignatureRefused: they did not.
     """
-    text = canonical_request(
-        version=signature.version,
-        method=method,
-        path=path,
-        content_hash=signature.content_hash,
-        timestamp=signature.timestamp,
-        user=signature.user,
-        server_api_version=signature.server_api_version,
-    ).encode()
+    text = signed_content(signature, method=method, path=path)
     try:
         match signature.version:
             case SigningVersion.V1_0 | SigningVersion.V1_1:
@@ -168,6 +161,23 @@ def verify_signature(signature: ChefSignature, *, method: str, path: str, key: R
                 key.verify(signature.signature, text, PKCS1v15(), hashes.SHA256())
     except (InvalidSignature, ValueError):
         raise _bad_signature(signature.version) from None
+
+
+def signed_content(signature: ChefSignature, *, method: str, path: str) -> bytes:
+    """What was signed. Two requests are the same request exactly when this is the same.
+
+    Args:
+        path: the request target as it was on the wire; a query string is ignored.
+    """
+    return canonical_request(
+        version=signature.version,
+        method=method,
+        path=path,
+        content_hash=signature.content_hash,
+        timestamp=signature.timestamp,
+        user=signature.user,
+        server_api_version=signature.server_api_version,
+    ).encode()
 
 
 def sign_request(

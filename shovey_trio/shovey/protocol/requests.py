@@ -74,10 +74,14 @@ def read_job_request(body: Mapping[str, Any]) -> JobRequest:
     nodes = _names(body.get("nodes"))
     if not nodes:
         raise InvalidRequest("no nodes provided", field="nodes")
+    quorum = read_quorum(body.get("quorum"))
+    if quorum.isdigit() and len(nodes) < int(quorum) <= len(body["nodes"]):
+        # knife works its number out of the names it was given, of which some may be the same.
+        quorum = "100%"
     return JobRequest(
         command=command,
         nodes=nodes,
-        quorum=read_quorum(body.get("quorum")),
+        quorum=quorum,
         run_timeout=_duration(body.get("run_timeout"), "run_timeout"),
     )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -11,8 +10,7 @@ import trio
 from starlette.responses import Response
 
 from shovey_trio.application.jobs import CancelledJob, Jobs, StartJob
-from shovey_trio.core.chef.signing import ChefSignature
-from shovey_trio.core.errors import Overloaded
+from shovey_trio.core.errors import NotFound, Overloaded
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES, JobState
 from shovey_trio.core.jobs.targeting import Names
@@ -104,9 +102,9 @@ class JobRoutes:
         return json_response(sorted(found))
 
     async def start(self, call: Call) -> Response:
-        """Starts a job once, however often knife repeats the request: the signature is its id.
+        """Starts a job once, however often knife repeats the request: what it has signed is the job's request id.
 
-        Two equal requests of one user in one second have one signature and are one job.
+        Two equal requests of one user in one second have signed the same and are one job.
         """
         wanted = read_job_request(read_object(call.body))
         started = await self._jobs.start(
@@ -116,7 +114,7 @@ class JobRoutes:
                 selection=Names(names=wanted.nodes),
                 quorum=wanted.quorum,
                 run_timeout=self._policy.run_timeout if wanted.run_timeout is None else wanted.run_timeout,
-                request_id=request_id(call.signature),
+                request_id=call.request_id,
                 accept_unknown=True,
             ),
         )
@@ -147,7 +145,9 @@ class JobRoutes:
     async def cancel(self, call: Call) -> Response:
         """Cancels runs and waits a moment for their nodes to prove it; what is not proven by then is still running."""
         wanted = read_cancel_request(read_object(call.body))
-        await find_job(self._jobs, call, wanted.job_id)
+        found = await find_job(self._jobs, call, wanted.job_id)
+        if found.job.state is JobState.QUORUM_FAILED:
+            raise NotFound(f"shovey job {wanted.job_id} has no runs: its quorum failed", job_id=wanted.job_id)
         cancelled = await self._jobs.cancel(call.principal, wanted.job_id, wanted.nodes, kill_grace=wanted.kill_timeout)
         if cancelled.cancelling:
             with trio.move_on_after(self._policy.cancel_wait):
@@ -168,11 +168,6 @@ class JobRoutes:
         except Overloaded as error:
             # The cancel is under way; that nobody can wait for it now is no reason to fail it.
             _log.warning("cancel.not_awaited", job=cancelled.job.id, error=error.message)
-
-
-def request_id(signature: ChefSignature) -> str:
-    """What makes a repeated request the same one: its user and its signature."""
-    return "chef:" + hashlib.sha256(signature.user.encode() + b"\0" + signature.signature).hexdigest()
 
 
 def _view(found: JobOverview) -> dict[str, Any]:

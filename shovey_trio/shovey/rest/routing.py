@@ -7,6 +7,7 @@ escaped, so that one is part of a name.
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from starlette.routing import Match
 from starlette.routing import Route as PathRoute
 from starlette.routing import Router as PathRouter
 
-from shovey_trio.core.chef.signing import ChefSignature
+from shovey_trio.core.chef.signing import ChefSignature, signed_content
 from shovey_trio.core.jobs.model import Principal
 from shovey_trio.core.trust.authz import Action
 from shovey_trio.http.asgi import Receive, Scope, Send
@@ -72,6 +73,13 @@ class Call:
         """Decoded; the first of what is repeated, and empty values are values."""
         pairs = parse_qsl(self.request.scope["query_string"].decode("ascii"), keep_blank_values=True)
         return dict(reversed(pairs))
+
+    @property
+    def request_id(self) -> str:
+        """The same for a request that is repeated, by its sender or by somebody who has recorded it."""
+        path = self.request.scope["raw_path"].decode("ascii")
+        content = signed_content(self.signature, method=self.request.method, path=path)
+        return "chef:" + hashlib.sha256(content).hexdigest()
 
     def url(self, path: str) -> str:
         """A URL of ours, absolute if the client said how it reached us; ``path`` begins with a slash."""
@@ -185,7 +193,7 @@ def _missing(method: str, path: str, allowed: set[str]) -> HttpRefused:
     match area, segments:
         case "shovey", (_, "jobs" | "stream", *_) if method not in {"GET", "HEAD", "PUT", "POST"}:
             return _not_allowed("Unrecognized method", allowed or {"GET", "PUT"})
-        case "shovey", _ if allowed and method not in {"PUT", "POST"}:
+        case "shovey", _ if allowed and (method not in {"PUT", "POST"} or segments[1] == "stream"):
             return _not_allowed("Unrecognized method", allowed)
         case "shovey", (_, "jobs" | "stream" | "key" | "output" | "", *_) | (_,):
             return HttpRefused(400, "Bad request")

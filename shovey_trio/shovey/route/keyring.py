@@ -117,20 +117,30 @@ class SchobKeyring:
         """
         return self._keys(organization).current.public_pem
 
-    async def reset(self, organization: str) -> str:
-        """Makes a new current key, durably, and returns its PEM; each node is moved to it when it shows it.
+    async def reset(self, organization: str, request_id: str) -> bool:
+        """Makes a new current key, durably; each node is moved to it when it shows it.
+
+        Returns False, and changes nothing, when this request has made a key before.
 
         Raises:
             NotFound: not an organization of this controller.
             OSError: it cannot be written; nothing has changed.
         """
-        self._keys(organization)
+        if request_id in self._keys(organization).resets:
+            return False
         place = self._places[organization]
         key = await trio.to_thread.run_sync(make_schob_key, time.time())
-        written = await trio.to_thread.run_sync(lambda: place.change(organization, lambda keys: keys.with_key(key)))
+
+        def change(keys: SchobKeys) -> SchobKeys:
+            # Read again: two copies of the request may have come at once.
+            return keys if request_id in keys.resets else keys.with_key(key, request_id=request_id)
+
+        written = await trio.to_thread.run_sync(lambda: place.change(organization, change))
         self._keep(written)
+        if written.current.key_id != key.key_id:
+            return False
         _log.info("legacy_key.reset", organization=organization, key_id=key.key_id, keys=len(written.keys))
-        return key.public_pem
+        return True
 
     def _keys(self, organization: str) -> SchobKeys:
         keys = self._rings.get(organization)

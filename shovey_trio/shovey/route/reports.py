@@ -131,9 +131,10 @@ class SchobReports:
         """
         return self._keyring.public_key(organization)
 
-    async def reset_key(self, organization: str) -> str:
-        """Makes a new key and returns its PEM; see ``SchobKeyring.reset``."""
-        pem = await self._keyring.reset(organization)
+    async def reset_key(self, organization: str, request_id: str) -> str:
+        """Makes a new key, once for a request, and returns the current one's PEM; see ``SchobKeyring.reset``."""
+        if not await self._keyring.reset(organization, request_id):
+            return self._keyring.public_key(organization)
         reset = audit_entry(
             self._services.clock.now(),
             KEY_RESET,
@@ -141,7 +142,7 @@ class SchobReports:
             principal=origin().principal,
         )
         await self._audit.append_audit([reset])
-        return pem
+        return self._keyring.public_key(organization)
 
     # -- reports
 

@@ -7,7 +7,7 @@ from typing import Final
 
 from sqlalchemy import Connection, bindparam, insert, select, update
 
-from shovey_trio.core.jobs.model import Node, NodeStatus
+from shovey_trio.core.jobs.model import Node, NodeStatus, Presence
 from shovey_trio.store.sql.pages import Listing, decode_key, encode_page
 from shovey_trio.store.sql.prepared import Prepared
 from shovey_trio.store.sql.rows import NODE, NODE_STATUS
@@ -36,6 +36,14 @@ def write_node(transaction: WriteTransaction, node: Node, status: NodeStatus | N
         if only_known:
             return
         _INSERT_NODE.execute(connection, [{**NODE.fixed(node), **values}])
+        if status is None and node.presence is Presence.NEW:
+            status = NodeStatus(
+                node=node.name,
+                organization=node.organization,
+                presence=node.presence,
+                since=node.presence_since,
+                reason=node.presence_reason,
+            )
     if status is not None:
         _INSERT_STATUS.execute(connection, [NODE_STATUS.fixed(status)])
 
