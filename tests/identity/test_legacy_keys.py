@@ -17,11 +17,11 @@ from shovey_trio.shovey.keys import (
     SchobKey,
     SchobKeyFile,
     SchobKeys,
-    schob_keys_document,
     make_schob_key,
     parse_schob_keys,
+    schob_keys_document,
 )
-from shovey_trio.shovey.route.keyring import SchobKeyring, KeptKeys
+from shovey_trio.shovey.route.keyring import SchobKeyring
 
 
 @pytest.fixture(scope="module")
@@ -80,15 +80,16 @@ async def test_one_request_makes_one_key_also_after_a_restart(tmp_path: Path, ke
     file = SchobKeyFile(tmp_path / "o.legacy.json")
     file.save(keys)
 
-    def keyring() -> SchobKeyring:
-        rings = {"o": KeptKeys(place=file, keys=file.load("o"))}
-        return SchobKeyring(rings, load=lambda: rings, registry=NodeRegistry(MemoryStore()))
+    async def keyring() -> SchobKeyring:
+        opened = SchobKeyring(lambda: {"o": file}, registry=NodeRegistry(MemoryStore()))
+        await opened.load()
+        return opened
 
-    first = keyring()
+    first = await keyring()
     assert await first.reset("o", "recorded")
     made = first.public_key("o")
     assert made != keys.current.public_pem
-    for one in (first, keyring()):
+    for one in (first, await keyring()):
         assert not await one.reset("o", "recorded")
         assert one.public_key("o") == made
     assert await first.reset("o", "another")
