@@ -18,6 +18,7 @@ import trio
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))  # the laboratory is not in the wheel
 
+from lab.chef_client import make_key, public_pem
 from lab.fake_agents import FakeAgent
 from lab.memory_store import MemoryStore
 from lab.nursery_rig import open_rig
@@ -28,7 +29,6 @@ from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.chef.signing import sign_request
 from shovey_trio.core.jobs.model import Role
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.shovey.bench.chef_client import make_key, public_pem
 from shovey_trio.shovey.rest.listener import open_rest
 
 _SETTINGS = {"rest": {"enabled": True, "listen": "127.0.0.1:0"}}

@@ -35,7 +35,7 @@ else: from shovey_trio.cli.controller.main import main
 main()'
 measure() { # TREE RESULT
   # Paths in PYTHONPATH come before the checkout that .venv knows; every process of the benchmark inherits them.
-  PYTHONPATH="$1:$1/agent" "$work/env/bin/python" -P -c "$program" \
+  PYTHONPATH="$1:$1/agent:$1/tests" "$work/env/bin/python" -P -c "$program" \
     bench "${arguments[@]}" --json "$2" >"$2.log" 2>&1 || { cat "$2.log" >&2; exit 2; }
 }
 for turn in $(seq "$turns"); do

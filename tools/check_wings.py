@@ -45,7 +45,7 @@ COMPOSITION = frozenset(
     {"shovey_trio.controller.composition", "shovey_trio.controller.wings", "shovey_agent.cli"},
 )
 # Modules that name a wing's in strings, so that it is imported when it is called and not before.
-TABLES = frozenset({"shovey_trio.cli.controller.main", "shovey_trio.bench.scenarios"})
+TABLES = frozenset({"shovey_trio.cli.controller.main"})
 HEART = (
     "shovey_trio.application",
     "shovey_trio.core.jobs",

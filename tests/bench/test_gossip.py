@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from shovey_trio.bench.gossip import STEP, Gossip
+from lab.gossip import STEP, Gossip
 
 
 def times(gossip: Gossip) -> list[float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from shovey_trio.shovey.bench.goiardi import find_goiardi
+from lab.goiardi import find_goiardi
 from tests.bench.test_bench_cli import processes_of, run_bench, scratch
 
 __all__ = ["scratch"]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from lab.chef_client import make_key, public_pem
 from shovey_trio.cli.controller.main import run
 from shovey_trio.core.chef.keys import read_chef_keys
-from shovey_trio.shovey.bench.chef_client import make_key, public_pem
 
 
 @pytest.fixture

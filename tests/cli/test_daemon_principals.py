@@ -9,6 +9,7 @@ from typing import TypeVar
 
 import pytest
 
+from lab.chef_client import make_key, public_pem
 from shovey_trio.chef.callers import StoredChefCallers
 from shovey_trio.cli.controller.main import run
 from shovey_trio.cli.controller.offline_store import run_with_store
@@ -18,7 +19,6 @@ from shovey_trio.core.jobs.states import RunState
 from shovey_trio.identity.layout import DataDirectory
 from shovey_trio.identity.signing_keys import SigningKeyFile
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.shovey.bench.chef_client import make_key, public_pem
 from shovey_trio.shovey.keys import SCHOB_KEYS
 from shovey_trio.store.contract import Store
 

@@ -7,9 +7,9 @@ from functools import cache
 import pytest
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
+from lab.chef_client import make_key, public_pem
 from shovey_trio.core.chef.keys import MAX_KEYS, read_chef_keys, write_chef_keys
 from shovey_trio.core.errors import InvalidRequest
-from shovey_trio.shovey.bench.chef_client import make_key, public_pem
 
 
 @cache

@@ -13,12 +13,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from lab.chef_client import ChefClient, ConnectionDropped, public_pem
 from shovey_trio.core.chef.signing import load_private_key
 from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.demo.fleet import free_port
 from shovey_trio.demo.processes import ManagedProcess
 from shovey_trio.demo.serf_agents import open_serf_agents
-from shovey_trio.shovey.bench.chef_client import ChefClient, ConnectionDropped, public_pem
 from tests.docs.test_readme import ROOT, SHELL
 from tests.rest.knife import make_knife
 

@@ -14,6 +14,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from lab.chef_client import make_key
 from shovey_agent.desk.trusted_keys import TrustedKeys
 from shovey_agent.desk.wire import DeskProtocolError, run_value
 from shovey_agent.run.runs import ExitCause, ExitReport, RunPhase
@@ -43,7 +44,6 @@ from shovey_trio.identity.renewal import verify_certificate
 from shovey_trio.identity.requests import make_private_key, make_request, read_request
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.rpc.convert import refusal_value, report_value, run_message, sane_time, seconds
-from shovey_trio.shovey.bench.chef_client import make_key
 from shovey_trio.shovey.protocol.views import run_view
 from shovey_trio.store.sql.pages import decode_key, encode_page
 from shovey_trio.v1 import agent_service_pb2, launcher_pb2

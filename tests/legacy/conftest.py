@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import trio
 
+from lab.goiardi import Goiardi, find_goiardi, open_goiardi
 from shovey_trio.demo.processes import ManagedProcess, program
 from shovey_trio.demo.serf_agents import SerfAgentProcess, find_serf, open_serf_agents
-from shovey_trio.shovey.bench.goiardi import Goiardi, find_goiardi, open_goiardi
 
 # Unlike any other on this machine: tests look for its commands by it.
 NODE = f"schob-{uuid.uuid4().hex[:8]}"

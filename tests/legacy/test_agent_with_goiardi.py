@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import trio
 
+from lab.goiardi import find_goiardi
 from shovey_trio.core.serf.doorbell_plan import PlannedQuery
 from shovey_trio.core.serf.records import QueryReceived
 from shovey_trio.demo.serf_agents import find_serf
 from shovey_trio.serf.connection import SerfConnection
 from shovey_trio.serf.progress import QueryProgress
-from shovey_trio.shovey.bench.goiardi import find_goiardi
 from tests.legacy.conftest import NODE, Rig, open_rig
 
 pytestmark = [pytest.mark.goiardi, pytest.mark.serf, pytest.mark.slow]

@@ -18,6 +18,7 @@ import trio
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+from lab.chef_client import Answer, ChefClient, make_key, public_pem
 from lab.shared_fleet import keep_fleet
 from shovey_agent.credentials import CredentialStore
 from shovey_trio.cli.controller.offline_store import run_with_store
@@ -30,7 +31,6 @@ from shovey_trio.identity.authority import CertificateAuthority, create_authorit
 from shovey_trio.identity.names import Identity, node_identity, user_identity
 from shovey_trio.identity.requests import make_private_key, make_request, private_key_pem
 from shovey_trio.rpc.bridge import Channel, ClientTls, Method, RpcError
-from shovey_trio.shovey.bench.chef_client import Answer, ChefClient, make_key, public_pem
 from shovey_trio.store.contract import Store
 from shovey_trio.v1 import admin_service_pb2
 

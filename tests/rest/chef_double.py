@@ -19,11 +19,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from starlette.requests import Request
 from starlette.responses import Response
 
+from lab.chef_client import public_pem
 from shovey_trio.core.chef.signing import SignatureMalformed, SignatureRefused, read_signature, verify_signature
 from shovey_trio.http.asgi import Receive, Scope, Send, read_body
 from shovey_trio.http.messages import json_response
 from shovey_trio.http.server import HttpOptions, HttpServer, open_http_server
-from shovey_trio.shovey.bench.chef_client import public_pem
 
 from .conftest import key_of
 

@@ -12,6 +12,7 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+from lab.chef_client import ChefClient, make_key, public_pem
 from lab.failpoint_store import FailpointStore
 from lab.fake_agents import FakeAgent, Script
 from lab.fake_doorbell import FakeDoorbell
@@ -26,7 +27,6 @@ from shovey_trio.core.jobs.model import OutputChunk, Principal, Role, Run, Strea
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.http.server import HttpServer
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.shovey.bench.chef_client import ChefClient, make_key, public_pem
 from shovey_trio.shovey.rest.listener import open_rest
 
 HARD_LIMIT = 30.0

@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from lab.chef_client import ChefClient
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.chef.signing import SigningVersion
 from shovey_trio.core.jobs.model import Role
-from shovey_trio.shovey.bench.chef_client import ChefClient
 from shovey_trio.shovey.rest.listener import shim_routes
 
 from .conftest import Shim, key_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from shovey_trio.shovey.bench.chef_client import Answer
+from lab.chef_client import Answer
 
 from .conftest import Shim, key_of, open_shim
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import trio
 
-from shovey_trio.shovey.bench.chef_client import ChefClient
+from lab.chef_client import ChefClient
 
 from .chef_double import ORGANIZATION, ChefDouble, Member, open_chef_double
 from .conftest import HARD_LIMIT, Shim, key_of, open_shim

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 
+from lab.chef_client import Answer, ChefClient, ConnectionDropped
 from shovey_trio.cli.controller.main import run
 from shovey_trio.cli.controller.offline_store import run_with_store
 from shovey_trio.core.chef.principals import ChefPrincipal
@@ -22,7 +23,6 @@ from shovey_trio.core.jobs.model import Node, Role, User
 from shovey_trio.core.jobs.search import parse_search
 from shovey_trio.demo.fleet import free_port
 from shovey_trio.demo.processes import ManagedProcess
-from shovey_trio.shovey.bench.chef_client import Answer, ChefClient, ConnectionDropped
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.store.contract import Store
 

@@ -8,13 +8,13 @@ import itertools
 import pytest
 import trio
 
+from lab.chef_client import ChefClient
 from lab.fake_agents import OnCancel
 from shovey_trio.core.chef.signing import SigningVersion
 from shovey_trio.core.errors import DuplicateChunk
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.trust.orders import OrderKind, RefusalReason
-from shovey_trio.shovey.bench.chef_client import ChefClient
 
 from .conftest import NEVER_UP, WEB, Shim, key_of, open_shim
 from .differences import UNRECORDED, Unrecorded

@@ -10,10 +10,10 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from lab.chef_client import Answer, ChefClient, make_key, public_pem
 from shovey_trio.core.chef.signing import SigningVersion
 from shovey_trio.demo.fleet import Fleet, NodeSpec, free_port, open_fleet, run_program
 from shovey_trio.demo.processes import ProcessFailed
-from shovey_trio.shovey.bench.chef_client import Answer, ChefClient, make_key, public_pem
 
 HARD_LIMIT = 100.0
 WHITELIST = {"hello": "echo hello", "sleep": "sleep 60"}

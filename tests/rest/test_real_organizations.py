@@ -10,11 +10,11 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey
 
+from lab.chef_client import ChefClient, make_key, public_pem
 from shovey_trio.core.jobs.model import Run
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.demo.fleet import Fleet, free_port, open_fleet, run_program
 from shovey_trio.demo.processes import ManagedProcess, ProcessFailed, program
-from shovey_trio.shovey.bench.chef_client import ChefClient, make_key, public_pem
 from shovey_trio.store.opening import open_store
 
 pytestmark = pytest.mark.slow

@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from lab.chef_client import Answer, ChefClient, ConnectionDropped
 from shovey_trio.core.chef.signing import SigningVersion
 from shovey_trio.core.jobs.events import ReportOutcome
 from shovey_trio.core.jobs.model import ProofKind, Role, StreamName
 from shovey_trio.core.trust.orders import RefusalReason
-from shovey_trio.shovey.bench.chef_client import Answer, ChefClient, ConnectionDropped
 from shovey_trio.shovey.protocol.report import parse_run_put, parse_stream_put
 
 from .conftest import RecordingReports, Shim, key_of, open_shim

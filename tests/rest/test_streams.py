@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import trio
 
+from lab.chef_client import Answer
 from lab.fake_agents import OnCancel
 from shovey_trio.core.jobs.events import ReportOutcome, RunReport
 from shovey_trio.core.jobs.model import ProofKind, StreamName
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.trust.orders import RefusalReason
-from shovey_trio.shovey.bench.chef_client import Answer
 
 from .conftest import NEVER_UP, Shim, open_shim
 

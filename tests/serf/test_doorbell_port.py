@@ -6,7 +6,7 @@ import pytest
 import trio
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from shovey_trio.bench.fake_serf import FakeSerfCluster
+from lab.fake_serf import FakeSerfCluster
 from shovey_trio.core.errors import SerfUnavailable
 from shovey_trio.nursery.clock import WallClock
 from shovey_trio.serf.doorbell import SerfDoorbell

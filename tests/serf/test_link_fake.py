@@ -12,7 +12,7 @@ import pytest
 import trio
 import trio.testing
 
-from shovey_trio.bench.fake_serf import FakeSerfAgent, FakeSerfCluster
+from lab.fake_serf import FakeSerfAgent, FakeSerfCluster
 from shovey_trio.core.serf.doorbell_plan import PlannedQuery
 from shovey_trio.core.serf.ipc import RemoteProtocolError
 from shovey_trio.core.serf.records import UserEventReceived

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from types import MappingProxyType
 from typing import Final
 
@@ -30,15 +31,15 @@ SCENARIOS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "lines": ("shovey_trio.bench.scenarios.lines", "all agents print 10 short lines a second"),
         "cost": ("shovey_trio.bench.scenarios.cost", "CPU per run against the number of agents"),
         "legacy": (
-            "shovey_trio.shovey.bench.fanout_scenario",
+            "lab.schobs.fanout",
             "one job on emulated old nodes (schob); with --peer, on goiardi too",
         ),
         "legacy-output": (
-            "shovey_trio.shovey.bench.output_scenario",
+            "lab.schobs.output",
             "output of emulated old nodes; with --peer, to goiardi too",
         ),
         "on-demand": ("shovey_trio.bench.scenarios.on_demand", "one job on 50 real agents that serf wakes"),
-        "membership": ("shovey_trio.bench.scenarios.membership", "a serf cluster of 10,000 members, emulated"),
+        "membership": ("lab.serf_members", "a serf cluster of 10,000 members, emulated"),
         "footprint": (
             "shovey_trio.bench.scenarios.footprint",
             "one real agent, in one process and in two parts, with nothing to do",
@@ -46,8 +47,10 @@ SCENARIOS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "history": ("shovey_trio.bench.scenarios.history", "a store with many finished runs"),
     }
 )
+# Beside the tests, where the emulated serf cluster, old nodes and other servers are.
+LABORATORY: Final = "lab"
 # Other servers that scenarios may measure beside this one: name of the package → module that looks for it.
-PEERS: Final[Mapping[str, str]] = MappingProxyType({"goiardi": "shovey_trio.shovey.bench.servers"})
+PEERS: Final[Mapping[str, str]] = MappingProxyType({"goiardi": "lab.schobs.servers"})
 
 
 def load_scenario(name: str) -> Scenario:
@@ -56,7 +59,11 @@ def load_scenario(name: str) -> Scenario:
     return measure
 
 
+def is_here(name: str) -> bool:
+    """Whether the scenario can be imported: those of the laboratory are in a checkout alone."""
+    return SCENARIOS[name][0].partition(".")[0] != LABORATORY or find_spec(LABORATORY) is not None
+
+
 def has_peer(name: str) -> bool:
-    """Whether another server is installed."""
-    found: bool = import_module(PEERS[name]).is_installed()
-    return found
+    """Whether another server is installed, and there is a laboratory to measure it."""
+    return find_spec(LABORATORY) is not None and bool(import_module(PEERS[name]).is_installed())

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _INTERRUPTED = 130
 _FAILED = 1
+_NEEDS_CHECKOUT = "what is emulated there is not installed; run it from a checkout, with PYTHONPATH=tests"
 
 
 @click.command()
@@ -72,7 +73,7 @@ def bench(  # noqa: PLR0917 - click passes them by name
     process: they speak the real protocol over connections of their own, enrolled and verifying signatures, but run no
     commands. Daemon and load share this machine.
     """
-    from shovey_trio.bench.scenarios import SCENARIOS
+    from shovey_trio.bench.scenarios import SCENARIOS, is_here
     from shovey_trio.bench.stage import BenchOptions
 
     if list_them:
@@ -83,6 +84,11 @@ def bench(  # noqa: PLR0917 - click passes them by name
     unknown = [name for name in scenarios if name not in SCENARIOS]
     if unknown:
         raise click.UsageError(f"no such scenario: {', '.join(unknown)}; there are {', '.join(SCENARIOS)}")
+    absent = [name for name in scenarios or SCENARIOS if not is_here(name)]
+    if scenarios and absent:
+        raise click.UsageError(f"{', '.join(absent)}: {_NEEDS_CHECKOUT}")
+    if absent:
+        click.echo(f"{', '.join(absent)} left out: {_NEEDS_CHECKOUT}", err=True)
     options = BenchOptions(
         agents=agents,
         processes=processes,
@@ -92,7 +98,7 @@ def bench(  # noqa: PLR0917 - click passes them by name
         output_mib=output_mib,
         peer=peer,
     )
-    sys.exit(_run(scenarios or _possible(SCENARIOS), options, json_file))
+    sys.exit(_run(scenarios or _possible(name for name in SCENARIOS if name not in absent), options, json_file))
 
 
 def _possible(scenarios: Iterable[str]) -> tuple[str, ...]:

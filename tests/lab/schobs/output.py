@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from lab.schobs.chunks import ChunkRate, push_chunks
+from lab.schobs.nodes import OldNode, make_nodes
+from lab.schobs.servers import NO_LIMIT, OldServer, open_goiardi_server, open_own_server
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage
-from shovey_trio.shovey.bench.chunks import ChunkRate, push_chunks
-from shovey_trio.shovey.bench.nodes import OldNode, make_nodes
-from shovey_trio.shovey.bench.servers import NO_LIMIT, OldServer, open_goiardi_server, open_own_server
 
 # As many connections, and what each of them pushes. Each piece is signed beforehand, which takes 1 ms.
 _NODES: Final = 32

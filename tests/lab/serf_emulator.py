@@ -10,8 +10,8 @@ from typing import Final
 
 import trio
 
-from shovey_trio.bench.fake_serf import AskedQuery, FakeSerfCluster
-from shovey_trio.bench.gossip import STEP, Gossip, Rumour
+from lab.fake_serf import AskedQuery, FakeSerfCluster
+from lab.gossip import STEP, Gossip, Rumour
 
 _HOST: Final = "127.0.0.1"
 
@@ -35,7 +35,7 @@ class EmulatedSerf(FakeSerfCluster):
         self.rpc_port = 0
         self.delivered: Callable[[str, bytes], None] = lambda _node, _payload: None
         self.lost = 0
-        self._gossip = Gossip(len(nodes) + 1, random.Random(len(nodes)))  # noqa: S311 - not a secret
+        self._gossip = Gossip(len(nodes) + 1, random.Random(len(nodes)))
         self._under_way: dict[Rumour, tuple[AskedQuery, bytes]] = {}
         self._work = trio.Event()
 

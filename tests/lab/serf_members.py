@@ -12,10 +12,10 @@ from typing import Final
 
 import trio
 
+from lab.fake_serf import FakeSerfCluster
+from lab.serf_emulator import EmulatedSerf, open_emulated_serf
 from shovey_trio.bench.daemon_meter import DaemonCost, DaemonMeter
-from shovey_trio.bench.fake_serf import FakeSerfCluster
 from shovey_trio.bench.figures import Bar, Figure, figure
-from shovey_trio.bench.serf_emulator import EmulatedSerf, open_emulated_serf
 from shovey_trio.bench.stage import END_DEADLINE, Stage, make_fleet, start_daemon
 from shovey_trio.core.serf.wire import MemberStatus
 from shovey_trio.demo.fleet import ORGANIZATION

@@ -9,9 +9,9 @@ from typing import Final
 
 import trio
 
+from lab.schobs.nodes import FLOOD, OldNode, OldNodes, wait_ended
+from lab.schobs.servers import OldServer
 from shovey_trio.bench.stage import WrongResult
-from shovey_trio.shovey.bench.nodes import FLOOD, OldNode, OldNodes, wait_ended
-from shovey_trio.shovey.bench.servers import OldServer
 
 _POLL: Final = 0.01
 _DEADLINE: Final = 120.0

@@ -9,8 +9,8 @@ from typing import Final
 
 import trio
 
-from shovey_trio.shovey.bench.nodes import OldNode, OldNodes, lost_results, wait_ended
-from shovey_trio.shovey.bench.servers import OldServer
+from lab.schobs.nodes import OldNode, OldNodes, lost_results, wait_ended
+from lab.schobs.servers import OldServer
 from shovey_trio.shovey.protocol.wire import ORDER_QUERY
 
 _COMMAND: Final = "report"

@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from lab.schobs.job import OldJob, run_old_job
+from lab.schobs.nodes import OldNode, make_nodes
+from lab.schobs.servers import NO_LIMIT, open_goiardi_server, open_own_server
 from shovey_trio.bench.figures import Bar, Figure, figure
 from shovey_trio.bench.stage import Stage
-from shovey_trio.shovey.bench.job import OldJob, run_old_job
-from shovey_trio.shovey.bench.nodes import OldNode, make_nodes
-from shovey_trio.shovey.bench.servers import NO_LIMIT, open_goiardi_server, open_own_server
 
 # How long the command takes on every node.
 _SECONDS: Final = 1.0

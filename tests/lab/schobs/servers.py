@@ -18,15 +18,15 @@ from typing import Any, Final
 import trio
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
+from lab.chef_client import ChefClient, make_key, public_pem
+from lab.goiardi import find_goiardi, open_goiardi
+from lab.gossip import STEP
+from lab.schobs.nodes import OldNode
+from lab.serf_emulator import EmulatedSerf, open_emulated_serf
 from shovey_trio.bench.daemon_meter import DaemonMeter
-from shovey_trio.bench.gossip import STEP
-from shovey_trio.bench.serf_emulator import EmulatedSerf, open_emulated_serf
 from shovey_trio.bench.stage import END_DEADLINE, WrongResult, make_fleet, start_daemon
 from shovey_trio.core.chef.signing import SigningVersion, load_private_key, load_public_key
 from shovey_trio.demo.fleet import ORGANIZATION, free_port, run_program
-from shovey_trio.shovey.bench.chef_client import ChefClient, make_key, public_pem
-from shovey_trio.shovey.bench.goiardi import find_goiardi, open_goiardi
-from shovey_trio.shovey.bench.nodes import OldNode
 from shovey_trio.shovey.keys import SCHOB_KEYS
 from shovey_trio.shovey.protocol.wire import ORDER_QUERY, STATUS_QUERY, status_payload
 

@@ -1,1 +1,0 @@
-"""The wing's benchmarks, with a real goiardi as the peer."""
