@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import re
 import subprocess
@@ -14,8 +13,6 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PIP_DEADLINE = 110
-# The last version that shipped its laboratory, and by how many lines a wheel is at least to be lighter since.
-HEAVY, LIGHTER_BY = "4a4340d", 4_000
 
 pytestmark = pytest.mark.slow
 
@@ -67,23 +64,6 @@ def test_no_fakes_rigs_or_chaos_are_in_the_wheel(wheel: Path) -> None:
         words = {name: set(re.split(r"[/._]", name)) for name in archive.namelist()}
     laboratory = {"fake", "fakes", "rig", "chaos", "faults", "double", "emulator", "lab", "testing", "tests"}
     assert [name for name, found in words.items() if found & laboratory] == []
-
-
-def test_the_wheel_is_lighter_than_when_it_held_the_laboratory(wheel: Path) -> None:
-    packed = subprocess.run(
-        ["git", "archive", "--format=zip", HEAVY, "shovey_trio", "agent"], cwd=ROOT, capture_output=True, check=False
-    )
-    assert packed.returncode == 0, f"this needs the history down to {HEAVY}: git fetch --unshallow\n{packed.stderr!r}"
-    before, now = hand_written(io.BytesIO(packed.stdout)), hand_written(wheel)
-    assert now <= before - LIGHTER_BY, f"{before} lines then, {now} now"
-
-
-def hand_written(archive: Path | io.BytesIO) -> int:
-    """Lines of Python that nobody generated."""
-    with zipfile.ZipFile(archive) as files:
-        names = [name for name in files.namelist() if name.endswith(".py") and "/v1/" not in name]
-        assert names
-        return sum(files.read(name).count(b"\n") for name in names)
 
 
 @pytest.mark.parametrize("program", ["shovey", "shovey-agent", "shovey-trio"])
