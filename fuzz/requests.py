@@ -219,7 +219,7 @@ class _Reports:
     def public_key(self, organization: str) -> str:
         return organization
 
-    async def reset_key(self, organization: str) -> str:
+    async def reset_key(self, organization: str, request_id: str) -> str:
         await trio.lowlevel.checkpoint()
         return organization
 
