@@ -228,7 +228,7 @@ async def test_state_open_to_others_is_refused(store: CredentialStore) -> None:
         with pytest.raises(InsecureFile, match=rf"{path.name} has mode 0644.*chmod 0600"):
             store.load()
         path.chmod(0o600)
-    for name in ("nonces", "voided", "epoch"):
+    for name in ("nonces", "voided"):
         (store.state_dir / name).touch(mode=0o640)
         with pytest.raises(InsecureFile, match=f"{name} has mode 0640"):
             store.load()
