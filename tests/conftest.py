@@ -9,11 +9,14 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Generator
+from pathlib import Path
 from typing import Final
 
 import pytest
 
 IN_CI: Final = os.environ.get("CI", "").lower() in {"1", "true", "yes"}
+# pytest has the laboratory on its own path (pyproject.toml); child processes of tests find it too.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(Path(__file__).parent), os.environ.get("PYTHONPATH", ""))))
 #: Marker and program; tools/test.sh installs them where it can.
 PROGRAMS: Final = ("serf", "goiardi")
 

@@ -160,7 +160,9 @@ class AgentInbox:
             self._refuse_foreign(organization, node, run_id)
             return False
         fresh, extent = continue_output(await self._services.store.output_extent(run_id), [pushed.chunk])
-        if fresh and _was_told(run):
+        # A node that tells its end ahead of its output may be late with the rest of it.
+        may_follow = self._services.routes.of_run(run).output_patience > 0
+        if fresh and _was_told(run) and not may_follow:
             return False
         if fresh:
 

@@ -208,7 +208,11 @@ async def test_a_node_is_up_while_it_beats_and_down_after_ten_minutes(autojump_c
         await until(lambda: _presence(rig, "n") is Presence.DOWN)
         assert 540 < trio.current_time() - before < 661
         # A hundred heartbeats, two entries.
-        assert await _history(rig, "n") == [(Presence.UP, "heartbeat"), (Presence.DOWN, "heartbeat_lost")]
+        assert await _history(rig, "n") == [
+            (Presence.NEW, "enrolled"),
+            (Presence.UP, "heartbeat"),
+            (Presence.DOWN, "heartbeat_lost"),
+        ]
 
 
 async def test_serf_saying_failed_is_enough_to_be_down_and_not_enough_to_be_up(
