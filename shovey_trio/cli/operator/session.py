@@ -105,8 +105,9 @@ def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Ex
         code = trio.run(run)
     except* Unreachable as lost:
         said = first_leaf(lost)
+        assert isinstance(said, Unreachable)  # nothing else is caught here
         advice = trio.run(why_unreachable, section, own)
-        raise Failed(str(said), reason=Unreachable.reason, exit=Exit.UNREACHABLE, advice=advice) from None
+        raise Failed(said.message, reason=Unreachable.reason, exit=Exit.UNREACHABLE, advice=advice) from None
     raise click.exceptions.Exit(code.value)
 
 
