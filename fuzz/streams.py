@@ -19,6 +19,7 @@ from fuzz.stored import shown_node, shown_run, stored_chunk
 from fuzz.target import Target
 from fuzz.trust import an_order, signing_key, trusted_keys
 from shovey_agent.desk.desk import Declined, Known, Taken, Voided
+from shovey_agent.desk.epoch import JobEpochs
 from shovey_agent.desk.frames import FrameDecoder, FrameStream, FrameTooLarge
 from shovey_agent.desk.gate import OrderGate
 from shovey_agent.desk.local import LocalDesk
@@ -188,6 +189,7 @@ def _service(data: bytes, kind: type[Any], route: int) -> None:
             registry=behind,
             links=behind,
             max_attached=10,
+            max_run_output=1024 * 1024,
             identities=behind,
             credits_=ByteCredits(1024 * 1024),
             clock=_Clock(),
@@ -315,7 +317,10 @@ class _Executor:
 def _desk() -> LocalDesk:
     """The desk of a node that trusts ``trusted_keys`` and may run one command."""
     disk = cast(Any, _Disk())
-    gate = OrderGate(identity=_IDENTITY, keys=trusted_keys(), nonces=disk, voided=disk, epoch=disk, whitelist=disk)
+    epochs, keys = JobEpochs(), trusted_keys()
+    gate = OrderGate(identity=_IDENTITY, keys=keys, nonces=disk, voided=disk, epochs=epochs, whitelist=disk)
+        identity=_IDENTITY, keys=trusted_keys(), nonces=disk, voided=disk, epochs=JobEpochs(), whitelist=disk
+    )
     return LocalDesk(cast(Any, _Executor()), gate)
 
 
