@@ -316,11 +316,8 @@ class _Executor:
 
 def _desk() -> LocalDesk:
     """The desk of a node that trusts ``trusted_keys`` and may run one command."""
-    disk = cast(Any, _Disk())
-    epochs, keys = JobEpochs(), trusted_keys()
+    disk, keys, epochs = cast(Any, _Disk()), trusted_keys(), JobEpochs()
     gate = OrderGate(identity=_IDENTITY, keys=keys, nonces=disk, voided=disk, epochs=epochs, whitelist=disk)
-        identity=_IDENTITY, keys=trusted_keys(), nonces=disk, voided=disk, epochs=JobEpochs(), whitelist=disk
-    )
     return LocalDesk(cast(Any, _Executor()), gate)
 
 
