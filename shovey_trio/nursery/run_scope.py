@@ -44,7 +44,7 @@ from shovey_trio.core.jobs.events import (
 )
 from shovey_trio.core.jobs.model import Run
 from shovey_trio.core.jobs.run_machine import Outcome, handle
-from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, RunState
+from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, UNANSWERED_RUN_STATES, RunState
 from shovey_trio.nursery.handles import JobHandle, Posted, RunHandle
 from shovey_trio.nursery.output_pump import pump_output
 from shovey_trio.nursery.persist import write_latest
@@ -52,8 +52,6 @@ from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Timing
 
 _log = structlog.get_logger(__name__)
-
-_UNANSWERED = (RunState.PENDING, RunState.DISPATCHED)
 
 
 async def supervise_run(handle_: RunHandle, job: JobHandle, services: Services) -> None:
@@ -91,7 +89,7 @@ def next_deadline(handle_: RunHandle, job: JobHandle, timing: Timing) -> tuple[f
     run = handle_.run
     if run.held_end is not None:
         return run.held_end.reported_at + handle_.route.output_patience, OutputOver()
-    if run.state in _UNANSWERED:
+    if run.state in UNANSWERED_RUN_STATES:
         return handle_.route.acceptance_until(job.job, run), AcceptanceOver()
     if run.state is RunState.UNKNOWN:
         silent_since = max(run.unknown_since or run.updated_at, job.supervised_since)
@@ -137,7 +135,7 @@ class _RunScope:
 
     def _begin(self) -> None:
         run = self.handle.run
-        if run.state in _UNANSWERED and (run.attempts == 0 or self.handle.route.may_repeat):
+        if run.state in UNANSWERED_RUN_STATES and (run.attempts == 0 or self.handle.route.may_repeat):
             self._start()
         if run.cancelling:
             self._start_cancel()
@@ -180,7 +178,7 @@ class _RunScope:
                     self.services.store.write_run_soon(state)
                 await trio.lowlevel.checkpoint()
             self.job.drop_secrets()
-            if self.handle.run.state not in _UNANSWERED and self._starting is not None:
+            if self.handle.run.state not in UNANSWERED_RUN_STATES and self._starting is not None:
                 self._starting.cancel(reason="the node has answered")
             for effect in effects:
                 self._carry_out(effect)
@@ -202,7 +200,7 @@ class _RunScope:
     def _carry_out(self, effect: Effect) -> None:
         run = self.handle.run
         match effect:
-            case SendStart() if run.state not in _UNANSWERED:
+            case SendStart() if run.state not in UNANSWERED_RUN_STATES:
                 pass  # what came with it was the answer
             case SendStart() if self.job.has_lost_secrets:
                 self._nursery.start_soon(self.handle.post, SecretsLost())
@@ -218,7 +216,7 @@ class _RunScope:
     # -- the order
 
     def _contact_lost(self) -> None:
-        if self.handle.run.state in _UNANSWERED and self.handle.route.may_repeat:
+        if self.handle.run.state in UNANSWERED_RUN_STATES and self.handle.route.may_repeat:
             self._start()
 
     def _start(self) -> None:

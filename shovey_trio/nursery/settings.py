@@ -46,8 +46,7 @@ class Timing:
 
         Derived from what is stored, so it is the same after a restart.
         """
-        released_at = run.created_at if run.released_at is None else run.released_at
-        return released_at + self.acceptance + math.ceil(self.spread_per_target * job.run_total)
+        return run.times_from + self.acceptance + math.ceil(self.spread_per_target * job.run_total)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

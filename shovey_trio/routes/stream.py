@@ -12,15 +12,13 @@ from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput
 from shovey_trio.core.jobs.events import ConfirmReport, ForgetRun, OrderSent
 from shovey_trio.core.jobs.model import Job, LinkMode, Node, Run
 from shovey_trio.core.jobs.run_machine import handle
-from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.jobs.states import UNANSWERED_RUN_STATES
 from shovey_trio.core.trust.orders import NONCE_BYTES, Order, OrderKind
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.ports import Doorbell, OrderSigner, SendFollow, SendForget, SendOrder, SendReportDurable
 from shovey_trio.nursery.route import DOORBELL, STREAM, RunAtWork
 from shovey_trio.nursery.settings import Timing
 from shovey_trio.routes.dispatch import Dispatcher
-
-_UNANSWERED = (RunState.PENDING, RunState.DISPATCHED)
 
 
 class StreamRoute:
@@ -63,7 +61,7 @@ class StreamRoute:
         link = self._links.get(before.organization, before.node)
         if link is None:
             return False
-        if before.state not in _UNANSWERED or before.cancelling or run.job.has_lost_secrets:
+        if before.state not in UNANSWERED_RUN_STATES or before.cancelling or run.job.has_lost_secrets:
             return True  # what the node knows of the run decides
         until = self.acceptance_until(run.job.job, before)
         instance = before.agent_instance or link.agent_instance

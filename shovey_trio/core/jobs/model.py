@@ -144,6 +144,11 @@ class Run:
     def is_terminal(self) -> bool:
         return self.state in TERMINAL_RUN_STATES
 
+    @property
+    def times_from(self) -> float:
+        """From when on its times count, in unix seconds: its release; of a held run, when it was made."""
+        return self.created_at if self.released_at is None else self.released_at
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class OutputExtent:

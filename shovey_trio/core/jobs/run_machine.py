@@ -56,7 +56,7 @@ from shovey_trio.core.jobs.events import (
     Skipped,
 )
 from shovey_trio.core.jobs.model import ProofKind, Run, ToldEnd
-from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, RunState, check_run_transition
+from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, UNANSWERED_RUN_STATES, RunState, check_run_transition
 from shovey_trio.core.trust.orders import OrderKind, RefusalReason
 
 # Refusals that say "this order is not acceptable", as opposed to "I am not willing or able".
@@ -77,7 +77,6 @@ _INVALID = frozenset(
         RefusalReason.OLD_EPOCH,
     }
 )
-_UNSENT = frozenset({RunState.PENDING, RunState.DISPATCHED})
 
 _RUN_FIELDS = tuple(field.name for field in fields(Run))
 _POSITION = {name: position for position, name in enumerate(_RUN_FIELDS)}
@@ -152,7 +151,7 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
                 return Outcome(run=_end(run, RunState.UNAVAILABLE, now, cause=cause, detail=detail))
             return Outcome(run=run)
         case SecretsLost():
-            if run.state not in _UNSENT:
+            if run.state not in UNANSWERED_RUN_STATES:
                 return Outcome(run=run)
             detail = "the controller was restarted before the node accepted the run, and secrets are not stored"
             return Outcome(run=_end(run, RunState.UNAVAILABLE, now, cause="secret_lost", detail=detail))
@@ -186,7 +185,7 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
         case OrderUnusable():
             if run.accepted_at is not None or run.cancelling:
                 return Outcome(run=run)
-            waiting = run if run.state in _UNSENT else _heard(run, RunState.DISPATCHED, now)
+            waiting = run if run.state in UNANSWERED_RUN_STATES else _heard(run, RunState.DISPATCHED, now)
             return Outcome(run=waiting, effects=(SendStart(),))
         case CancelUnproven():
             # A node that is silent beyond the deadline is followed up like any silence.
@@ -320,7 +319,7 @@ def _cancel_asked(run: Run, event: CancelAsked, now: float) -> Outcome:
 
 
 def _acceptance_over(run: Run, now: float) -> Outcome:
-    if run.state not in _UNSENT:
+    if run.state not in UNANSWERED_RUN_STATES:
         return Outcome(run=run)
     if run.attempts == 0:
         detail = "no route led to the node in time"

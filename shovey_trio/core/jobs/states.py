@@ -96,6 +96,8 @@ JOB_TRANSITIONS: Final[dict[JobState, frozenset[JobState]]] = {
 
 TERMINAL_RUN_STATES: Final = frozenset(state for state, after in RUN_TRANSITIONS.items() if not after)
 TERMINAL_JOB_STATES: Final = frozenset(state for state, after in JOB_TRANSITIONS.items() if not after)
+# The order went out, or is to go out, and the node has not answered it.
+UNANSWERED_RUN_STATES: Final = frozenset({_R.PENDING, _R.DISPATCHED})
 # The node has the order for certain and has not said how it ended.
 ACTIVE_RUN_STATES: Final = frozenset({_R.ACCEPTED, _R.RUNNING})
 

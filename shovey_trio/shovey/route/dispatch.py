@@ -21,7 +21,7 @@ import trio
 from shovey_trio.core.errors import Code, Exit, SerfUnavailable, ShoveyError
 from shovey_trio.core.jobs.events import OrderSent
 from shovey_trio.core.jobs.run_machine import handle
-from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.jobs.states import UNANSWERED_RUN_STATES
 from shovey_trio.core.trust.orders import OrderKind
 from shovey_trio.nursery.persist import write_latest
 from shovey_trio.nursery.ports import Clock
@@ -37,7 +37,6 @@ _log = structlog.get_logger(__name__)
 _LOOK_AGAIN: Final = 1.0
 # A signature costs 1 ms and serves all queries of a job for this long; far below any node's time slew.
 _SIGNATURE_FRESH: Final = 60.0
-_TO_BE_SENT: Final = (RunState.PENDING, RunState.DISPATCHED)
 
 
 class OrderTooLarge(ShoveyError):
@@ -77,7 +76,7 @@ class _Order:
         run = self.run.handle.run
         if self.kind is OrderKind.CANCEL:
             return not run.is_terminal
-        return run.state in _TO_BE_SENT and not run.cancelling
+        return run.state in UNANSWERED_RUN_STATES and not run.cancelling
 
     def note_sent(self, key_id: str, now: float) -> None:
         """Notes in the run that its order goes out; to be made durable before it does."""

@@ -37,8 +37,7 @@ class SchobRoute:
         """Counted from when the order went out, if it did."""
         if run.dispatched_at is not None:
             return run.dispatched_at + self._timing.acceptance
-        released_at = run.created_at if run.released_at is None else run.released_at
-        return released_at + self._timing.acceptance + self._waits.per_target * job.run_total
+        return run.times_from + self._timing.acceptance + self._waits.per_target * job.run_total
 
     def unsupported(self, job: Job) -> str:
         return "a schob can be given nothing but the name of a command" if job.input else ""
