@@ -34,8 +34,9 @@ if find_spec("shovey_trio.daemon"): from shovey_trio.cli.daemon import main
 else: from shovey_trio.cli.controller.main import main
 main()'
 measure() { # TREE RESULT
-  # Paths in PYTHONPATH come before the checkout that .venv knows; every process of the benchmark inherits them.
-  PYTHONPATH="$1:$1/agent:$1/tests" "$work/env/bin/python" -P -c "$program" \
+  # Paths in PYTHONPATH come before the checkout that .venv knows, and nothing comes before them: not the working
+  # directory either. Every process of the benchmark inherits both.
+  PYTHONSAFEPATH=1 PYTHONPATH="$1:$1/agent:$1/tests" "$work/env/bin/python" -c "$program" \
     bench "${arguments[@]}" --json "$2" >"$2.log" 2>&1 || { cat "$2.log" >&2; exit 2; }
 }
 for turn in $(seq "$turns"); do

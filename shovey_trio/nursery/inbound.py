@@ -54,6 +54,9 @@ class AgentInbox:
         self._presence = presence
         self._links = services.links
         self._foreign = foreign
+        # Reports of ended runs whose output is still on its way; at most one for each run of the node, and none that
+        # outlives its stream: the next one brings it again.
+        self._early: dict[str, tuple[AgentLink, NodeReported]] = {}
 
     async def positions(self, link: AgentLink, run_ids: list[str]) -> Mapping[str, OutputExtent]:
         """Where the durable output of a node's runs ends; runs that are not the node's are left out."""
@@ -90,6 +93,7 @@ class AgentInbox:
 
     def detached(self, link: AgentLink, *, asked: bool) -> None:
         """Notes that a stream is gone."""
+        self._early = {run_id: early for run_id, early in self._early.items() if early[0] is not link}
         if self._links.remove(link):
             self._presence.detached(link, asked=asked)
             for live in self._runs_of(link):
@@ -147,6 +151,10 @@ class AgentInbox:
             return
         if not run.is_terminal or not isinstance(event, NodeReported):
             return
+        if event.report.output_bytes > (await self._services.store.output_extent(run_id)).position:
+            # Confirmed, the node would drop its spool and with it the output that is not here yet.
+            self._early[run_id] = (link, event)
+            return
         outcome = handle(run, event, self._services.clock.now())
         if outcome.run is not run:
             await write_latest(lambda: outcome.run, self._services)
@@ -171,6 +179,9 @@ class AgentInbox:
 
             await until_stored(write, longest_pause=self._services.timing.store_retry)
         pushed.acknowledge(extent.position)
+        if run_id in self._early:
+            link, report = self._early.pop(run_id)
+            await self._said_after_the_end(link, run_id, report)
         return True
 
     def _refuse_foreign(self, organization: str, node: str, run_id: str) -> None:

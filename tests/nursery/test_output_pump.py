@@ -114,6 +114,28 @@ async def test_output_that_comes_after_the_end_is_kept_even_if_it_is_the_first(a
         assert (await fleet.store.output_extent(run.id)).position == 4
 
 
+async def test_a_late_report_is_not_confirmed_before_its_output_is_durable(autojump_clock: object) -> None:
+    async with open_fleet("n", "other", script=Script(run_for=None)) as fleet:
+        job = await fleet.rig.start("n", "other", run_timeout=5000)
+        run = await fleet.until(job.id, "n", RunState.RUNNING)
+        fleet.agents["n"].disconnect()
+        await trio.sleep(901)
+        fleet.agents["n"].connect()
+        await until(lambda: fleet.agents["n"].link is not None)
+        link = fleet.agents["n"].link
+        assert link is not None
+        report = RunReport(run_id=run.id, outcome=ReportOutcome.EXITED, exit_code=0, output_bytes=4)
+        await fleet.rig.inbox.said(link, run.id, NodeReported(report=report))
+        assert (await fleet.rig.run(job.id, "n")).late_report is None
+        for position, data in ((0, b"la"), (2, b"te")):
+            pushed = PushedChunk(chunk=_chunk(position, data), acknowledge=[].append)
+            assert await fleet.rig.inbox.pushed("default", "n", run.id, pushed)
+        late = (await fleet.rig.run(job.id, "n")).late_report
+        assert late is not None
+        assert late.state is RunState.SUCCEEDED
+        assert (await fleet.store.output_extent(run.id)).position == 4
+
+
 async def test_nothing_is_taken_behind_a_reported_end_and_repeats_are_still_acknowledged(
     autojump_clock: object,
 ) -> None:
