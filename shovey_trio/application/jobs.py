@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 import structlog
@@ -15,19 +13,17 @@ import trio
 from shovey_trio.application.audit import caller_key
 from shovey_trio.application.grants import Grants
 from shovey_trio.application.job_audit import cancelled_entry, started_entry
+from shovey_trio.application.job_request import JobDefaults, StartJob, check_kill_grace, check_request, request_key
 from shovey_trio.core import ids
 from shovey_trio.core.errors import (
     Draining,
-    InvalidRequest,
     JobElsewhere,
     NoTargets,
     NotFound,
     Overloaded,
     StoreUnavailable,
     UnknownNodes,
-    VotingUnsupported,
 )
-from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput, input_problems
 from shovey_trio.core.jobs.job_machine import admit, request_cancel
 from shovey_trio.core.jobs.model import (
     Job,
@@ -41,7 +37,7 @@ from shovey_trio.core.jobs.model import (
 )
 from shovey_trio.core.jobs.quorum import required_nodes
 from shovey_trio.core.jobs.states import JobState, RunState
-from shovey_trio.core.jobs.targeting import Selection, resolve
+from shovey_trio.core.jobs.targeting import resolve
 from shovey_trio.core.trust.orders import NONCE_BYTES
 from shovey_trio.nursery.directory import Elsewhere, Ended, Here, JobDirectory
 from shovey_trio.nursery.handles import JobHandle
@@ -58,7 +54,6 @@ from shovey_trio.store.contract import (
     JobOverview,
     JobSnapshot,
     OutputStore,
-    RequestKey,
     StoredEvent,
 )
 
@@ -71,25 +66,6 @@ _NO_NEW_JOB = (Draining, Overloaded, StoreUnavailable, NoTargets, UnknownNodes)
 _LOOK_PAUSE = 0.1
 # Runs that are made before other tasks get a turn: 10 µs each.
 _MADE = 500
-_MAX_COMMAND = 256
-_MAX_REQUEST_ID = 128
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class StartJob:
-    """What an operator asks for. Durations in seconds; None takes the default."""
-
-    command: str
-    selection: Selection
-    quorum: str = ""
-    run_timeout: float | None = None
-    kill_grace: float | None = None
-    request_id: str = ""
-    dry_run: bool = False
-    vote: bool = False
-    input: CommandInput = NO_INPUT
-    # A name that no node has is a run that is unavailable from the start, as Shovey's clients expect, and no error.
-    accept_unknown: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -116,16 +92,6 @@ class CancelledJob:
     job: Job
     cancelling: tuple[str, ...]
     already_finished: tuple[str, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class JobDefaults:
-    """What a job gets when its request does not say; seconds."""
-
-    run_timeout: float = 3600.0
-    max_run_timeout: float = 7 * 86400.0
-    kill_grace: float = 10.0
-    max_kill_grace: float = 600.0
 
 
 class JobsStore(JobHistory, JobFeed, OutputStore, GrantStore, AuditStore, Protocol):
@@ -168,7 +134,7 @@ class Jobs:
             PermissionDenied: the principal's grants do not cover the command on every node; nothing was stored.
             RequestIdReused, Overloaded, Draining, StoreUnavailable: nothing was stored.
         """
-        self._check(request)
+        check_request(request, self._defaults)
         try:
             return await self._start(principal, request)
         except _NO_NEW_JOB as error:
@@ -200,14 +166,14 @@ class Jobs:
         created = await self._supervisor.launch(
             decided,
             runs,
-            _request_key(principal, request),
+            request_key(principal, request),
             request.input,
             audit=started_entry(decided, runs, principal, rule),
         )
         return StartedJob(job=created.job)
 
     async def _made_before(self, principal: Principal, request: StartJob) -> Job | None:
-        key = None if request.dry_run else _request_key(principal, request)
+        key = None if request.dry_run else request_key(principal, request)
         if key is None:
             return None
         try:
@@ -216,30 +182,6 @@ class Jobs:
             # What is wrong with the start itself is the better answer.
             _log.warning("request.not_looked_up", error=error.message)
             return None
-
-    def _check(self, request: StartJob) -> None:
-        if request.vote:
-            raise VotingUnsupported("votes are not supported yet; a quorum of nodes that are up is checked instead")
-        if not request.command or len(request.command) > _MAX_COMMAND or not request.command.isprintable():
-            raise InvalidRequest(
-                f"command must be the name of a whitelist entry, 1 to {_MAX_COMMAND} printable characters",
-                field="command",
-            )
-        if len(request.request_id) > _MAX_REQUEST_ID:
-            raise InvalidRequest(f"request_id may have {_MAX_REQUEST_ID} characters", field="request_id")
-        for field, problem in input_problems(request.input):
-            raise InvalidRequest(f"{field}: {problem}", field=field)
-        limits = self._defaults
-        if request.run_timeout is not None and not 0 < request.run_timeout <= limits.max_run_timeout:
-            raise InvalidRequest(
-                f"run_timeout must be above 0 and at most {limits.max_run_timeout:g} seconds", field="run_timeout"
-            )
-        self._check_kill_grace(request.kill_grace)
-
-    def _check_kill_grace(self, kill_grace: float | None) -> None:
-        limit = self._defaults.max_kill_grace
-        if kill_grace is not None and not 0 <= kill_grace <= limit:
-            raise InvalidRequest(f"kill_grace may be at most {limit:g} seconds", field="kill_grace")
 
     def _new_job(self, principal: Principal, request: StartJob, quorum: str, total: int) -> Job:
         now = self._services.clock.now()
@@ -447,7 +389,7 @@ class Jobs:
             PermissionDenied: the principal's grants do not cover the command on every node; nothing is cancelled.
             JobElsewhere: some runs of a job that does not live here; nothing is cancelled.
         """
-        self._check_kill_grace(kill_grace)
+        check_kill_grace(kill_grace, self._defaults)
         match await self._directory.find(principal.organization, job_id):
             case Here(handle=live):
                 return await self._cancel_here(principal, live, nodes, kill_grace)
@@ -512,25 +454,3 @@ def _check_known(job_id: str, names: Sequence[str], known: Mapping[str, object] 
         raise UnknownNodes(
             f"job {job_id} has no run on {', '.join(unknown[:20])}", job_id=job_id, nodes=",".join(unknown[:1000])
         )
-
-
-def _request_key(principal: Principal, request: StartJob) -> RequestKey | None:
-    if not request.request_id:
-        return None
-    return RequestKey(
-        organization=principal.organization,
-        principal=principal.label,
-        request_id=request.request_id,
-        digest=_digest(request),
-    )
-
-
-def _digest(request: StartJob) -> bytes:
-    # Of secrets only their names: not even a digest of one is stored.
-    body = {
-        "kind_of_selection": type(request.selection).__name__,
-        **{field: value for field, value in asdict(request).items() if field not in ("request_id", "input")},
-    }
-    if request.input:
-        body["input"] = {**asdict(request.input.record()), "stdin": hashlib.sha256(request.input.stdin).hexdigest()}
-    return hashlib.sha256(json.dumps(body, sort_keys=True, default=str).encode()).digest()

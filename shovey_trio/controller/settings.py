@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from shovey_trio.application.jobs import JobDefaults
+from shovey_trio.application.job_request import JobDefaults
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.addresses import split_address
 from shovey_trio.identity.files import check_private, read_secret

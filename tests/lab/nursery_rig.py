@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lab.fake_agents import FakeAgent
 from lab.fake_doorbell import FakeDoorbell
-from shovey_trio.application.jobs import JobDefaults, Jobs, StartJob
+from shovey_trio.application.job_request import JobDefaults, StartJob
+from shovey_trio.application.jobs import Jobs
 from shovey_trio.core.jobs.model import Job, LinkMode, Node, Presence, Principal, Role, Run
 from shovey_trio.core.jobs.targeting import Names
 from shovey_trio.core.trust.order_signing import SigningKey

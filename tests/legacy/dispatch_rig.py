@@ -13,7 +13,8 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lab.fake_serf import FakeSerfAgent, FakeSerfCluster, SeenQuery
 from lab.nursery_rig import ORGANIZATION, make_jobs, make_signer
-from shovey_trio.application.jobs import Jobs, StartJob
+from shovey_trio.application.job_request import StartJob
+from shovey_trio.application.jobs import Jobs
 from shovey_trio.core.jobs.model import Node, Presence, Principal, Role, Run
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.jobs.targeting import Names

@@ -11,7 +11,7 @@ import trio
 from lab.failpoint_store import FailpointStore
 from lab.fake_agents import FakeAgent
 from lab.nursery_rig import OPERATOR, ORGANIZATION, NurseryRig, open_rig
-from shovey_trio.application.jobs import StartJob
+from shovey_trio.application.job_request import StartJob
 from shovey_trio.core.jobs.command_input import CommandInput
 from shovey_trio.core.jobs.events import (
     CancelUnproven,

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from shovey_trio.application.explain import Explain, ExplainRun
-from shovey_trio.application.jobs import Jobs, StartJob
+from shovey_trio.application.job_request import StartJob
+from shovey_trio.application.jobs import Jobs
 from shovey_trio.core.jobs.model import OutputChunk
 from shovey_trio.core.trust.explain import overall
 from shovey_trio.nursery.watch import WatchPosition

@@ -9,7 +9,8 @@ import structlog
 import trio
 from starlette.responses import Response
 
-from shovey_trio.application.jobs import CancelledJob, Jobs, StartJob
+from shovey_trio.application.job_request import StartJob
+from shovey_trio.application.jobs import CancelledJob, Jobs
 from shovey_trio.core.errors import NotFound, Overloaded
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES, JobState
