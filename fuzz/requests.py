@@ -36,7 +36,7 @@ from shovey_trio.http.connection import HttpLimits
 from shovey_trio.http.replies import ConnectionCut
 from shovey_trio.http.server import HttpOptions, open_http_server
 from shovey_trio.rpc import methods
-from shovey_trio.rpc.bridge import Method, Route
+from shovey_trio.rpc.bridge import Method, Served
 from shovey_trio.rpc.convert import asked_input
 from shovey_trio.rpc.services import callers
 from shovey_trio.rpc.services.job_service import JobService
@@ -83,7 +83,7 @@ def _call(data: bytes) -> None:
     request = method.request_type.FromString(data[1:])
 
     async def work(insides: Insides, _: bool) -> None:
-        routes = _routes(insides)
+        serves = _routes(insides)
         # What the gatekeeper does once a certificate is believed.
         callers._caller.set(_OPERATOR)
         # What is said of the job that is there is put in, so that a search need not find its id.
@@ -91,35 +91,35 @@ def _call(data: bytes) -> None:
             request.job_id = insides.ended.id
         if getattr(request, "follow", False):
             request.follow = False
-        await _handled(routes[method.path], method, request)
+        await _handled(serves[method.path], method, request)
         await _shown(insides)
 
     _GRPC.call(work)
 
 
-async def _handled(route: Route, method: Method[Any, Any], request: Any) -> None:
+async def _handled(served: Served, method: Method[Any, Any], request: Any) -> None:
     if method.server_streaming:
         with trio.move_on_after(_OPEN_STREAM):
-            await route.handler(request, PeerStream(iter(())))
+            await served.handler(request, PeerStream(iter(())))
     else:
-        (await route.handler(request, None)).SerializeToString()
+        (await served.handler(request, None)).SerializeToString()
 
 
-def _routes(insides: Insides) -> Mapping[str, Route]:
+def _routes(insides: Insides) -> Mapping[str, Served]:
     nothing = cast(Any, None)
     jobs, nodes = JobService(insides.rig.jobs, nothing), NodeService(insides.nodes, nothing)
-    return {route.method.path: route for route in (*jobs.routes(), *nodes.routes())}
+    return {served.method.path: served for served in (*jobs.serves(), *nodes.serves())}
 
 
 async def _shown(insides: Insides) -> None:
     """The newest job, shown by both protocols."""
-    routes = _routes(insides)
+    serves = _routes(insides)
     callers._caller.set(_OPERATOR)
     where = JobFilter(organization=_OPERATOR.organization)
     (newest, *_), _ = await insides.rig.jobs.list_jobs(_OPERATOR, where, limit=1, after="")
-    await _handled(routes[methods.LIST_JOBS.path], methods.LIST_JOBS, job_service_pb2.ListJobsRequest(page_size=1))
+    await _handled(serves[methods.LIST_JOBS.path], methods.LIST_JOBS, job_service_pb2.ListJobsRequest(page_size=1))
     request = job_service_pb2.ListRunsRequest(job_id=newest.id, page_size=2)
-    await _handled(routes[methods.LIST_RUNS.path], methods.LIST_RUNS, request)
+    await _handled(serves[methods.LIST_RUNS.path], methods.LIST_RUNS, request)
 
 
 def _call_seeds() -> Iterator[bytes]:

@@ -40,7 +40,7 @@ from shovey_agent.desk.wire import (
 from shovey_agent.desk.wire import run_message as launcher_run_message
 from shovey_agent.net.reports import report_of
 from shovey_agent.net.session import Hello, Session
-from shovey_agent.run.runs import ExitCause, ExitReport, KnownRun, RefusalReason, Refused, RunPhase
+from shovey_agent.run.runs import ExecutorRefusal, ExitCause, ExitReport, KnownRun, Refused, RunPhase
 from shovey_trio.application.audit import AuditLog
 from shovey_trio.core.audit.records import GENESIS, AuditEntry, chain_record
 from shovey_trio.core.errors import NodeProtocolError
@@ -302,7 +302,7 @@ class _Executor:
         assert spec.argv[0] == "echo"
         assert len(spec.argv) == 2
         assert not spec.argv[1].startswith("-")
-        return Refused(reason=RefusalReason.BUSY)
+        return Refused(reason=ExecutorRefusal.BUSY)
 
     async def read_output(self, _: str, position: int, limit: int) -> tuple[OutputChunk, ...]:
         await trio.lowlevel.checkpoint()

@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import Any
 
 
-class Verdict(StrEnum):
+class BarVerdict(StrEnum):
     """How a figure stands to its bar."""
 
     STRETCH = "stretch"
@@ -58,13 +58,13 @@ class Figure:
     simulated: bool = False
 
     @property
-    def verdict(self) -> Verdict:
+    def verdict(self) -> BarVerdict:
         if self.bar is None:
-            return Verdict.NO_BAR
+            return BarVerdict.NO_BAR
         value: float = getattr(self, self.bar.of)
         if self.bar.stretch is not None and _within(value, self.bar.stretch, self.bar):
-            return Verdict.STRETCH
-        return Verdict.MET if _within(value, self.bar.at, self.bar) else Verdict.MISSED
+            return BarVerdict.STRETCH
+        return BarVerdict.MET if _within(value, self.bar.at, self.bar) else BarVerdict.MISSED
 
     def document(self) -> dict[str, Any]:
         """For JSON."""

@@ -45,7 +45,7 @@ from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.routes.stream import StreamRoute
 from shovey_trio.rpc.bridge import Server
 from shovey_trio.rpc.bridge.health import Health
-from shovey_trio.rpc.signer import Signer
+from shovey_trio.rpc.signer import ActiveKeySigner
 from shovey_trio.shovey.keys import SCHOB_KEYS
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.opening import open_shovey, serf_events
@@ -157,7 +157,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             clock=clock,
             timing=timing,
         )
-        signer, links = Signer(keys.active()), Links()
+        signer, links = ActiveKeySigner(keys.active()), Links()
         stream = StreamRoute(links=links, doorbell=ring.doorbell, signer=signer, timing=timing)
         engine = await enter(
             open_engine(

@@ -19,9 +19,9 @@ from shovey_trio.core.trust.authz import METHODS
 from shovey_trio.identity.tls import ControllerTls
 from shovey_trio.nursery.credits import ByteCredits
 from shovey_trio.nursery.engine import Engine
-from shovey_trio.rpc.bridge import Listener, Route, Server, ServerOptions, open_server
+from shovey_trio.rpc.bridge import Listener, Served, Server, ServerOptions, open_server
 from shovey_trio.rpc.bridge.health import Health
-from shovey_trio.rpc.bridge.reflection import reflection_routes
+from shovey_trio.rpc.bridge.reflection import serve_reflection
 from shovey_trio.rpc.errors import status_of
 from shovey_trio.rpc.services.admin_service import AdminService, ServerFacts
 from shovey_trio.rpc.services.agent_service import AgentService, EnrollmentService
@@ -53,15 +53,15 @@ async def open_grpc(
         ListenError: an address cannot be listened on.
         RuntimeError: a method is served that nobody decided about.
     """
-    control = _control_routes(settings, engine, use_cases, records, health)
-    enroll = _enroll_routes(settings, engine, use_cases, records, health)
+    control = _control_methods(settings, engine, use_cases, records, health)
+    enroll = _enroll_methods(settings, engine, use_cases, records, health)
     _check_policy([*control, *enroll])
     server = settings.server
     gatekeeper = Gatekeeper(use_cases.identities, audit=records.audit, attempts=records.attempts)
     opened = open_server(
         [
-            Listener(name=CONTROL, address=server.control_listen, routes=control, tls=server_tls(tls.control)),
-            Listener(name=ENROLL, address=server.enroll_listen, routes=enroll, tls=server_tls(tls.enroll)),
+            Listener(name=CONTROL, address=server.control_listen, serves=control, tls=server_tls(tls.control)),
+            Listener(name=ENROLL, address=server.enroll_listen, serves=enroll, tls=server_tls(tls.enroll)),
         ],
         reserve=CallPlaces(
             per_caller=settings.limits.max_calls_per_caller, strangers=settings.limits.max_stranger_calls
@@ -80,9 +80,9 @@ async def open_grpc(
         nursery.cancel_scope.cancel(reason="the controller stops")
 
 
-def _control_routes(
+def _control_methods(
     settings: ServerSettings, engine: Engine, use_cases: UseCases, records: Records, health: Health
-) -> list[Route]:
+) -> list[Served]:
     services = engine.services
     facts = ServerFacts(
         version=__version__,
@@ -91,9 +91,9 @@ def _control_routes(
         started_at=services.clock.now(),
         enroll_address=settings.enroll_address,
     )
-    routes = [
-        *JobService(use_cases.jobs, use_cases.explain).routes(),
-        *NodeService(use_cases.nodes, use_cases.identities).routes(),
+    serves = [
+        *JobService(use_cases.jobs, use_cases.explain).serves(),
+        *NodeService(use_cases.nodes, use_cases.identities).serves(),
         *AgentService(
             inbox=engine.inbox,
             registry=engine.registry,
@@ -106,7 +106,7 @@ def _control_routes(
             epoch=services.epoch,
             asks=use_cases.asks,
             audit=records.audit,
-        ).routes(),
+        ).serves(),
         *AdminService(
             facts=facts,
             identities=use_cases.identities,
@@ -114,15 +114,15 @@ def _control_routes(
             supervisor=engine.supervisor,
             doorbell=engine.doorbell,
             clock=services.clock,
-        ).routes(),
-        *health.routes(),
+        ).serves(),
+        *health.serves(),
     ]
-    return [*routes, *reflection_routes({route.method.service for route in routes})]
+    return [*serves, *serve_reflection({served.method.service for served in serves})]
 
 
-def _enroll_routes(
+def _enroll_methods(
     settings: ServerSettings, engine: Engine, use_cases: UseCases, records: Records, health: Health
-) -> list[Route]:
+) -> list[Served]:
     enrollment = EnrollmentService(
         identities=use_cases.identities,
         control_address=settings.control_address,
@@ -130,12 +130,12 @@ def _enroll_routes(
         rate=CallRate(settings.limits.enroll_per_minute, engine.services.clock),
         attempts=records.attempts,
     )
-    return [*enrollment.routes(), *health.routes()]
+    return [*enrollment.serves(), *health.serves()]
 
 
-def _check_policy(routes: Sequence[Route]) -> None:
+def _check_policy(serves: Sequence[Served]) -> None:
     """Refuses to serve a method that nobody decided about."""
-    forgotten = [route.method.path for route in routes if route.method.path not in METHODS]
+    forgotten = [served.method.path for served in serves if served.method.path not in METHODS]
     if forgotten:
         raise RuntimeError(f"no policy for {', '.join(forgotten)}")
 

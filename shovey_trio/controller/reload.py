@@ -19,7 +19,7 @@ from shovey_trio.core.errors import ShoveyError
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.ports import SendKeys
 from shovey_trio.rpc.bridge import Server
-from shovey_trio.rpc.signer import Signer
+from shovey_trio.rpc.signer import ActiveKeySigner
 
 _log = structlog.get_logger(__name__)
 
@@ -39,7 +39,7 @@ class Reload:
     server: Server
     identities: Identities
     keys: OrganizationKeys
-    signer: Signer
+    signer: ActiveKeySigner
     links: Links
     callers: StoredChefCallers
     nodes: Nodes

@@ -11,7 +11,7 @@ from shovey_trio.core.errors import ShoveyError
 from shovey_trio.identity.files import FileLock, FileUnusable, make_secret_directory, read_secret, write_secret
 
 
-class OrganizationKeys(Protocol):
+class KeptKeys(Protocol):
     """What such a file holds: a value, compared by ``==``."""
 
     @property
@@ -20,7 +20,7 @@ class OrganizationKeys(Protocol):
         ...
 
 
-K = TypeVar("K", bound=OrganizationKeys)
+K = TypeVar("K", bound=KeptKeys)
 
 
 class KeyPlace(Protocol[K]):

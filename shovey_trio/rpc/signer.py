@@ -15,7 +15,7 @@ from shovey_trio.rpc.convert import order_bytes, seal_secrets
 _SALT: Final = 32
 
 
-class Signer:
+class ActiveKeySigner:
     """Signs with each organization's active key (``nursery.ports.OrderSigner``)."""
 
     def __init__(self, active: Mapping[str, SigningKey]) -> None:

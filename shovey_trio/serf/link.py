@@ -76,7 +76,7 @@ class SerfSettings:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SerfStatus:
+class SerfLinkStatus:
     """The link at one moment, for status and health.
 
     Attributes:
@@ -157,9 +157,9 @@ class SerfLink:
         self._query_queue = 0
         self._members_told = 0
 
-    def snapshot(self) -> SerfStatus:
+    def snapshot(self) -> SerfLinkStatus:
         """The state now."""
-        return SerfStatus(
+        return SerfLinkStatus(
             connected=self._is_connected(),
             since=self._since,
             last_error=self._last_error,

@@ -29,7 +29,7 @@ class ChangeKind(StrEnum):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class MemberChange:
+class MembershipChange:
     """One change; ``member`` as it is now, for ``REAPED`` as it was."""
 
     kind: ChangeKind
@@ -55,10 +55,10 @@ class MembershipFeed:
     """
 
     def __init__(self) -> None:
-        self._changes: dict[str, MemberChange] = {}
+        self._changes: dict[str, MembershipChange] = {}
         self._filled = trio.Event()
 
-    async def next_batch(self) -> tuple[MemberChange, ...]:
+    async def next_batch(self) -> tuple[MembershipChange, ...]:
         """Waits for changes and takes them all; cancelling loses none."""
         await self._filled.wait()
         self._filled = trio.Event()
@@ -66,7 +66,7 @@ class MembershipFeed:
         self._changes.clear()
         return changes
 
-    def add(self, change: MemberChange) -> None:
+    def add(self, change: MembershipChange) -> None:
         """For ``Membership``."""
         # Latest last: the order of a batch is the order in which the members came to be as they are.
         self._changes.pop(change.member.name, None)
@@ -114,14 +114,14 @@ class Membership:
             await self._changed.wait()
         await trio.lowlevel.checkpoint()
 
-    def apply_snapshot(self, members: Iterable[Member]) -> tuple[MemberChange, ...]:
+    def apply_snapshot(self, members: Iterable[Member]) -> tuple[MembershipChange, ...]:
         """Makes the view equal to what the agent knows; one pass. Returns the differences, the vanished ones last."""
         new = {member.name: member for member in members}
         changes = [change for member in new.values() if (change := self._put(member)) is not None]
         changes += [self._reap(name) for name in self._members.keys() - new.keys()]
         return self._publish(changes)
 
-    def apply_event(self, event: MembersChanged) -> tuple[MemberChange, ...]:
+    def apply_event(self, event: MembersChanged) -> tuple[MembershipChange, ...]:
         """Applies a batch of the agent's; what is known already is no change."""
         if event.kind is MemberEventKind.REAP:
             changes = [self._reap(member.name) for member in event.members if member.name in self._members]
@@ -129,7 +129,7 @@ class Membership:
             changes = [change for member in event.members if (change := self._put(member)) is not None]
         return self._publish(changes)
 
-    def _put(self, member: Member) -> MemberChange | None:
+    def _put(self, member: Member) -> MembershipChange | None:
         before = self._members.get(member.name)
         if before == member:
             return None
@@ -140,14 +140,14 @@ class Membership:
         kind = _KINDS[member.status]
         if before is not None and _KINDS[before.status] is kind:
             kind = ChangeKind.UPDATED
-        return MemberChange(kind=kind, member=member)
+        return MembershipChange(kind=kind, member=member)
 
-    def _reap(self, name: str) -> MemberChange:
+    def _reap(self, name: str) -> MembershipChange:
         member = self._members.pop(name)
         self._alive -= member.status is MemberStatus.ALIVE
-        return MemberChange(kind=ChangeKind.REAPED, member=member)
+        return MembershipChange(kind=ChangeKind.REAPED, member=member)
 
-    def _publish(self, changes: list[MemberChange]) -> tuple[MemberChange, ...]:
+    def _publish(self, changes: list[MembershipChange]) -> tuple[MembershipChange, ...]:
         for feed in self._feeds:
             for change in changes:
                 feed.add(change)

@@ -29,7 +29,7 @@ from shovey_trio.demo.fleet import write_whitelist
 from shovey_trio.demo.processes import ManagedProcess
 from shovey_trio.identity.signing_keys import make_signing_key
 from shovey_trio.rpc.convert import signed_order_message
-from shovey_trio.rpc.signer import Signer
+from shovey_trio.rpc.signer import ActiveKeySigner
 from shovey_trio.v1 import launcher_pb2 as pb
 
 from .orders import make_order
@@ -134,7 +134,7 @@ class Installation:
         return make_order(**{"command": "note", "run_timeout": 300.0, **changes})
 
     def sign(self, order: Order, key: SigningKey | None = None) -> SignedOrder:
-        return Signer({order.organization: key or self.key}).sign(order)
+        return ActiveKeySigner({order.organization: key or self.key}).sign(order)
 
 
 class Peer:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import trio
 
-from shovey_agent.run.runs import Accepted, Duplicate, ExitCause, RefusalReason, Refused, RunPhase, StartOutcome
+from shovey_agent.run.runs import Accepted, Duplicate, ExecutorRefusal, ExitCause, Refused, RunPhase, StartOutcome
 from shovey_agent.run.spool import SpoolLimits
 from shovey_agent.run.state_lock import StateDirectoryTaken
 from shovey_trio.core.jobs.model import ProofKind, StreamName
@@ -180,7 +180,7 @@ async def test_limit_of_commands_is_refused_as_busy_and_frees_itself(open_runner
         run_id = await runner.start("sleep", "1000")
         refused = await runner.executor.start(runner.spec("true"))
         assert isinstance(refused, Refused)
-        assert refused.reason is RefusalReason.BUSY
+        assert refused.reason is ExecutorRefusal.BUSY
         await runner.executor.cancel(run_id, grace=5)
         await runner.finished(run_id)
         assert (await runner.run("true")).exit_code == 0
@@ -190,7 +190,7 @@ async def test_spool_below_its_floor_of_free_space_refuses_and_leaves_nothing(op
     async with open_runner(limits=SpoolLimits(min_free=1 << 60)) as runner:
         refused = await runner.executor.start(runner.spec("true"))
         assert isinstance(refused, Refused)
-        assert refused.reason is RefusalReason.SPOOL_FULL
+        assert refused.reason is ExecutorRefusal.SPOOL_FULL
         assert list((runner.state_dir / "runs").iterdir()) == []
 
 
@@ -200,7 +200,7 @@ async def test_full_spool_refuses_runs_until_a_reported_one_is_forgotten(open_ru
         await runner.finished(first)
         refused = await runner.executor.start(runner.spec("true", run_id="late"))
         assert isinstance(refused, Refused)
-        assert refused.reason is RefusalReason.SPOOL_FULL
+        assert refused.reason is ExecutorRefusal.SPOOL_FULL
         assert not runner.directory("late").exists()
         await runner.executor.forget(first)
         assert (await runner.finished(await runner.start("true"))).exit_code == 0
@@ -215,7 +215,7 @@ async def test_disk_that_fills_up_during_accept_refuses_and_leaves_nothing(open_
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, before)
         assert isinstance(refused, Refused)
-        assert refused.reason is RefusalReason.SPOOL_FULL
+        assert refused.reason is ExecutorRefusal.SPOOL_FULL
         assert list((runner.state_dir / "runs").iterdir()) == []
         assert (await runner.run("true")).exit_code == 0
 
@@ -226,7 +226,7 @@ async def test_run_id_that_is_no_plain_name_is_refused(open_runner: OpenRunner, 
         spec = runner.spec("true", run_id="x")
         refused = await runner.executor.start(replace(spec, run_id=run_id))
         assert isinstance(refused, Refused)
-        assert refused.reason is RefusalReason.INVALID_SPEC
+        assert refused.reason is ExecutorRefusal.INVALID_SPEC
 
 
 @pytest.mark.parametrize(
@@ -238,7 +238,7 @@ async def test_spec_that_cannot_be_run_is_refused(open_runner: OpenRunner, chang
         spec = runner.spec("true")
         refused = await runner.executor.start(replace(spec, **change))
         assert isinstance(refused, Refused)
-        assert refused.reason is RefusalReason.INVALID_SPEC
+        assert refused.reason is ExecutorRefusal.INVALID_SPEC
 
 
 async def test_spool_is_private_and_holds_the_order_as_received(open_runner: OpenRunner) -> None:

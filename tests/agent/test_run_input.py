@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from shovey_agent.run.accounts import Account, AccountUnusable, resolve_account
-from shovey_agent.run.runs import ExitCause, RefusalReason, Refused
+from shovey_agent.run.runs import ExecutorRefusal, ExitCause, Refused
 from shovey_agent.supervisor.spool_files import INPUT, RecordUnreadable, encode_input, take_input, write_file
 from shovey_trio.core.jobs.command_input import Secrets
 from shovey_trio.core.whitelist.entry import Limits
@@ -71,7 +71,7 @@ async def test_lock_and_concurrency_are_kept_until_their_holder_has_ended(open_r
             first = await runner.start("/bin/sleep", "60", **limit)
             refused = await runner.executor.start(runner.spec("/bin/true", **limit))
             assert isinstance(refused, Refused)
-            assert refused.reason is RefusalReason.BUSY
+            assert refused.reason is ExecutorRefusal.BUSY
             await runner.executor.cancel(first, grace=0.0)
             await runner.finished(first)
             assert (await runner.run("/bin/true", **limit)).exit_code == 0

@@ -33,9 +33,9 @@ from shovey_trio.core.trust.order_signing import SigningKey
 from shovey_trio.core.trust.orders import NONCE_BYTES, NodeIdentity, Order, OrderKind, SignedOrder
 from shovey_trio.identity.signing_keys import make_signing_key
 from shovey_trio.rpc import methods
-from shovey_trio.rpc.bridge import Listener, ServerCall, bidi_route, open_bridge, open_server
+from shovey_trio.rpc.bridge import Listener, ServerCall, open_bridge, open_server, serve_bidi
 from shovey_trio.rpc.convert import keys_message, order_bytes, signed_order_message, timestamp
-from shovey_trio.rpc.signer import Signer
+from shovey_trio.rpc.signer import ActiveKeySigner
 from shovey_trio.v1 import agent_service_pb2 as pb
 
 from .orders import EPOCH, make_order
@@ -49,7 +49,7 @@ async def _ignore(_: PublishedKeys) -> None:
 
 
 def _sign(order: Order, key: SigningKey = KEY) -> SignedOrder:
-    return Signer({order.organization: key}).sign(order)
+    return ActiveKeySigner({order.organization: key}).sign(order)
 
 
 @dataclass(eq=False)
@@ -166,7 +166,7 @@ async def _rig(
     listener = Listener(
         name="control",
         address="127.0.0.1:0",
-        routes=[bidi_route(methods.ATTACH, controller.attach), bidi_route(methods.PUSH_OUTPUT, controller.push)],
+        serves=[serve_bidi(methods.ATTACH, controller.attach), serve_bidi(methods.PUSH_OUTPUT, controller.push)],
         tls=authority.server_tls(mutual=True),
     )
     whitelist = directory / "whitelist.json"

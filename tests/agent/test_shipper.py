@@ -11,7 +11,7 @@ import trio
 from shovey_agent.net import shipper as shipper_module
 from shovey_agent.net.shipper import OutputShipper
 from shovey_trio.rpc import methods
-from shovey_trio.rpc.bridge import Listener, ServerCall, bidi_route, open_channel, open_server
+from shovey_trio.rpc.bridge import Listener, ServerCall, open_channel, open_server, serve_bidi
 from shovey_trio.v1 import agent_service_pb2 as pb
 
 
@@ -50,8 +50,8 @@ class Controller:
 @asynccontextmanager
 async def shipping(runner, controller: Controller) -> AsyncIterator[OutputShipper]:
     """A shipper that ships to ``controller``."""
-    routes = [bidi_route(methods.PUSH_OUTPUT, controller.push)]
-    listener = Listener(name="a", address="127.0.0.1:0", routes=routes)
+    serves = [serve_bidi(methods.PUSH_OUTPUT, controller.push)]
+    listener = Listener(name="a", address="127.0.0.1:0", serves=serves)
     async with (
         open_server([listener]) as server,
         open_channel(f"127.0.0.1:{server.port('a')}", None) as channel,

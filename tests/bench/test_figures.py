@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shovey_trio.bench.figures import Bar, Verdict, figure, percentile, table
+from shovey_trio.bench.figures import Bar, BarVerdict, figure, percentile, table
 
 
 def test_median_p99_and_worst_are_those_of_the_samples() -> None:
@@ -14,22 +14,22 @@ def test_median_p99_and_worst_are_those_of_the_samples() -> None:
 
 def test_where_more_is_better_the_worst_is_the_smallest() -> None:
     found = figure("a", [3.0, 1.0, 2.0], unit="1/s", bar=Bar(at=2.0, at_least=True))
-    assert (found.worst, found.p99, found.verdict) == (1.0, 1.0, Verdict.MET)
+    assert (found.worst, found.p99, found.verdict) == (1.0, 1.0, BarVerdict.MET)
 
 
 @pytest.mark.parametrize(
     ("samples", "bar", "verdict"),
     [
-        ([1.0, 1.0, 9.0], Bar(at=1.0), Verdict.MET),
-        ([1.0, 1.0, 9.0], Bar(at=1.0, of="worst"), Verdict.MISSED),
-        ([1.0], Bar(at=2.0, stretch=1.0), Verdict.STRETCH),
-        ([1.5], Bar(at=2.0, stretch=1.0), Verdict.MET),
-        ([5.0], Bar(at=4.0, stretch=6.0, at_least=True), Verdict.MET),
-        ([3.0], Bar(at=4.0, at_least=True), Verdict.MISSED),
-        ([3.0], None, Verdict.NO_BAR),
+        ([1.0, 1.0, 9.0], Bar(at=1.0), BarVerdict.MET),
+        ([1.0, 1.0, 9.0], Bar(at=1.0, of="worst"), BarVerdict.MISSED),
+        ([1.0], Bar(at=2.0, stretch=1.0), BarVerdict.STRETCH),
+        ([1.5], Bar(at=2.0, stretch=1.0), BarVerdict.MET),
+        ([5.0], Bar(at=4.0, stretch=6.0, at_least=True), BarVerdict.MET),
+        ([3.0], Bar(at=4.0, at_least=True), BarVerdict.MISSED),
+        ([3.0], None, BarVerdict.NO_BAR),
     ],
 )
-def test_the_verdict_is_by_the_value_the_bar_names(samples: list[float], bar: Bar | None, verdict: Verdict) -> None:
+def test_the_verdict_is_by_the_value_the_bar_names(samples: list[float], bar: Bar | None, verdict: BarVerdict) -> None:
     found = figure("a", samples, bar=bar)
     assert found.verdict is verdict
     assert found.document()["verdict"] == verdict.value

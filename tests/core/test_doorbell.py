@@ -15,10 +15,10 @@ from shovey_trio.core.serf.doorbell import (
     DOORBELL_SIZE,
     SIGNING_DOMAIN,
     Audience,
+    BellRefusal,
     Doorbell,
     DoorbellKind,
     DoorbellRefused,
-    RefusalReason,
     attach_delay,
     build_bloom,
     decode,
@@ -125,13 +125,13 @@ def test_a_true_doorbell_is_believed_within_the_skew() -> None:
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
-        ({"now": _NOW - 5.1}, RefusalReason.NOT_YET_VALID),
-        ({"now": _NOW + 65.1}, RefusalReason.EXPIRED),
-        ({"organization": "other"}, RefusalReason.WRONG_ORGANIZATION),
-        ({"min_epoch": 10}, RefusalReason.STALE_EPOCH),
+        ({"now": _NOW - 5.1}, BellRefusal.NOT_YET_VALID),
+        ({"now": _NOW + 65.1}, BellRefusal.EXPIRED),
+        ({"organization": "other"}, BellRefusal.WRONG_ORGANIZATION),
+        ({"min_epoch": 10}, BellRefusal.STALE_EPOCH),
     ],
 )
-def test_a_true_doorbell_of_another_time_or_place_is_refused(changes: dict[str, object], reason: RefusalReason) -> None:
+def test_a_true_doorbell_of_another_time_or_place_is_refused(changes: dict[str, object], reason: BellRefusal) -> None:
     with pytest.raises(DoorbellRefused) as caught:
         _verify(encode(_BELL, _KEY), **changes)  # type: ignore[arg-type]  # changes of a test
     assert caught.value.refusal is reason
@@ -142,17 +142,17 @@ def test_another_key_and_another_domain_are_refused() -> None:
     payload = encode(_BELL, other)
     with pytest.raises(DoorbellRefused) as caught:
         _verify(payload)
-    assert caught.value.refusal is RefusalReason.BAD_SIGNATURE
+    assert caught.value.refusal is BellRefusal.BAD_SIGNATURE
 
     with pytest.raises(DoorbellRefused) as caught:
         _verify(encode(replace(_BELL, key_id=b"none"), _KEY))
-    assert caught.value.refusal is RefusalReason.UNKNOWN_KEY
+    assert caught.value.refusal is BellRefusal.UNKNOWN_KEY
 
     head = payload[:-64]
     for signed in (head, SIGNING_DOMAIN[:-1] + head):
         with pytest.raises(DoorbellRefused) as caught:
             _verify(head + _KEY.sign(signed))
-        assert caught.value.refusal is RefusalReason.BAD_SIGNATURE
+        assert caught.value.refusal is BellRefusal.BAD_SIGNATURE
 
 
 @pytest.mark.parametrize(

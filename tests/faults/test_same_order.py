@@ -33,9 +33,9 @@ from shovey_trio.core.trust.orders import NodeIdentity, Order, OrderKind
 from shovey_trio.demo.fleet import write_whitelist
 from shovey_trio.identity.signing_keys import make_signing_key
 from shovey_trio.rpc import methods
-from shovey_trio.rpc.bridge import Listener, RpcError, ServerCall, bidi_route, open_channel, open_server
+from shovey_trio.rpc.bridge import Listener, RpcError, ServerCall, open_channel, open_server, serve_bidi
 from shovey_trio.rpc.convert import keys_message, signed_order_message, timestamp
-from shovey_trio.rpc.signer import Signer
+from shovey_trio.rpc.signer import ActiveKeySigner
 from shovey_trio.v1 import agent_service_pb2 as pb
 from shovey_trio.v1 import order_pb2
 
@@ -155,7 +155,7 @@ class Node:
 
 def make_orders(key: SigningKey) -> list[order_pb2.SignedOrder]:
     """The start orders of some runs, valid for ten minutes."""
-    signer = Signer({"default": key})
+    signer = ActiveKeySigner({"default": key})
     now = time.time()
     return [
         signed_order_message(
@@ -185,8 +185,8 @@ def make_orders(key: SigningKey) -> list[order_pb2.SignedOrder]:
 @within(90)
 async def test_an_order_that_comes_a_thousand_times_runs_once(tmp_path: Path, link: LinkMode) -> None:
     controller = BadController(make_signing_key(1.0))
-    routes = [bidi_route(methods.ATTACH, controller.attach), bidi_route(methods.PUSH_OUTPUT, controller.swallow)]
-    async with open_server([Listener(name="bad", address="127.0.0.1:0", routes=routes)]) as server:
+    serves = [serve_bidi(methods.ATTACH, controller.attach), serve_bidi(methods.PUSH_OUTPUT, controller.swallow)]
+    async with open_server([Listener(name="bad", address="127.0.0.1:0", serves=serves)]) as server:
         node = Node(tmp_path, controller, f"127.0.0.1:{server.port('bad')}")
         orders = make_orders(controller.key)
         choice = random.Random(1)

@@ -24,7 +24,7 @@ from shovey_trio.core.jobs.model import Node as NodeValue
 from shovey_trio.core.jobs.quorum import required_nodes
 from shovey_trio.core.jobs.targeting import resolve
 from shovey_trio.rpc import methods
-from shovey_trio.rpc.bridge import AbortRpc, Route, RpcStatus, ServerCall, server_stream_route, unary_route
+from shovey_trio.rpc.bridge import AbortRpc, RpcStatus, Served, ServerCall, serve_server_stream, serve_unary
 from shovey_trio.rpc.convert import selection_value, timestamp
 from shovey_trio.v1 import admin_service_pb2 as admin_pb
 from shovey_trio.v1 import job_pb2 as job_pb
@@ -138,7 +138,7 @@ class FakeJob:
 
 
 class FakeController:
-    """The state behind the routes; ``serve`` runs its jobs.
+    """The state behind the serves; ``serve`` runs its jobs.
 
     Attributes:
         up: the registered nodes and whether each is up.
@@ -182,20 +182,20 @@ class FakeController:
             task_status.started()
             await trio.sleep_forever()
 
-    def routes(self) -> Sequence[Route]:
+    def serves(self) -> Sequence[Served]:
         """The RPCs of ``shovey``."""
         return (
-            unary_route(methods.START_JOB, self._start_job),
-            unary_route(methods.GET_JOB, self._get_job),
-            unary_route(methods.LIST_JOBS, self._list_jobs),
-            unary_route(methods.CANCEL_JOB, self._cancel_job),
-            server_stream_route(methods.WATCH_JOB, self._watch_job),
-            unary_route(methods.LIST_RUNS, self._list_runs),
-            server_stream_route(methods.READ_OUTPUT, self._read_output),
-            unary_route(methods.LIST_NODES, self._list_nodes),
-            unary_route(methods.GET_NODE, self._get_node),
-            unary_route(methods.LIST_NODE_STATUSES, self._list_node_statuses),
-            unary_route(methods.GET_SERVER_INFO, self._get_server_info),
+            serve_unary(methods.START_JOB, self._start_job),
+            serve_unary(methods.GET_JOB, self._get_job),
+            serve_unary(methods.LIST_JOBS, self._list_jobs),
+            serve_unary(methods.CANCEL_JOB, self._cancel_job),
+            serve_server_stream(methods.WATCH_JOB, self._watch_job),
+            serve_unary(methods.LIST_RUNS, self._list_runs),
+            serve_server_stream(methods.READ_OUTPUT, self._read_output),
+            serve_unary(methods.LIST_NODES, self._list_nodes),
+            serve_unary(methods.GET_NODE, self._get_node),
+            serve_unary(methods.LIST_NODE_STATUSES, self._list_node_statuses),
+            serve_unary(methods.GET_SERVER_INFO, self._get_server_info),
         )
 
     def add_finished_job(self, command: str, nodes: Sequence[str]) -> FakeJob:

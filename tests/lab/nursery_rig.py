@@ -30,17 +30,17 @@ from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.settings import Bounds, Timing
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.routes.stream import StreamRoute
-from shovey_trio.rpc.signer import Signer
+from shovey_trio.rpc.signer import ActiveKeySigner
 from shovey_trio.store.contract import Store
 
 ORGANIZATION = "default"
 OPERATOR = Principal(organization=ORGANIZATION, role=Role.OPERATOR, name="ops")
 
 
-def make_signer(organization: str = ORGANIZATION) -> Signer:
+def make_signer(organization: str = ORGANIZATION) -> ActiveKeySigner:
     """A signer with a key of its own."""
     key = SigningKey(key_id="test", private_key=Ed25519PrivateKey.generate(), created_at=0.0)
-    return Signer({organization: key})
+    return ActiveKeySigner({organization: key})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -18,13 +18,13 @@ from shovey_trio.core.errors import Code
 from shovey_trio.rpc.bridge import (
     AbortRpc,
     Method,
-    Route,
     RpcStatus,
+    Served,
     ServerCall,
-    bidi_route,
-    client_stream_route,
-    server_stream_route,
-    unary_route,
+    serve_bidi,
+    serve_client_stream,
+    serve_server_stream,
+    serve_unary,
 )
 
 Call = ServerCall[StringValue, StringValue]
@@ -68,13 +68,13 @@ class Probe:
         self.release = trio.Event()
         self._changed = trio.Event()
 
-    def routes(self) -> tuple[Route, ...]:
-        """Return all four routes."""
+    def serves(self) -> tuple[Served, ...]:
+        """Return all four serves."""
         return (
-            unary_route(UNARY, self._unary),
-            server_stream_route(WATCH, self._watch),
-            client_stream_route(UPLOAD, self._upload),
-            bidi_route(ECHO, self._echo),
+            serve_unary(UNARY, self._unary),
+            serve_server_stream(WATCH, self._watch),
+            serve_client_stream(UPLOAD, self._upload),
+            serve_bidi(ECHO, self._echo),
         )
 
     async def until(self, condition: Callable[[Probe], bool]) -> None:

@@ -17,11 +17,11 @@ from shovey_trio.core.jobs.model import Role
 from shovey_trio.core.trust.authz import METHODS, PERMITTED, Action
 from shovey_trio.demo.fleet import run_program
 from shovey_trio.identity.layout import DataDirectory
-from shovey_trio.rpc.bridge import Listener, Method, unary_route
+from shovey_trio.rpc.bridge import Listener, Method, serve_unary
 from shovey_trio.rpc.services.node_service import NodeService
 from shovey_trio.shovey.rest import listener as rest_listener
 from shovey_trio.shovey.rest.application import RestApplication
-from shovey_trio.shovey.rest.routing import Route as RestRoute
+from shovey_trio.shovey.rest.routing import RestRoute
 from shovey_trio.v1 import node_service_pb2
 
 from .expected import ENROLL_LISTENER, GRPC, OPEN, PROOF, REST, REST_OPEN
@@ -53,7 +53,7 @@ async def test_every_route_that_is_served_has_a_line_and_every_line_a_route(
     @asynccontextmanager
     async def open_server_and_tell(listeners: Sequence[Listener], **options: Any) -> AsyncIterator[Any]:
         for listener in listeners:
-            served[listener.name] = {route.method.path.removeprefix("/") for route in listener.routes}
+            served[listener.name] = {route.method.path.removeprefix("/") for route in listener.serves}
         async with open_server(listeners, **options) as server:
             yield server
 
@@ -94,8 +94,8 @@ async def test_a_controller_with_a_method_that_nobody_decided_about_does_not_sta
         request_type=node_service_pb2.GetNodeRequest,
         response_type=node_service_pb2.GetNodeResponse,
     )
-    routes = NodeService.routes
-    monkeypatch.setattr(NodeService, "routes", lambda self: (*routes(self), unary_route(forgotten, self._get)))
+    serves = NodeService.serves
+    monkeypatch.setattr(NodeService, "serves", lambda self: (*serves(self), serve_unary(forgotten, self._get)))
     with trio.fail_after(HARD_LIMIT), pytest.raises(BaseException) as caught:  # noqa: PT011 - looked into below
         async with controller.open_controller(settings):
             pytest.fail("it has started")

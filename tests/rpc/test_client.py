@@ -45,7 +45,7 @@ async def controller() -> AsyncIterator[FakeController]:
 
 @pytest.fixture
 async def client(controller: FakeController) -> AsyncIterator[ShoveyClient]:
-    listener = Listener(name="plain", address="127.0.0.1:0", routes=controller.routes())
+    listener = Listener(name="plain", address="127.0.0.1:0", serves=controller.serves())
     async with (
         open_server([listener], map_error=status_of) as server,
         open_client(f"127.0.0.1:{server.port('plain')}", None, retry=IMPATIENT) as opened,

@@ -16,7 +16,7 @@ from shovey_trio.core.trust.order_signing import SigningKey, verify_order
 from shovey_trio.core.trust.orders import NONCE_BYTES, Order, OrderKind, RefusalReason
 from shovey_trio.rpc.convert import order_bytes, signed_order_message, signed_order_value
 from shovey_trio.rpc.order_codec import parse_order
-from shovey_trio.rpc.signer import Signer
+from shovey_trio.rpc.signer import ActiveKeySigner
 from shovey_trio.v1 import order_pb2
 
 SECRET = "pl4nted-s3cret"
@@ -65,7 +65,7 @@ def test_orders_with_different_inputs_have_different_bytes(one: CommandInput, ot
 def test_secrets_travel_beside_the_signed_bytes_and_are_bound_to_them(key: SigningKey) -> None:
     secrets = Secrets(env={"TOKEN": SECRET}, stdin=SECRET.encode())
     sent = order(input=CommandInput(args={"a": "b"}, secrets=secrets))
-    signer = Signer({"default": key})
+    signer = ActiveKeySigner({"default": key})
     signed = signed_order_value(signed_order_message(signer.sign(sent)))
     assert verify_order(signed, key_set_of("default", key), 0.0) is None
     assert SECRET.encode() not in signed.order

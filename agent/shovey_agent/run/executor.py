@@ -23,8 +23,8 @@ from shovey_agent.run.runs import (
     CancelOutcome,
     CancelReason,
     Duplicate,
+    ExecutorRefusal,
     KnownRun,
-    RefusalReason,
     Refused,
     RunEvent,
     RunPhase,
@@ -105,12 +105,12 @@ class Executor:
         and the answer is ``Duplicate``. Cancelled, the run was taken entirely or not at all; ``known_run`` tells.
         """
         if (problem := _problem_of(spec)) is not None:
-            return Refused(reason=RefusalReason.INVALID_SPEC, detail=problem)
+            return Refused(reason=ExecutorRefusal.INVALID_SPEC, detail=problem)
         async with self._accepting:
             if (follower := self._followers.get(spec.run_id)) is not None:
                 return Duplicate(run=follower.known)
             if (busy := self._why_busy(spec)) is not None:
-                return Refused(reason=RefusalReason.BUSY, detail=busy)
+                return Refused(reason=ExecutorRefusal.BUSY, detail=busy)
             accepted_at = time.time()
             create = partial(
                 self._spool.create,
@@ -124,9 +124,9 @@ class Executor:
             except RunExists:
                 return await self._rediscovered(spec.run_id)
             except SpoolFull as error:
-                return Refused(reason=RefusalReason.SPOOL_FULL, detail=str(error))
+                return Refused(reason=ExecutorRefusal.SPOOL_FULL, detail=str(error))
             except SpoolError as error:
-                return Refused(reason=RefusalReason.SPOOL_ERROR, detail=str(error))
+                return Refused(reason=ExecutorRefusal.SPOOL_ERROR, detail=str(error))
             known = KnownRun(
                 run_id=spec.run_id,
                 job_id=spec.job_id,
@@ -214,7 +214,7 @@ class Executor:
         await self._adopt_run(run_id)
         known = self.known_run(run_id)
         if known is None:
-            return Refused(reason=RefusalReason.SPOOL_ERROR, detail="the run's directory comes and goes")
+            return Refused(reason=ExecutorRefusal.SPOOL_ERROR, detail="the run's directory comes and goes")
         return Duplicate(run=known)
 
     async def _adopt_run(self, run_id: str) -> None:

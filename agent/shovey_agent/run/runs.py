@@ -36,7 +36,7 @@ class RunPhase(StrEnum):
     FINISHED = "finished"
 
 
-class RefusalReason(StrEnum):
+class ExecutorRefusal(StrEnum):
     """Why the executor did not take a run; nothing of it is left behind."""
 
     BUSY = "busy"
@@ -164,7 +164,7 @@ class Duplicate:
 class Refused:
     """The run was not taken."""
 
-    reason: RefusalReason
+    reason: ExecutorRefusal
     detail: str = ""
 
 

@@ -13,7 +13,7 @@ import structlog
 import trio
 
 from shovey_agent.run.executor import Executor
-from shovey_agent.run.runs import Accepted, Duplicate, RefusalReason, Refused
+from shovey_agent.run.runs import Accepted, Duplicate, ExecutorRefusal, Refused
 from shovey_agent.shovey.gate import LegacyGate, Refusal
 from shovey_agent.shovey.reporter import RunReporter
 from shovey_trio.core.errors import ShoveyError
@@ -38,10 +38,10 @@ _AGAIN: Final = 5.0
 # Refusals being told at a time. Further ones are only logged: strangers on the ring decide how many there are.
 _TELLING: Final = 8
 _WORDS: Final = {
-    RefusalReason.BUSY: "too many commands are running",
-    RefusalReason.SPOOL_FULL: "no room for another run",
-    RefusalReason.SPOOL_ERROR: "the run could not be written down",
-    RefusalReason.INVALID_SPEC: "the order makes no sense here",
+    ExecutorRefusal.BUSY: "too many commands are running",
+    ExecutorRefusal.SPOOL_FULL: "no room for another run",
+    ExecutorRefusal.SPOOL_ERROR: "the run could not be written down",
+    ExecutorRefusal.INVALID_SPEC: "the order makes no sense here",
 }
 
 

@@ -18,7 +18,7 @@ import trio
 from shovey_trio.cli.operator.displays import Display, EventsDisplay, PlainDisplay, QuietDisplay
 from shovey_trio.cli.operator.job_feed import feed_job
 from shovey_trio.cli.operator.job_view import JobView
-from shovey_trio.cli.operator.session import Session
+from shovey_trio.cli.operator.session import ControllerSession
 from shovey_trio.cli.text.failures import failure_of
 from shovey_trio.cli.text.output_formats import Format, write_document
 from shovey_trio.cli.text.plain import plain_message
@@ -34,7 +34,7 @@ _TICK: Final = 0.1
 class Attachment:
     """An attached command: one job, one display, the signals."""
 
-    def __init__(self, session: Session, job_id: str, output: Format, *, include_output: bool) -> None:
+    def __init__(self, session: ControllerSession, job_id: str, output: Format, *, include_output: bool) -> None:
         self._view = JobView()
         self._session = session
         self._job_id = job_id

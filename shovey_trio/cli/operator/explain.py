@@ -12,7 +12,7 @@ from shovey_trio.cli.text.output_formats import Column, Format, Shape, output_op
 from shovey_trio.core.errors import Exit
 
 if TYPE_CHECKING:
-    from shovey_trio.cli.operator.session import Session
+    from shovey_trio.cli.operator.session import ControllerSession
     from shovey_trio.v1.job_service_pb2 import ExplainRunResponse, ExplainStep
 
 
@@ -49,7 +49,7 @@ def explain(
         command=command, node=node, as_user=as_user, args=args, env=env, user=user, stdin_bytes=stdin_bytes
     )
 
-    async def work(session: Session) -> Exit:
+    async def work(session: ControllerSession) -> Exit:
         with session.call():
             answer = await session.client.explain_run(request)
         return _write(answer, chosen)

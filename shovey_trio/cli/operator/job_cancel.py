@@ -12,7 +12,7 @@ from shovey_trio.cli.text.output_formats import Format, output_option, write_doc
 from shovey_trio.core.errors import Exit
 
 if TYPE_CHECKING:
-    from shovey_trio.cli.operator.session import Session
+    from shovey_trio.cli.operator.session import ControllerSession
     from shovey_trio.v1.job_service_pb2 import CancelJobResponse
 
 
@@ -35,7 +35,7 @@ def cancel(options: OperatorOptions, *, job_id: str, nodes: tuple[str, ...], wai
     settings = load_settings(options)
     chosen = output or Format(settings.client.output)
 
-    async def work(session: Session) -> Exit:
+    async def work(session: ControllerSession) -> Exit:
         found = await session.job_id(job_id)
         with session.call():
             answer = await session.client.cancel_job(found, nodes)
@@ -56,7 +56,7 @@ def cancel(options: OperatorOptions, *, job_id: str, nodes: tuple[str, ...], wai
     run_session(settings, work)
 
 
-async def _wait_until_ended(session: Session, job_id: str, nodes: Collection[str]) -> None:
+async def _wait_until_ended(session: ControllerSession, job_id: str, nodes: Collection[str]) -> None:
     """Return when the runs of ``nodes`` are terminal."""
     from shovey_trio.cli.operator.job_view import JobView, run_ended
 

@@ -13,7 +13,7 @@ from shovey_trio.core.errors import Exit
 from shovey_trio.core.jobs.states import JobState
 
 if TYPE_CHECKING:
-    from shovey_trio.cli.operator.session import Session
+    from shovey_trio.cli.operator.session import ControllerSession
     from shovey_trio.v1.job_pb2 import Job
 
 
@@ -42,7 +42,7 @@ def list_jobs(
     settings = load_settings(options)
     wanted = [JOB_STATES.number(JobState(state)) for state in states]
 
-    async def work(session: Session) -> Exit:
+    async def work(session: ControllerSession) -> Exit:
         with session.call():
             jobs = session.client.list_jobs(
                 states=wanted, command=command, created_by=created_by, page_size=min(limit or 1000, 1000)

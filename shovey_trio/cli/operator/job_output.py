@@ -11,7 +11,7 @@ from shovey_trio.cli.operator.options import OperatorOptions, full_job_id
 from shovey_trio.core.errors import Exit
 
 if TYPE_CHECKING:
-    from shovey_trio.cli.operator.session import Session
+    from shovey_trio.cli.operator.session import ControllerSession
     from shovey_trio.rpc.bridge import RpcError
     from shovey_trio.v1.job_pb2 import OutputStream
     from shovey_trio.v1.job_service_pb2 import WatchJobResponse
@@ -50,7 +50,7 @@ def output(
     settings = load_settings(options)
     wanted = STREAMS.number(StreamName(stream) if stream else None)
 
-    async def work(session: Session) -> Exit:
+    async def work(session: ControllerSession) -> Exit:
         found = await session.job_id(job_id)
         if node is None:
             await _read_all(session, found, wanted, follow=follow, timestamps=timestamps)
@@ -64,7 +64,7 @@ def output(
 
 
 async def _read_all(
-    session: Session, job_id: str, wanted: OutputStream.ValueType, *, follow: bool, timestamps: bool
+    session: ControllerSession, job_id: str, wanted: OutputStream.ValueType, *, follow: bool, timestamps: bool
 ) -> None:
     from shovey_trio.cli.operator.job_feed import Positions, feed_job, output_ends, replay_output
     from shovey_trio.cli.operator.job_view import run_ended
@@ -92,7 +92,13 @@ async def _read_all(
 
 
 async def _read_one(
-    session: Session, job_id: str, node: str, wanted: OutputStream.ValueType, *, follow: bool, timestamps: bool
+    session: ControllerSession,
+    job_id: str,
+    node: str,
+    wanted: OutputStream.ValueType,
+    *,
+    follow: bool,
+    timestamps: bool,
 ) -> None:
     from shovey_trio.cli.operator.labelled_output import LineCollector, LineStyle, write_line
 
@@ -105,7 +111,9 @@ async def _read_one(
     lines.finish()
 
 
-async def _copy_one(session: Session, job_id: str, node: str, wanted: OutputStream.ValueType, *, follow: bool) -> None:
+async def _copy_one(
+    session: ControllerSession, job_id: str, node: str, wanted: OutputStream.ValueType, *, follow: bool
+) -> None:
     from shovey_trio.v1.job_pb2 import OUTPUT_STREAM_STDERR
 
     async with session.client.read_output(job_id, node, stream=wanted, follow=follow, on_lost=_say_lost) as responses:

@@ -13,7 +13,7 @@ from shovey_trio.cli.text.output_formats import Column, Format, Shape, output_op
 from shovey_trio.core.errors import Exit, Unreachable
 
 if TYPE_CHECKING:
-    from shovey_trio.cli.operator.session import Session
+    from shovey_trio.cli.operator.session import ControllerSession
     from shovey_trio.v1.job_service_pb2 import ResolvedTarget, StartJobRequest, StartJobResponse, Target
 
 
@@ -105,7 +105,7 @@ def start(
     settings = load_settings(options)
     chosen = output or Format(settings.client.output)
 
-    async def work(session: Session) -> Exit:
+    async def work(session: ControllerSession) -> Exit:
         answer = await _start(session, request)
         if dry_run:
             write_listing(answer.targets, _TARGETS, chosen)
@@ -118,7 +118,7 @@ def start(
     run_session(settings, work)
 
 
-async def _start(session: Session, request: StartJobRequest) -> StartJobResponse:
+async def _start(session: ControllerSession, request: StartJobRequest) -> StartJobResponse:
     """Start the job; whoever does not get the answer learns how to ask for it again."""
     import trio
 
@@ -140,7 +140,9 @@ async def _start(session: Session, request: StartJobRequest) -> StartJobResponse
         raise
 
 
-async def _stay_attached(session: Session, answer: StartJobResponse, output: Format, *, include_output: bool) -> Exit:
+async def _stay_attached(
+    session: ControllerSession, answer: StartJobResponse, output: Format, *, include_output: bool
+) -> Exit:
     from shovey_trio.cli.operator.attach import Attachment
 
     job = answer.job

@@ -14,7 +14,7 @@ from shovey_trio.core.errors import Exit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shovey_trio.cli.operator.session import Session
+    from shovey_trio.cli.operator.session import ControllerSession
     from shovey_trio.v1.job_pb2 import Job, Run
 
 
@@ -32,7 +32,7 @@ def status(options: OperatorOptions, *, job_id: str, output: Format | None) -> N
     settings = load_settings(options)
     chosen = output or Format(settings.client.output)
 
-    async def work(session: Session) -> Exit:
+    async def work(session: ControllerSession) -> Exit:
         found = await session.job_id(job_id)
         with session.call():
             job = await session.client.get_job(found)

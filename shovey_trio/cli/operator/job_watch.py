@@ -10,7 +10,7 @@ from shovey_trio.cli.operator.options import OperatorOptions, full_job_id
 from shovey_trio.cli.text.output_formats import Format, output_option
 
 if TYPE_CHECKING:
-    from shovey_trio.cli.operator.session import Session
+    from shovey_trio.cli.operator.session import ControllerSession
     from shovey_trio.core.errors import Exit
 
 
@@ -30,7 +30,7 @@ def watch(options: OperatorOptions, *, job_id: str, no_output: bool, output: For
     settings = load_settings(options)
     chosen = output or Format(settings.client.output)
 
-    async def work(session: Session) -> Exit:
+    async def work(session: ControllerSession) -> Exit:
         found = await session.job_id(job_id)
         return await Attachment(session, found, chosen, include_output=not no_output).follow()
 

@@ -13,7 +13,7 @@ from shovey_trio.core.errors import Exit
 from shovey_trio.core.jobs.model import Presence
 
 if TYPE_CHECKING:
-    from shovey_trio.cli.operator.session import Session
+    from shovey_trio.cli.operator.session import ControllerSession
     from shovey_trio.v1.node_pb2 import Node
 
 # Seconds that a clock may be off, the way of a message included, before it is worth a word.
@@ -54,7 +54,7 @@ def list_nodes(
     settings = load_settings(options)
     wanted = [PRESENCES.number(Presence(presence)) for presence in presences]
 
-    async def work(session: Session) -> Exit:
+    async def work(session: ControllerSession) -> Exit:
         with session.call():
             nodes = await session.client.list_nodes(match=match, tags=tags, presences=wanted).take()
         write_listing(nodes, _shape(), output or Format(settings.client.output))

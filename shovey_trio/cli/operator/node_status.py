@@ -15,7 +15,7 @@ from shovey_trio.core.errors import Exit
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from shovey_trio.cli.operator.session import Session
+    from shovey_trio.cli.operator.session import ControllerSession
     from shovey_trio.v1.node_pb2 import Node, NodeStatus
 
 
@@ -36,7 +36,7 @@ def status(options: OperatorOptions, *, node: str | None, limit: int, output: Fo
     settings = load_settings(options)
     chosen = output or Format(settings.client.output)
 
-    async def work(session: Session) -> Exit:
+    async def work(session: ControllerSession) -> Exit:
         with session.call():
             if node is None:
                 write_listing(await session.client.list_nodes().take(), _node_shape(), chosen)

@@ -26,7 +26,7 @@ from shovey_trio.rpc.client.client import ShoveyClient, open_client
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
+class ControllerSession:
     """An open client and the settings it was opened with."""
 
     client: ShoveyClient
@@ -76,7 +76,7 @@ def load_settings(options: OperatorOptions) -> ClientSettings:
     return load_client_settings(file, environ=os.environ, overrides=overrides)
 
 
-def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Exit]]) -> NoReturn:
+def run_session(settings: ClientSettings, work: Callable[[ControllerSession], Awaitable[Exit]]) -> NoReturn:
     """Run ``work`` with an open client and leave with its exit code.
 
     Ctrl-C cancels ``work``, unless it has a signal receiver of its own.
@@ -97,7 +97,7 @@ def run_session(settings: ClientSettings, work: Callable[[Session], Awaitable[Ex
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(_leave_at, signals, nursery.cancel_scope)
                 async with open_client(section.server, tls, server_name=section.server_name) as client:
-                    code = await work(Session(client=client, settings=settings))
+                    code = await work(ControllerSession(client=client, settings=settings))
                 nursery.cancel_scope.cancel(reason="the command is done")
         return code
 

@@ -12,7 +12,7 @@ from shovey_trio.cli.text.output_formats import Format, output_option, write_doc
 from shovey_trio.core.errors import Exit
 
 if TYPE_CHECKING:
-    from shovey_trio.cli.operator.session import Session
+    from shovey_trio.cli.operator.session import ControllerSession
 
 
 @click.command()
@@ -31,7 +31,7 @@ def version(options: OperatorOptions, *, output: Format | None) -> None:
     if chosen is Format.TABLE:
         click.echo(f"client      {client}")  # also when the controller cannot be reached
 
-    async def work(session: Session) -> Exit:
+    async def work(session: ControllerSession) -> Exit:
         with session.call():
             info = await session.client.get_server_info()
         own = settings.read_certificate()

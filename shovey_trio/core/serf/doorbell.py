@@ -78,7 +78,7 @@ class Audience(IntEnum):
     ALL = 3
 
 
-class RefusalReason(StrEnum):
+class BellRefusal(StrEnum):
     """Why a doorbell is not obeyed."""
 
     MALFORMED = "malformed"
@@ -95,7 +95,7 @@ class DoorbellRefused(ShoveyError):
 
     reason, code, http, exit = "DOORBELL_REFUSED", Code.PERMISSION_DENIED, 403, Exit.DENIED
 
-    def __init__(self, refusal: RefusalReason, message: str) -> None:
+    def __init__(self, refusal: BellRefusal, message: str) -> None:
         super().__init__(message, refusal=refusal.value)
         self.refusal = refusal
 
@@ -170,10 +170,10 @@ def decode(payload: bytes) -> Doorbell:
         DoorbellRefused: ``MALFORMED``.
     """
     if not DOORBELL_SIZE <= len(payload) <= MAX_DOORBELL_SIZE:
-        raise DoorbellRefused(RefusalReason.MALFORMED, f"a doorbell of {len(payload)} bytes")
+        raise DoorbellRefused(BellRefusal.MALFORMED, f"a doorbell of {len(payload)} bytes")
     version, kind, audience, key_id, organization, job, spread, issued, lifetime, epoch = _HEAD.unpack_from(payload)
     if version != _VERSION:
-        raise DoorbellRefused(RefusalReason.MALFORMED, f"unknown doorbell version {version}")
+        raise DoorbellRefused(BellRefusal.MALFORMED, f"unknown doorbell version {version}")
     bloom = payload[_HEAD.size : -_SIGNATURE_SIZE]
     try:
         doorbell = Doorbell(
@@ -189,11 +189,11 @@ def decode(payload: bytes) -> Doorbell:
             bloom=bloom,
         )
     except ValueError as exc:
-        raise DoorbellRefused(RefusalReason.MALFORMED, str(exc)) from exc
+        raise DoorbellRefused(BellRefusal.MALFORMED, str(exc)) from exc
     if (doorbell.audience is Audience.BLOOM) != bool(bloom):
-        raise DoorbellRefused(RefusalReason.MALFORMED, "filter and audience disagree")
+        raise DoorbellRefused(BellRefusal.MALFORMED, "filter and audience disagree")
     if bloom and (len(bloom) < 2 or not 1 <= bloom[0] <= _MAX_HASHES):
-        raise DoorbellRefused(RefusalReason.MALFORMED, "impossible Bloom filter")
+        raise DoorbellRefused(BellRefusal.MALFORMED, "impossible Bloom filter")
     return doorbell
 
 
@@ -222,21 +222,19 @@ def verify(
     doorbell = decode(payload)
     key = keys.get(doorbell.key_id)
     if key is None:
-        raise DoorbellRefused(RefusalReason.UNKNOWN_KEY, "no such key here")
+        raise DoorbellRefused(BellRefusal.UNKNOWN_KEY, "no such key here")
     try:
         key.verify(payload[-_SIGNATURE_SIZE:], SIGNING_DOMAIN + payload[:-_SIGNATURE_SIZE])
     except InvalidSignature as exc:
-        raise DoorbellRefused(RefusalReason.BAD_SIGNATURE, "the signature is not of these bytes") from exc
+        raise DoorbellRefused(BellRefusal.BAD_SIGNATURE, "the signature is not of these bytes") from exc
     if doorbell.organization != organization_hash(organization):
-        raise DoorbellRefused(RefusalReason.WRONG_ORGANIZATION, "for another organization")
+        raise DoorbellRefused(BellRefusal.WRONG_ORGANIZATION, "for another organization")
     if now < doorbell.issued_at - skew:
-        raise DoorbellRefused(
-            RefusalReason.NOT_YET_VALID, f"issued {doorbell.issued_at - now:.1f} s ahead of this clock"
-        )
+        raise DoorbellRefused(BellRefusal.NOT_YET_VALID, f"issued {doorbell.issued_at - now:.1f} s ahead of this clock")
     if now > doorbell.expires_at + skew:
-        raise DoorbellRefused(RefusalReason.EXPIRED, f"expired {now - doorbell.expires_at:.1f} s ago")
+        raise DoorbellRefused(BellRefusal.EXPIRED, f"expired {now - doorbell.expires_at:.1f} s ago")
     if doorbell.epoch < min_epoch:
-        raise DoorbellRefused(RefusalReason.STALE_EPOCH, f"epoch {doorbell.epoch} after {min_epoch}")
+        raise DoorbellRefused(BellRefusal.STALE_EPOCH, f"epoch {doorbell.epoch} after {min_epoch}")
     return doorbell
 
 

@@ -1,8 +1,8 @@
 """gRPC inside trio: the only package that touches asyncio, trio-asyncio or grpcio's internals.
 
-Servers: ``open_server`` with ``Listener`` and routes; handlers get a ``ServerCall``. Clients: ``open_channel``, then
-``Channel.unary`` and ``Channel.stream``. ``health`` and ``reflection`` are imported by those who serve them; they need
-the ``server`` extra.
+Servers: ``open_server`` with ``Listener`` and the methods it serves; handlers get a ``ServerCall``. Clients:
+``open_channel``, then ``Channel.unary`` and ``Channel.stream``. ``health`` and ``reflection`` are imported by those who
+serve them; they need the ``server`` extra.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from shovey_trio.rpc.bridge._runtime import open_runtime as open_bridge
 from shovey_trio.rpc.bridge.calls import (
     Authorize,
     Reserve,
-    Route,
+    Served,
     ServerCall,
-    bidi_route,
-    client_stream_route,
-    server_stream_route,
-    unary_route,
+    serve_bidi,
+    serve_client_stream,
+    serve_server_stream,
+    serve_unary,
 )
 from shovey_trio.rpc.bridge.client import Channel, ChannelOptions, ClientStream, open_channel
 from shovey_trio.rpc.bridge.listener import Listener, ServerOptions
@@ -38,19 +38,19 @@ __all__ = [
     "MapError",
     "Method",
     "Reserve",
-    "Route",
     "RpcError",
     "RpcStatus",
+    "Served",
     "Server",
     "ServerCall",
     "ServerOptions",
     "ServerTls",
-    "bidi_route",
-    "client_stream_route",
     "open_bridge",
     "open_channel",
     "open_server",
-    "server_stream_route",
+    "serve_bidi",
+    "serve_client_stream",
+    "serve_server_stream",
+    "serve_unary",
     "service_methods",
-    "unary_route",
 ]

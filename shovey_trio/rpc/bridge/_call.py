@@ -19,7 +19,7 @@ from shovey_trio.core.errors import Code
 from shovey_trio.rpc.bridge._completions import Completions
 from shovey_trio.rpc.bridge._cygrpc import NO_FLAGS
 from shovey_trio.rpc.bridge._server_call import CallHost, HandledCall
-from shovey_trio.rpc.bridge.calls import Route
+from shovey_trio.rpc.bridge.calls import Served
 from shovey_trio.rpc.bridge.status import RpcStatus, encode_details
 
 # Seconds within which the C core reports a cancellation after an end of stream that came from it: both are reported by
@@ -42,8 +42,8 @@ class CallKeeper(Protocol):
     def request_came(self, call: CoreServerCall) -> None:
         """Forget a call that was kept."""
 
-    def opened(self, route: Route) -> None:
-        """Count a call of ``route`` as no longer at its beginning."""
+    def opened(self, served: Served) -> None:
+        """Count a call of ``served`` as no longer at its beginning."""
 
 
 class CoreServerCall(HandledCall):
@@ -69,8 +69,8 @@ class CoreServerCall(HandledCall):
         "_writing",
     )
 
-    def __init__(self, host: CallHost, route: Route, event: Any, keeper: CallKeeper) -> None:
-        super().__init__(host, route, deadline=_in_trios_clock(event.call_details.deadline), request=None)
+    def __init__(self, host: CallHost, served: Served, event: Any, keeper: CallKeeper) -> None:
+        super().__init__(host, served, deadline=_in_trios_clock(event.call_details.deadline), request=None)
         self._call = event.call
         self._metadata = event.invocation_metadata
         self._keeper = keeper
@@ -93,7 +93,7 @@ class CoreServerCall(HandledCall):
         except Exception as error:  # noqa: BLE001  # a refused call ends its RPC and nothing else
             self.refuse(self._host.status_for(error, self))
             return
-        if self._route.method.client_streaming:
+        if self._served.method.client_streaming:
             self._host.begin(self)
         else:
             self._keeper.wait_for_request(self)
@@ -273,7 +273,7 @@ class CoreServerCall(HandledCall):
     def _count_as_opened(self) -> None:
         if not self._opened:
             self._opened = True
-            self._keeper.opened(self._route)
+            self._keeper.opened(self._served)
 
     def _start(self, operations: Sequence[Any], completed: Callable[[Any], None]) -> None:
         error = self._call.start_server_batch(operations, completed)

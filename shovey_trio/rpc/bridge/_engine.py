@@ -17,7 +17,7 @@ from grpc._cython import cygrpc
 from shovey_trio.rpc.bridge._call import CoreServerCall, refuse_unknown
 from shovey_trio.rpc.bridge._completions import Completions
 from shovey_trio.rpc.bridge._server_call import GOING_AWAY, CallHost
-from shovey_trio.rpc.bridge.calls import Route
+from shovey_trio.rpc.bridge.calls import Served
 from shovey_trio.rpc.bridge.listener import Listener, ServerOptions
 from shovey_trio.rpc.bridge.status import ListenError
 from shovey_trio.rpc.bridge.tls import ReloadableServerTls
@@ -44,9 +44,9 @@ class Engine:
 
         Raises:
             ListenError: the address cannot be listened on.
-            ValueError: two routes for one method.
+            ValueError: two handlers for one method.
         """
-        server = _Server(self._completions, self._host, listener.routes_by_path(), options)
+        server = _Server(self._completions, self._host, listener.by_path(), options)
         self._bound.append(server)
         port = server.bind(listener.address, tls)
         if port == 0:
@@ -107,16 +107,16 @@ class _Server:
     """One listener."""
 
     def __init__(
-        self, completions: Completions, host: CallHost, routes: Mapping[str, Route], options: ServerOptions
+        self, completions: Completions, host: CallHost, serves: Mapping[str, Served], options: ServerOptions
     ) -> None:
         self.completions = completions
         self._queue = completions.queue
         self._host = host
-        self._routes = routes
+        self._serves = serves
         self._server = cygrpc.Server(options.arguments(), False)
         self._server.register_completion_queue(self._queue)
         # Methods that the C core knows have a queue of calls each: none waits behind another's.
-        for path in routes:
+        for path in serves:
             self._server.register_method(path)
         # At most what clients may have open; each entry is dropped when its request comes or its client goes.
         self._waiting: set[CoreServerCall] = set()
@@ -131,9 +131,9 @@ class _Server:
     def start(self) -> None:
         self._server.start()
         self._ask_for_unknown()
-        for route in self._routes.values():
-            for _ in range(route.opening or _AHEAD):
-                self._ask_for(route)
+        for served in self._serves.values():
+            for _ in range(served.opening or _AHEAD):
+                self._ask_for(served)
 
     def give_back(self) -> None:
         """Free a server that was never started; the C core gives its port back only in the end of one that was."""
@@ -160,21 +160,21 @@ class _Server:
     def request_came(self, call: CoreServerCall) -> None:
         self._waiting.discard(call)
 
-    def opened(self, route: Route) -> None:
-        if route.opening is not None:
-            self._ask_for(route)
+    def opened(self, served: Served) -> None:
+        if served.opening is not None:
+            self._ask_for(served)
 
-    def _ask_for(self, route: Route) -> None:
+    def _ask_for(self, served: Served) -> None:
         if not self._refusing:
             self._server.request_registered_call(
-                self._queue, self._queue, route.method.path, partial(self._on_call, route)
+                self._queue, self._queue, served.method.path, partial(self._on_call, served)
             )
 
-    def _on_call(self, route: Route, event: Any) -> None:
+    def _on_call(self, served: Served, event: Any) -> None:
         if event.success and not self.completions.closing:  # else the server has been shut down
-            if route.opening is None:
-                self._ask_for(route)
-            CoreServerCall(self._host, route, event, self).open()
+            if served.opening is None:
+                self._ask_for(served)
+            CoreServerCall(self._host, served, event, self).open()
 
     def _ask_for_unknown(self) -> None:
         if not self._refusing:

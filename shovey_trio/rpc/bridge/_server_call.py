@@ -11,7 +11,7 @@ import trio
 from google.protobuf.message import DecodeError
 
 from shovey_trio.core.errors import Code
-from shovey_trio.rpc.bridge.calls import Route
+from shovey_trio.rpc.bridge.calls import Served
 from shovey_trio.rpc.bridge.methods import Method
 from shovey_trio.rpc.bridge.status import AbortRpc, RpcStatus
 from shovey_trio.rpc.bridge.tls import uri_identities
@@ -55,16 +55,16 @@ class HandledCall:
         "_receiving",
         "_request",
         "_response",
-        "_route",
         "_scope",
         "_sending",
+        "_served",
         "_status",
         "owner",
     )
 
-    def __init__(self, host: CallHost, route: Route, *, deadline: float, request: bytes | None) -> None:
+    def __init__(self, host: CallHost, served: Served, *, deadline: float, request: bytes | None) -> None:
         self._host = host
-        self._route = route
+        self._served = served
         self._deadline = deadline
         self._request = request
         self._scope = trio.CancelScope(shield=True, deadline=deadline)
@@ -84,7 +84,7 @@ class HandledCall:
 
     @property
     def method(self) -> Method[Any, Any]:
-        return self._route.method
+        return self._served.method
 
     @property
     @abstractmethod
@@ -115,10 +115,10 @@ class HandledCall:
             raise trio.BusyResourceError("another task is already receiving on this call")
         self._receiving = True
         try:
-            if self._half_closed or not self._route.method.client_streaming:
+            if self._half_closed or not self._served.method.client_streaming:
                 await trio.lowlevel.checkpoint()
                 raise trio.EndOfChannel
-            return parse_request(self._route, await self._receive())
+            return parse_request(self._served, await self._receive())
         finally:
             self._receiving = False
 
@@ -237,26 +237,26 @@ class HandledCall:
         return self._cause or GOING_AWAY
 
     async def _invoke(self) -> bytes | None:
-        route, method = self._route, self._route.method
+        served, method = self._served, self._served.method
         if self._request is None:
-            result = await route.handler(self)
+            result = await served.handler(self)
         else:
             request, self._request = self._request, None
-            result = await route.handler(parse_request(route, request), self)
+            result = await served.handler(parse_request(served, request), self)
         if method.server_streaming:
             return None
         encoded: bytes = result.SerializeToString()
         return encoded
 
 
-def parse_request(route: Route, raw: bytes) -> Any:
+def parse_request(served: Served, raw: bytes) -> Any:
     """Return the message in ``raw``.
 
     Raises:
         AbortRpc: INVALID_ARGUMENT.
     """
     try:
-        return route.method.request_type.FromString(raw)
+        return served.method.request_type.FromString(raw)
     except DecodeError as error:
         status = RpcStatus(code=Code.INVALID_ARGUMENT, message="the request is not a valid message")
         raise AbortRpc(status) from error

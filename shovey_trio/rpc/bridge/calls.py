@@ -113,7 +113,7 @@ the call has ended."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class Served:
     """A method and its handler; built by the four functions below, which check that their shapes agree.
 
     Attributes:
@@ -129,38 +129,38 @@ class Route:
     opening: int | None = None
 
 
-def unary_route(method: Method[Req, Res], handler: Callable[[Req, ServerCall[Req, Res]], Awaitable[Res]]) -> Route:
+def serve_unary(method: Method[Req, Res], handler: Callable[[Req, ServerCall[Req, Res]], Awaitable[Res]]) -> Served:
     """Tie a handler that maps one request to one response."""
-    return _route(method, handler, client_streaming=False, server_streaming=False)
+    return _served(method, handler, client_streaming=False, server_streaming=False)
 
 
-def server_stream_route(
+def serve_server_stream(
     method: Method[Req, Res], handler: Callable[[Req, ServerCall[Req, Res]], Awaitable[None]]
-) -> Route:
+) -> Served:
     """Tie a handler that answers one request with ``call.send`` as often as it likes."""
-    return _route(method, handler, client_streaming=False, server_streaming=True)
+    return _served(method, handler, client_streaming=False, server_streaming=True)
 
 
-def client_stream_route(method: Method[Req, Res], handler: Callable[[ServerCall[Req, Res]], Awaitable[Res]]) -> Route:
+def serve_client_stream(method: Method[Req, Res], handler: Callable[[ServerCall[Req, Res]], Awaitable[Res]]) -> Served:
     """Tie a handler that receives requests and returns one response."""
-    return _route(method, handler, client_streaming=True, server_streaming=False)
+    return _served(method, handler, client_streaming=True, server_streaming=False)
 
 
-def bidi_route(
+def serve_bidi(
     method: Method[Req, Res], handler: Callable[[ServerCall[Req, Res]], Awaitable[None]], *, opening: int | None = None
-) -> Route:
-    """Tie a handler that receives and sends in any order; ``opening`` as in ``Route``."""
-    route = _route(method, handler, client_streaming=True, server_streaming=True)
-    return replace(route, opening=opening)
+) -> Served:
+    """Tie a handler that receives and sends in any order; ``opening`` as in ``Served``."""
+    served = _served(method, handler, client_streaming=True, server_streaming=True)
+    return replace(served, opening=opening)
 
 
-def _route(
+def _served(
     method: Method[Any, Any],
     handler: Callable[..., Awaitable[Any]],
     *,
     client_streaming: bool,
     server_streaming: bool,
-) -> Route:
+) -> Served:
     if (method.client_streaming, method.server_streaming) != (client_streaming, server_streaming):
         raise ValueError(f"{method.path} has another shape than its handler")
-    return Route(method=method, handler=handler)
+    return Served(method=method, handler=handler)

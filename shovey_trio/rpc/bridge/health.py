@@ -8,7 +8,7 @@ import trio
 from grpc_health.v1 import health_pb2
 
 from shovey_trio.core.errors import Code
-from shovey_trio.rpc.bridge.calls import Route, ServerCall, server_stream_route, unary_route
+from shovey_trio.rpc.bridge.calls import Served, ServerCall, serve_server_stream, serve_unary
 from shovey_trio.rpc.bridge.methods import service_methods
 from shovey_trio.rpc.bridge.status import AbortRpc, RpcStatus
 
@@ -40,12 +40,12 @@ class Health:
         for service in list(self._serving):
             self.set_serving(service, serving)
 
-    def routes(self) -> Sequence[Route]:
-        """Return the routes of ``Check`` and ``Watch``."""
+    def serves(self) -> Sequence[Served]:
+        """Return what serves ``Check`` and ``Watch``."""
         methods = service_methods(_SERVICE)
         return (
-            unary_route(methods["Check"], self._check),
-            server_stream_route(methods["Watch"], self._watch),
+            serve_unary(methods["Check"], self._check),
+            serve_server_stream(methods["Watch"], self._watch),
         )
 
     async def _check(self, request: Any, _: ServerCall[Any, Any]) -> Any:

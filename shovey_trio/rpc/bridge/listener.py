@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from shovey_trio.rpc.bridge.calls import Route
+from shovey_trio.rpc.bridge.calls import Served
 from shovey_trio.rpc.bridge.tls import ServerTls
 
 
@@ -16,26 +16,26 @@ class Listener:
     Attributes:
         name: key for ``Server.port`` and ``Server.reload_tls``.
         address: ``host:port``; port 0 takes a free one.
-        routes: methods served here; any other is UNIMPLEMENTED.
+        serves: methods served here; any other is UNIMPLEMENTED.
         tls: ``None`` serves plain text, for tests and loopback.
     """
 
     name: str
     address: str
-    routes: Sequence[Route]
+    serves: Sequence[Served]
     tls: ServerTls | None = None
 
-    def routes_by_path(self) -> dict[str, Route]:
-        """Return the routes under the paths of their methods.
+    def by_path(self) -> dict[str, Served]:
+        """Return them under the paths of their methods.
 
         Raises:
-            ValueError: two routes for one method.
+            ValueError: two handlers for one method.
         """
-        by_path: dict[str, Route] = {}
-        for route in self.routes:
-            if route.method.path in by_path:
-                raise ValueError(f"two routes for {route.method.path}")
-            by_path[route.method.path] = route
+        by_path: dict[str, Served] = {}
+        for served in self.serves:
+            if served.method.path in by_path:
+                raise ValueError(f"two handlers for {served.method.path}")
+            by_path[served.method.path] = served
         return by_path
 
 

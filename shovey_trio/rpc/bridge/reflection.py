@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from grpc_reflection.v1alpha import reflection, reflection_pb2
 
-from shovey_trio.rpc.bridge.calls import Route, ServerCall, bidi_route
+from shovey_trio.rpc.bridge.calls import Served, ServerCall, serve_bidi
 from shovey_trio.rpc.bridge.methods import service_methods
 
 if TYPE_CHECKING:
@@ -25,8 +25,8 @@ _NAMES = (
 )
 
 
-def reflection_routes(services: Iterable[str]) -> Sequence[Route]:
-    """Return the routes that describe ``services`` (full names) and reflection itself.
+def serve_reflection(services: Iterable[str]) -> Sequence[Served]:
+    """Return what describe ``services`` (full names) and reflection itself.
 
     The descriptors must be in protobuf's default pool, where generated modules put them.
     """
@@ -37,7 +37,7 @@ def reflection_routes(services: Iterable[str]) -> Sequence[Route]:
             for response in servicer.ServerReflectionInfo(iter((request,)), None):
                 await call.send(response)
 
-    return tuple(bidi_route(_renamed(_METHOD, name), describe) for name in _NAMES)
+    return tuple(serve_bidi(_renamed(_METHOD, name), describe) for name in _NAMES)
 
 
 def _renamed(method: Method[Any, Any], path: str) -> Method[Any, Any]:

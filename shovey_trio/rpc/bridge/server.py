@@ -1,4 +1,4 @@
-"""gRPC servers inside trio: listeners, routes, authorization, errors, and an end in order."""
+"""gRPC servers inside trio: listeners, methods, authorization, errors, and an end in order."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from shovey_trio.application.nodes import Nodes
 from shovey_trio.nursery.ports import Clock, Doorbell
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.rpc import methods
-from shovey_trio.rpc.bridge import Route, unary_route
+from shovey_trio.rpc.bridge import Served, serve_unary
 from shovey_trio.rpc.convert import duration_seconds, role_value, timestamp, user_message
 from shovey_trio.rpc.services.callers import caller
 from shovey_trio.rpc.services.paging import decode_name, encode_name, page_size
@@ -48,13 +48,13 @@ class AdminService:
         self._doorbell = doorbell
         self._clock = clock
 
-    def routes(self) -> Sequence[Route]:
+    def serves(self) -> Sequence[Served]:
         return (
-            unary_route(methods.CREATE_USER_CERTIFICATE, self._create_user),
-            unary_route(methods.LIST_USERS, self._list_users),
-            unary_route(methods.REMOVE_USER, self._remove_user),
-            unary_route(methods.CREATE_ENROLLMENT_TOKEN, self._create_token),
-            unary_route(methods.GET_SERVER_INFO, self._info),
+            serve_unary(methods.CREATE_USER_CERTIFICATE, self._create_user),
+            serve_unary(methods.LIST_USERS, self._list_users),
+            serve_unary(methods.REMOVE_USER, self._remove_user),
+            serve_unary(methods.CREATE_ENROLLMENT_TOKEN, self._create_token),
+            serve_unary(methods.GET_SERVER_INFO, self._info),
         )
 
     async def _create_user(

@@ -42,7 +42,7 @@ from shovey_trio.nursery.ports import Clock, SendDetachOk, SendKeys
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.whitelist_asks import WhitelistAnswer, WhitelistAsks
 from shovey_trio.rpc import methods
-from shovey_trio.rpc.bridge import Route, ServerCall, bidi_route, unary_route
+from shovey_trio.rpc.bridge import Served, ServerCall, serve_bidi, serve_unary
 from shovey_trio.rpc.convert import (
     chunk_value,
     keys_message,
@@ -106,8 +106,8 @@ class EnrollmentService:
         self._rate = rate
         self._attempts = attempts
 
-    def routes(self) -> Sequence[Route]:
-        return (unary_route(methods.ENROLL, self._enroll), unary_route(methods.RENEW, self._renew))
+    def serves(self) -> Sequence[Served]:
+        return (serve_unary(methods.ENROLL, self._enroll), serve_unary(methods.RENEW, self._renew))
 
     async def _enroll(
         self, request: pb.EnrollRequest, call: ServerCall[pb.EnrollRequest, pb.EnrollResponse]
@@ -191,10 +191,10 @@ class AgentService:
         self._epoch = epoch
         self._asks = asks
 
-    def routes(self) -> Sequence[Route]:
+    def serves(self) -> Sequence[Served]:
         return (
-            bidi_route(methods.ATTACH, self._attach, opening=_ATTACHING),
-            bidi_route(methods.PUSH_OUTPUT, self._push_output),
+            serve_bidi(methods.ATTACH, self._attach, opening=_ATTACHING),
+            serve_bidi(methods.PUSH_OUTPUT, self._push_output),
         )
 
     # -- the control stream

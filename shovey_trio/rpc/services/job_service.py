@@ -11,7 +11,7 @@ from shovey_trio.core.jobs.model import OutputChunk
 from shovey_trio.core.trust.explain import overall
 from shovey_trio.nursery.watch import WatchPosition
 from shovey_trio.rpc import methods
-from shovey_trio.rpc.bridge import Route, ServerCall, server_stream_route, unary_route
+from shovey_trio.rpc.bridge import Served, ServerCall, serve_server_stream, serve_unary
 from shovey_trio.rpc.convert import (
     JOB_STATES,
     ROUTES,
@@ -36,23 +36,23 @@ _SNAPSHOT_PART = 500
 
 
 class JobService:
-    """Handlers of JobService; ``routes`` ties them to their methods."""
+    """Handlers of JobService; ``serves`` ties them to their methods."""
 
     def __init__(self, jobs: Jobs, explain: Explain) -> None:
         self._jobs = jobs
         self._explain = explain
 
-    def routes(self) -> Sequence[Route]:
+    def serves(self) -> Sequence[Served]:
         return (
-            unary_route(methods.START_JOB, self._start),
-            unary_route(methods.GET_JOB, self._get),
-            unary_route(methods.LIST_JOBS, self._list),
-            unary_route(methods.CANCEL_JOB, self._cancel),
-            server_stream_route(methods.WATCH_JOB, self._watch),
-            unary_route(methods.GET_RUN, self._get_run),
-            unary_route(methods.LIST_RUNS, self._list_runs),
-            server_stream_route(methods.READ_OUTPUT, self._read_output),
-            unary_route(methods.EXPLAIN_RUN, self._explain_run),
+            serve_unary(methods.START_JOB, self._start),
+            serve_unary(methods.GET_JOB, self._get),
+            serve_unary(methods.LIST_JOBS, self._list),
+            serve_unary(methods.CANCEL_JOB, self._cancel),
+            serve_server_stream(methods.WATCH_JOB, self._watch),
+            serve_unary(methods.GET_RUN, self._get_run),
+            serve_unary(methods.LIST_RUNS, self._list_runs),
+            serve_server_stream(methods.READ_OUTPUT, self._read_output),
+            serve_unary(methods.EXPLAIN_RUN, self._explain_run),
         )
 
     async def _start(self, request: pb.StartJobRequest, _: object) -> pb.StartJobResponse:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from shovey_trio.application.identities import Identities
 from shovey_trio.application.nodes import NodeFilter, Nodes, NodeView
 from shovey_trio.rpc import methods
-from shovey_trio.rpc.bridge import Route, unary_route
+from shovey_trio.rpc.bridge import Served, serve_unary
 from shovey_trio.rpc.convert import PRESENCES, keys_message, node_message, node_status_message
 from shovey_trio.rpc.services.callers import caller
 from shovey_trio.rpc.services.paging import decode_name, encode_name, page_size
@@ -22,13 +22,13 @@ class NodeService:
         self._nodes = nodes
         self._identities = identities
 
-    def routes(self) -> Sequence[Route]:
+    def serves(self) -> Sequence[Served]:
         return (
-            unary_route(methods.LIST_NODES, self._list),
-            unary_route(methods.GET_NODE, self._get),
-            unary_route(methods.LIST_NODE_STATUSES, self._statuses),
-            unary_route(methods.REMOVE_NODE, self._remove),
-            unary_route(methods.GET_SIGNING_KEYS, self._keys),
+            serve_unary(methods.LIST_NODES, self._list),
+            serve_unary(methods.GET_NODE, self._get),
+            serve_unary(methods.LIST_NODE_STATUSES, self._statuses),
+            serve_unary(methods.REMOVE_NODE, self._remove),
+            serve_unary(methods.GET_SIGNING_KEYS, self._keys),
         )
 
     async def _list(self, request: pb.ListNodesRequest, _: object) -> pb.ListNodesResponse:

@@ -24,7 +24,7 @@ from shovey_trio.core.jobs.model import Principal, Role
 from shovey_trio.core.trust.authz import may
 from shovey_trio.http.asgi import App, Message, Receive, Scope, Send, peer_of, read_body
 from shovey_trio.http.messages import HttpRefused, error_response
-from shovey_trio.shovey.rest.routing import Call, Route, Router, Target, read_target
+from shovey_trio.shovey.rest.routing import Call, RestRoute, Router, Target, read_target
 
 _log = structlog.get_logger(__name__)
 
@@ -51,7 +51,7 @@ class RestApplication:
 
     def __init__(
         self,
-        routes: Iterable[Route],
+        routes: Iterable[RestRoute],
         authenticator: Authenticator,
         *,
         organization: str,
@@ -132,7 +132,7 @@ class RestApplication:
         retry = {"Retry-After": error.details["retry_after_s"]} if "retry_after_s" in error.details else {}
         return _error(request, error.http, error.message, retry)
 
-    async def _answer(self, route: Route, request: Request) -> Response:
+    async def _answer(self, route: RestRoute, request: Request) -> Response:
         signed: SignedCall = request.state.signed
         target: Target = request.state.target
         principal = signed.principal
@@ -161,7 +161,7 @@ class RestApplication:
         return response
 
 
-def _authorize(principal: Principal, route: Route, target: Target) -> None:
+def _authorize(principal: Principal, route: RestRoute, target: Target) -> None:
     if not may(principal.role, route.action):
         text = _FORBIDDEN.get(target.area, "you cannot perform this action")
         raise PermissionDenied(text, principal=principal.label)

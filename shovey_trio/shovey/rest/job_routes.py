@@ -22,7 +22,7 @@ from shovey_trio.shovey.protocol.requests import read_cancel_request, read_job_r
 from shovey_trio.shovey.protocol.views import job_view, run_view, started_view
 from shovey_trio.shovey.rest.lookups import find_job, find_run, reporting_node
 from shovey_trio.shovey.rest.output_json import Stretch, with_output
-from shovey_trio.shovey.rest.routing import Call, Route
+from shovey_trio.shovey.rest.routing import Call, RestRoute
 from shovey_trio.shovey.route.reports import SchobReports
 from shovey_trio.store.contract import JobFilter, JobOverview
 
@@ -53,37 +53,39 @@ class JobRoutes:
         self._reports = reports
         self._policy = policy
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[RestRoute]:
         """Their table."""
         jobs = "/shovey/jobs"
         run = "/shovey/jobs/{job}/{node}"
         return [
-            Route(
+            RestRoute(
                 method="GET",
                 template=jobs,
                 action=Action.USE_CHEF_API,
                 handle=self.list_jobs,
                 summary="Ids of all jobs",
             ),
-            Route(method="POST", template=jobs, action=Action.USE_CHEF_API, handle=self.start, summary="Start a job"),
-            Route(
+            RestRoute(
+                method="POST", template=jobs, action=Action.USE_CHEF_API, handle=self.start, summary="Start a job"
+            ),
+            RestRoute(
                 method="PUT",
                 template=f"{jobs}/cancel",
                 action=Action.USE_CHEF_API,
                 handle=self.cancel,
                 summary="Cancel a job",
             ),
-            Route(
+            RestRoute(
                 method="GET", template=f"{jobs}/{{job}}", action=Action.USE_CHEF_API, handle=self.get, summary="A job"
             ),
-            Route(
+            RestRoute(
                 method="GET",
                 template=run,
                 action=Action.USE_CHEF_API,
                 handle=self.get_run,
                 summary="A node's part of a job",
             ),
-            Route(
+            RestRoute(
                 method="PUT",
                 template=run,
                 action=Action.REPORT_RUNS,

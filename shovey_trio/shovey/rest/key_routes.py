@@ -7,7 +7,7 @@ from starlette.responses import Response
 from shovey_trio.core.errors import NotFound
 from shovey_trio.core.trust.authz import Action
 from shovey_trio.http.messages import json_response
-from shovey_trio.shovey.rest.routing import Call, Route
+from shovey_trio.shovey.rest.routing import Call, RestRoute
 from shovey_trio.shovey.route.reports import SchobReports
 
 
@@ -17,12 +17,14 @@ class KeyRoutes:
     def __init__(self, reports: SchobReports | None) -> None:
         self._reports = reports
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[RestRoute]:
         """Their table."""
         key = "/shovey/key"
         return [
-            Route(method="GET", template=key, action=Action.READ_KEYS, handle=self.get, summary="Public key of orders"),
-            Route(
+            RestRoute(
+                method="GET", template=key, action=Action.READ_KEYS, handle=self.get, summary="Public key of orders"
+            ),
+            RestRoute(
                 method="POST",
                 template=f"{key}/reset",
                 action=Action.REPLACE_KEYS,

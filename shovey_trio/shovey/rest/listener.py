@@ -27,7 +27,7 @@ from shovey_trio.shovey.rest.application import RestApplication
 from shovey_trio.shovey.rest.job_routes import JobPolicy, JobRoutes
 from shovey_trio.shovey.rest.key_routes import KeyRoutes
 from shovey_trio.shovey.rest.node_routes import NodeRoutes
-from shovey_trio.shovey.rest.routing import Route
+from shovey_trio.shovey.rest.routing import RestRoute
 from shovey_trio.shovey.rest.stream_routes import StreamRoutes
 from shovey_trio.shovey.route.reports import SchobReports
 
@@ -92,7 +92,9 @@ async def open_rest(
         yield server
 
 
-def shim_routes(settings: ServerSettings, *, jobs: Jobs, nodes: Nodes, reports: SchobReports | None) -> Sequence[Route]:
+def shim_routes(
+    settings: ServerSettings, *, jobs: Jobs, nodes: Nodes, reports: SchobReports | None
+) -> Sequence[RestRoute]:
     """All routes of the shim."""
     rest = settings.rest
     policy = JobPolicy(run_timeout=rest.default_run_timeout, cancel_wait=rest.cancel_wait)

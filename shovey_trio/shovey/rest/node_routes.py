@@ -13,7 +13,7 @@ from shovey_trio.core.jobs.search import parse_search, unescape_query
 from shovey_trio.core.trust.authz import Action
 from shovey_trio.http.messages import json_response
 from shovey_trio.shovey.protocol.views import node_view, status_view
-from shovey_trio.shovey.rest.routing import Call, Route
+from shovey_trio.shovey.rest.routing import Call, RestRoute
 
 # Rows of one answer; knife asks for this many and reads no further page.
 _ROWS: Final = 1_000
@@ -29,39 +29,39 @@ class NodeRoutes:
     def __init__(self, nodes: Nodes) -> None:
         self._nodes = nodes
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[RestRoute]:
         """Their table."""
         node = "/status/node/{node}"
         return [
-            Route(
+            RestRoute(
                 method="GET",
                 template="/status/all/nodes",
                 action=Action.USE_CHEF_API,
                 handle=self.all_statuses,
                 summary="Status of all nodes",
             ),
-            Route(
+            RestRoute(
                 method="GET",
                 template=f"{node}/latest",
                 action=Action.USE_CHEF_API,
                 handle=self.latest,
                 summary="A node's status",
             ),
-            Route(
+            RestRoute(
                 method="GET",
                 template=f"{node}/all",
                 action=Action.USE_CHEF_API,
                 handle=self.history,
                 summary="A node's history",
             ),
-            Route(
+            RestRoute(
                 method="GET",
                 template="/nodes",
                 action=Action.USE_CHEF_API,
                 handle=self.list_nodes,
                 summary="URLs of all nodes",
             ),
-            Route(
+            RestRoute(
                 method="GET",
                 template="/search/node",
                 action=Action.USE_CHEF_API,

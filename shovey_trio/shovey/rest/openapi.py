@@ -13,7 +13,7 @@ from typing import Any, Final
 from shovey_trio import __version__
 from shovey_trio.core.trust.authz import PERMITTED
 from shovey_trio.http.messages import JSON
-from shovey_trio.shovey.rest.routing import Route
+from shovey_trio.shovey.rest.routing import RestRoute
 
 PATH: Final = "/shovey/openapi.json"
 
@@ -154,7 +154,7 @@ _ERRORS: Final = {
 }
 
 
-def openapi_document(routes: Iterable[Route]) -> dict[str, Any]:
+def openapi_document(routes: Iterable[RestRoute]) -> dict[str, Any]:
     """The document; OpenAPI 3.1.
 
     Raises:
@@ -182,7 +182,7 @@ def openapi_document(routes: Iterable[Route]) -> dict[str, Any]:
     }
 
 
-def _operation(route: Route) -> dict[str, Any]:
+def _operation(route: RestRoute) -> dict[str, Any]:
     name = f"{route.method} {route.template}"
     answer = {"application/octet-stream": {}} if name in _RAW else {JSON: {"schema": _ANSWERS[name]}}
     refused = {JSON: {"schema": {"$ref": "#/components/schemas/Error"}}}

@@ -92,7 +92,7 @@ Handle = Callable[[Call], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Route:
+class RestRoute:
     """One thing that can be asked, and by whom.
 
     Attributes:
@@ -130,12 +130,14 @@ class Router:
     A request that no route takes raises ``HttpRefused``; status and text are those that Shovey's clients know.
     """
 
-    def __init__(self, routes: Iterable[Route], answer: Callable[[Route, Request], Awaitable[Response]]) -> None:
+    def __init__(
+        self, routes: Iterable[RestRoute], answer: Callable[[RestRoute, Request], Awaitable[Response]]
+    ) -> None:
         """Args:
         routes: the table.
         answer: handles a request that a route takes.
         """
-        self.routes: Sequence[Route] = tuple(routes)
+        self.routes: Sequence[RestRoute] = tuple(routes)
         self.areas = frozenset(route.template.split("/")[1] for route in self.routes)
         # What is spelled out goes before what a name may be: /shovey/jobs/cancel is no job.
         ordered = sorted(self.routes, key=lambda route: [word.startswith("{") for word in route.template.split("/")])
@@ -153,7 +155,7 @@ class Router:
 class _PathRoute(PathRoute):
     """One route, for its method; another method is refused with those that its path has."""
 
-    def __init__(self, route: Route, answer: Callable[[Route, Request], Awaitable[Response]]) -> None:
+    def __init__(self, route: RestRoute, answer: Callable[[RestRoute, Request], Awaitable[Response]]) -> None:
         async def endpoint(request: Request) -> Response:
             return await answer(route, request)
 

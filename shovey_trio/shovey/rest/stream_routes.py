@@ -18,7 +18,7 @@ from shovey_trio.shovey.protocol.requests import read_object
 from shovey_trio.shovey.protocol.sequence import LOOK_AHEAD, Pieces, boundary, pieces, read_sequence
 from shovey_trio.shovey.rest.lookups import find_run, reporting_node
 from shovey_trio.shovey.rest.output_json import Stretch, read_stretch, with_output
-from shovey_trio.shovey.rest.routing import Call, Route
+from shovey_trio.shovey.rest.routing import Call, RestRoute
 from shovey_trio.shovey.route.reports import SchobReports
 
 _log = structlog.get_logger(__name__)
@@ -39,25 +39,25 @@ class StreamRoutes:
         self._reports = reports
         self._hold = hold
 
-    def routes(self) -> list[Route]:
+    def routes(self) -> list[RestRoute]:
         """Their table."""
         stream, output = "/shovey/stream/{job}/{node}", "/shovey/output/{job}/{node}"
         return [
-            Route(
+            RestRoute(
                 method="GET",
                 template=stream,
                 action=Action.USE_CHEF_API,
                 handle=self.get,
                 summary="A run's output, as text",
             ),
-            Route(
+            RestRoute(
                 method="PUT",
                 template=stream,
                 action=Action.REPORT_RUNS,
                 handle=self.put,
                 summary="A piece of a node's output",
             ),
-            Route(
+            RestRoute(
                 method="GET",
                 template=output,
                 action=Action.USE_CHEF_API,

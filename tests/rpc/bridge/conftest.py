@@ -31,7 +31,7 @@ def open_rig() -> OpenRig:
     @asynccontextmanager
     async def open_rig(**options: Any) -> AsyncIterator[Rig]:
         probe = Probe()
-        listener = Listener(name=PLAIN, address="127.0.0.1:0", routes=probe.routes())
+        listener = Listener(name=PLAIN, address="127.0.0.1:0", serves=probe.serves())
         async with (
             open_server([listener], map_error=map_probe_error, **options) as server,
             open_channel(f"127.0.0.1:{server.port(PLAIN)}", None) as channel,

@@ -16,7 +16,7 @@ from shovey_trio.rpc.bridge import Listener, open_server
 
 async def _main() -> None:
     probe = Probe()
-    listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes())
+    listener = Listener(name="a", address="127.0.0.1:0", serves=probe.serves())
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with open_server([listener]) as server:
             print(server.port("a"), flush=True)

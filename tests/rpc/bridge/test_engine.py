@@ -19,11 +19,11 @@ from shovey_trio.rpc.bridge import (
     Listener,
     RpcError,
     ServerCall,
-    bidi_route,
     open_channel,
     open_server,
+    serve_bidi,
+    serve_unary,
     server,
-    unary_route,
 )
 from shovey_trio.rpc.bridge import _cygrpc as capability
 from shovey_trio.rpc.bridge._completions import Completions
@@ -31,8 +31,8 @@ from shovey_trio.rpc.bridge._completions import Completions
 Call = ServerCall[StringValue, StringValue]
 
 
-def _listener(*routes) -> Listener:
-    return Listener(name="a", address="127.0.0.1:0", routes=routes)
+def _listener(*serves) -> Listener:
+    return Listener(name="a", address="127.0.0.1:0", serves=serves)
 
 
 def test_the_server_works_with_the_grpcio_of_this_environment():
@@ -84,9 +84,9 @@ async def test_calls_of_a_method_beyond_its_bound_wait_and_hold_up_no_other_meth
     async def answer(request: StringValue, call: Call) -> StringValue:
         return request
 
-    routes = [bidi_route(ECHO, attach, opening=3), unary_route(UNARY, answer)]
+    serves = [serve_bidi(ECHO, attach, opening=3), serve_unary(UNARY, answer)]
     welcomed = 0
-    async with open_server([_listener(*routes)]) as serving:
+    async with open_server([_listener(*serves)]) as serving:
         with trio.fail_after(30):
             async with open_channel(f"127.0.0.1:{serving.port('a')}", None) as channel, trio.open_nursery() as nursery:
 
@@ -121,7 +121,7 @@ async def test_a_beginning_that_fails_or_is_cancelled_makes_room_for_the_next():
 
     with trio.fail_after(30):
         async with (
-            open_server([_listener(bidi_route(ECHO, attach, opening=1))]) as serving,
+            open_server([_listener(serve_bidi(ECHO, attach, opening=1))]) as serving,
             open_channel(f"127.0.0.1:{serving.port('a')}", None) as channel,
         ):
             for _ in range(3):
@@ -141,7 +141,7 @@ async def test_stopping_answers_calls_whose_request_has_not_come(monkeypatch):
     monkeypatch.setattr(server, "_CLOSE_DEADLINE", 60.0)  # after which the C core would answer it
     probe = Probe()
     with trio.fail_after(30):
-        async with open_server([_listener(*probe.routes())]) as serving:
+        async with open_server([_listener(*probe.serves())]) as serving:
             async with await trio.open_tcp_stream("127.0.0.1", serving.port("a")) as stream:
                 await stream.send_all(_half_a_call(UNARY.path) + _PING)
                 await _until(stream, _PING_ANSWERED)  # frames are handled in order: the C core knows the call
@@ -170,7 +170,7 @@ async def test_a_handler_that_outlives_its_server_finds_its_call_broken():
 
     async def serve(task_status=trio.TASK_STATUS_IGNORED):
         with trio.CancelScope() as scope:
-            async with open_server([_listener(bidi_route(ECHO, stubborn))]) as serving:
+            async with open_server([_listener(serve_bidi(ECHO, stubborn))]) as serving:
                 task_status.started((scope, serving))
                 await trio.sleep_forever()
 

@@ -68,7 +68,7 @@ async def _refused_when_full(places, channel, method, *requests):
 @pytest.mark.parametrize("ends", ["answered", "cancelled"])
 async def test_a_call_without_a_place_is_refused_and_every_end_of_a_call_gives_its_place_back(ends):
     probe, places = Probe(), _Places()
-    listener = Listener(name=PLAIN, address="127.0.0.1:0", routes=probe.routes())
+    listener = Listener(name=PLAIN, address="127.0.0.1:0", serves=probe.serves())
     async with open_server([listener], reserve=places, map_error=_overloaded) as server:
         with trio.fail_after(30):
             async with open_channel(f"127.0.0.1:{server.port(PLAIN)}", None) as channel:
@@ -89,7 +89,7 @@ async def test_a_call_without_a_place_is_refused_and_every_end_of_a_call_gives_i
 
 async def test_a_request_that_never_comes_has_a_place_from_the_start():
     probe, places = Probe(), _Places()
-    listener = Listener(name=PLAIN, address="127.0.0.1:0", routes=probe.routes())
+    listener = Listener(name=PLAIN, address="127.0.0.1:0", serves=probe.serves())
     # What the server takes for one request, opened as a stream that says nothing.
     silent = replace(UNARY, client_streaming=True, server_streaming=True)
     async with open_server([listener], reserve=places, map_error=_overloaded) as server:

@@ -98,7 +98,7 @@ async def test_a_storm_of_connections_drops_no_call(authority):
     """Each agent has a connection of its own; 200 make it at once, with a TLS handshake each."""
     count = 200
     probe = Probe()
-    listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes(), tls=authority.server_tls(mutual=True))
+    listener = Listener(name="a", address="127.0.0.1:0", serves=probe.serves(), tls=authority.server_tls(mutual=True))
     tls = authority.client_tls("shovey://acme/node/web-1")
     with trio.fail_after(80):
         async with open_server([listener]) as server, trio.open_nursery() as nursery:

@@ -49,7 +49,7 @@ async def read_all(stream: trio.abc.ReceiveStream) -> bytes:
 async def test_all_handlers_of_a_killed_client_end():
     count = 60
     probe = Probe()
-    listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes())
+    listener = Listener(name="a", address="127.0.0.1:0", serves=probe.serves())
     with trio.fail_after(40):
         async with open_server([listener]) as server:
             async with running("process_client.py", f"127.0.0.1:{server.port('a')}", str(count)) as client:
@@ -157,7 +157,7 @@ async def test_leaving_the_block_cuts_running_handlers(open_rig):
 
 async def test_cancelling_the_servers_scope_ends_handlers_with_unavailable():
     probe = Probe()
-    listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes())
+    listener = Listener(name="a", address="127.0.0.1:0", serves=probe.serves())
 
     async def serve(task_status=trio.TASK_STATUS_IGNORED):
         with trio.CancelScope() as scope:
@@ -180,7 +180,7 @@ async def test_cancelling_the_servers_scope_ends_handlers_with_unavailable():
 
 async def test_unreachable_server_fails_the_call_unless_told_to_wait():
     with trio.fail_after(30):
-        async with open_server([Listener(name="a", address="127.0.0.1:0", routes=())]) as server:
+        async with open_server([Listener(name="a", address="127.0.0.1:0", serves=())]) as server:
             port = server.port("a")
         async with open_channel(f"127.0.0.1:{port}", None) as channel:
             with pytest.raises(RpcError) as caught:
@@ -194,13 +194,13 @@ async def test_unreachable_server_fails_the_call_unless_told_to_wait():
 async def test_channel_reconnects_to_a_restarted_server():
     probe = Probe()
     with trio.fail_after(40):
-        async with open_server([Listener(name="a", address="127.0.0.1:0", routes=())]) as server:
+        async with open_server([Listener(name="a", address="127.0.0.1:0", serves=())]) as server:
             address = f"127.0.0.1:{server.port('a')}"
             async with open_channel(address, None) as channel:
                 with pytest.raises(RpcError, match="UNIMPLEMENTED"):
                     await channel.unary(UNARY, text("x"))
                 await server.stop(grace=0)
-                again = Listener(name="a", address=address, routes=probe.routes())
+                again = Listener(name="a", address=address, serves=probe.serves())
                 async with open_server([again]):
                     answer = await channel.unary(UNARY, text("back"), wait_for_ready=True)
                     assert answer.value == "back"
@@ -209,8 +209,8 @@ async def test_channel_reconnects_to_a_restarted_server():
 async def test_an_address_in_use_is_a_typed_error(open_rig):
     with trio.fail_after(20):
         async with open_rig() as rig:
-            taken = Listener(name="b", address=f"127.0.0.1:{rig.server.port('plain')}", routes=())
-            free = Listener(name="a", address="127.0.0.1:0", routes=())
+            taken = Listener(name="b", address=f"127.0.0.1:{rig.server.port('plain')}", serves=())
+            free = Listener(name="a", address="127.0.0.1:0", serves=())
             with pytest.raises(ListenError):
                 async with open_server([free, taken]):
                     raise AssertionError("opened on a taken port")

@@ -9,7 +9,7 @@ import pytest
 import trio
 
 from lab.rpc_probe import ECHO, KIB, Call, text
-from shovey_trio.rpc.bridge import Channel, Listener, bidi_route, open_channel, open_server
+from shovey_trio.rpc.bridge import Channel, Listener, open_channel, open_server, serve_bidi
 
 # More than a connection's window and grpc's own buffers take from a client that does not read.
 _MANY = 400
@@ -19,7 +19,7 @@ _LARGE = KIB * 16
 @asynccontextmanager
 async def serving(handler: Callable[[Call], Awaitable[None]]) -> AsyncIterator[Channel]:
     """A server with one method, whose handler is ``handler``, and a channel to it."""
-    listener = Listener(name="plain", address="127.0.0.1:0", routes=(bidi_route(ECHO, handler),))
+    listener = Listener(name="plain", address="127.0.0.1:0", serves=(serve_bidi(ECHO, handler),))
     async with (
         open_server([listener]) as server,
         open_channel(f"127.0.0.1:{server.port('plain')}", None) as channel,

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from lab.rpc_probe import ECHO, UNARY, Probe, text
-from shovey_trio.rpc.bridge import Listener, bidi_route, open_channel, open_server, unary_route
+from shovey_trio.rpc.bridge import Listener, open_channel, open_server, serve_bidi, serve_unary
 from shovey_trio.rpc.bridge._runtime import Runtime, open_runtime
 
 
@@ -26,7 +26,7 @@ async def test_the_first_to_open_may_be_the_first_to_leave():
                 left.set()
 
             await nursery.start(first)
-            listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes())
+            listener = Listener(name="a", address="127.0.0.1:0", serves=probe.serves())
             async with (
                 open_server([listener]) as server,
                 open_channel(f"127.0.0.1:{server.port('a')}", None) as channel,
@@ -72,7 +72,7 @@ async def test_opening_again_and_again_leaves_no_thread_or_task(open_rig):
 
 def test_one_run_after_the_other_works():
     async def session() -> str:
-        listener = Listener(name="a", address="127.0.0.1:0", routes=Probe().routes())
+        listener = Listener(name="a", address="127.0.0.1:0", serves=Probe().serves())
         async with (
             open_server([listener]) as server,
             open_channel(f"127.0.0.1:{server.port('a')}", None) as channel,
@@ -123,14 +123,14 @@ def test_a_route_must_have_the_shape_of_its_method():
         raise AssertionError("never called")
 
     with pytest.raises(ValueError, match="shape"):
-        unary_route(ECHO, handler)
+        serve_unary(ECHO, handler)
     with pytest.raises(ValueError, match="shape"):
-        bidi_route(UNARY, handler)
+        serve_bidi(UNARY, handler)
 
 
-async def test_two_routes_for_one_method_are_refused():
+async def test_two_handlers_for_one_method_are_refused():
     probe = Probe()
-    listener = Listener(name="a", address="127.0.0.1:0", routes=probe.routes() * 2)
-    with pytest.raises(ValueError, match="two routes"):
+    listener = Listener(name="a", address="127.0.0.1:0", serves=probe.serves() * 2)
+    with pytest.raises(ValueError, match="two handlers for"):
         async with open_server([listener]):
             raise AssertionError("opened")

@@ -15,10 +15,10 @@ from shovey_trio.rpc.bridge import (
     Method,
     RpcError,
     RpcStatus,
-    bidi_route,
     open_channel,
     open_server,
-    unary_route,
+    serve_bidi,
+    serve_unary,
 )
 
 
@@ -129,7 +129,7 @@ async def test_authorize_runs_in_the_handlers_task_and_can_refuse():
     def deny(error: Exception):
         return RpcStatus(code=Code.PERMISSION_DENIED, message="no") if isinstance(error, PermissionError) else None
 
-    listener = Listener(name="a", address="127.0.0.1:0", routes=[unary_route(UNARY, handler)])
+    listener = Listener(name="a", address="127.0.0.1:0", serves=[serve_unary(UNARY, handler)])
     with trio.fail_after(20):
         async with (
             open_server([listener], authorize=authorize, map_error=deny) as server,
@@ -152,7 +152,7 @@ async def test_calls_of_one_owner_are_ended_with_the_servers_reason_and_others_g
         call.owner = dict(call.metadata)["who"]
 
     gone = RpcStatus(code=Code.UNAUTHENTICATED, message="the certificate is revoked")
-    listener = Listener(name="a", address="127.0.0.1:0", routes=[bidi_route(ECHO, echo)])
+    listener = Listener(name="a", address="127.0.0.1:0", serves=[serve_bidi(ECHO, echo)])
     with trio.fail_after(20):
         async with (
             open_server([listener], authorize=authorize) as server,
@@ -187,8 +187,8 @@ async def test_listeners_serve_only_their_own_methods():
 
     other = Method(path="/probe.Other/Unary", request_type=StringValue, response_type=StringValue)
     listeners = [
-        Listener(name="a", address="127.0.0.1:0", routes=[unary_route(UNARY, answer)]),
-        Listener(name="b", address="127.0.0.1:0", routes=[unary_route(other, answer)]),
+        Listener(name="a", address="127.0.0.1:0", serves=[serve_unary(UNARY, answer)]),
+        Listener(name="b", address="127.0.0.1:0", serves=[serve_unary(other, answer)]),
     ]
     with trio.fail_after(20):
         async with (

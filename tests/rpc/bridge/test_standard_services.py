@@ -14,7 +14,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from shovey_trio.core.errors import Code
 from shovey_trio.rpc.bridge import Channel, Listener, Method, RpcError, open_channel, open_server, service_methods
 from shovey_trio.rpc.bridge.health import Health
-from shovey_trio.rpc.bridge.reflection import reflection_routes
+from shovey_trio.rpc.bridge.reflection import serve_reflection
 
 HEALTH = service_methods(health_pb2.DESCRIPTOR.services_by_name["Health"])
 STATUS = health_pb2.HealthCheckResponse.ServingStatus
@@ -26,8 +26,8 @@ def ask(service: str) -> health_pb2.HealthCheckRequest:
 
 @asynccontextmanager
 async def health_channel(health: Health) -> AsyncIterator[tuple[Channel, str]]:
-    routes = (*health.routes(), *reflection_routes(["grpc.health.v1.Health"]))
-    async with open_server([Listener(name="a", address="127.0.0.1:0", routes=routes)]) as server:
+    serves = (*health.serves(), *serve_reflection(["grpc.health.v1.Health"]))
+    async with open_server([Listener(name="a", address="127.0.0.1:0", serves=serves)]) as server:
         address = f"127.0.0.1:{server.port('a')}"
         async with open_channel(address, None) as channel:
             yield channel, address

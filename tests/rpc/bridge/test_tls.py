@@ -21,8 +21,8 @@ IDENTITY = "shovey://acme/node/web-1"
 def listeners(authority: CertificateAuthority, probe: Probe) -> list[Listener]:
     """The product's two: mutual TLS, and server-authenticated."""
     return [
-        Listener(name="mutual", address="127.0.0.1:0", routes=probe.routes(), tls=authority.server_tls(mutual=True)),
-        Listener(name="enroll", address="127.0.0.1:0", routes=probe.routes(), tls=authority.server_tls(mutual=False)),
+        Listener(name="mutual", address="127.0.0.1:0", serves=probe.serves(), tls=authority.server_tls(mutual=True)),
+        Listener(name="enroll", address="127.0.0.1:0", serves=probe.serves(), tls=authority.server_tls(mutual=False)),
     ]
 
 

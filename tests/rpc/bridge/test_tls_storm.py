@@ -49,7 +49,7 @@ async def test_a_slow_handshake_is_waited_for_and_not_begun_anew(authority):
             await pass_on(target, client)
             both.cancel_scope.cancel(reason="the server has closed")
 
-    listener = Listener(name="a", address="127.0.0.1:0", routes=Probe().routes(), tls=authority.server_tls(mutual=True))
+    listener = Listener(name="a", address="127.0.0.1:0", serves=Probe().serves(), tls=authority.server_tls(mutual=True))
     with trio.fail_after(20):
         async with open_server([listener]) as server, trio.open_nursery() as nursery:
             [entrance] = await trio.open_tcp_listeners(0, host="127.0.0.1")
