@@ -140,7 +140,9 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
     keys = OrganizationKeys(await trio.to_thread.run_sync(load_keys, settings))
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        store = await enter(open_store(settings.store_path))
+        # Beside a signed head of its log there was a store: a new one in its place would have forgotten everything.
+        is_first = not settings.directory.audit_head.exists()
+        store = await enter(open_store(settings.store_path, create=is_first))
         epoch = await store.next_epoch(clock.now())
         records = await enter(open_records(settings, store=store, keys=keys, clock=clock, epoch=epoch))
         ring = await enter(

@@ -14,21 +14,22 @@ _SOON = frozenset({"postgresql", "postgres"})
 
 
 @asynccontextmanager
-async def open_store(place: Path | str, *, exclusive: bool = True) -> AsyncIterator[Store]:
+async def open_store(place: Path | str, *, exclusive: bool = True, create: bool = True) -> AsyncIterator[Store]:
     """Opens the store for the block; see ``store.sqlite.files.open_sqlite`` for what its end does.
 
     Args:
         place: a URL (``sqlite_path`` says which), or the path of an SQLite file.
         exclusive: serve it: nobody else may at the same time. False is for offline administration.
+        create: make what is not there; otherwise a missing or empty store is refused.
 
     Raises:
         ConfigurationInvalid: no store is opened by that URL, or its files are open to others.
         StoreUnavailable: it cannot be opened now, or another process serves it.
-        StoreCorrupt: it is damaged, not a store, or of a newer version.
+        StoreCorrupt: it is damaged, not a store, missing, or of a newer version.
     """
     from shovey_trio.store.sqlite.files import open_sqlite
 
-    async with open_sqlite(sqlite_path(place), exclusive=exclusive) as store:
+    async with open_sqlite(sqlite_path(place), exclusive=exclusive, create=create) as store:
         yield store
 
 

@@ -5,12 +5,17 @@ from __future__ import annotations
 import os
 import sqlite3
 import stat
+import subprocess
+import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
+from lab.limits import within
 from shovey_trio.core.errors import ConfigurationInvalid, StoreCorrupt, StoreUnavailable
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.core.jobs.states import JobState
@@ -116,6 +121,76 @@ async def test_missing_directory_is_named(tmp_path: Path) -> None:
     with pytest.raises(StoreUnavailable, match="absent"):
         async with open_store(tmp_path / "absent" / "store.db"):
             pass
+
+
+SERVE = """
+import sys, trio
+from pathlib import Path
+from shovey_trio.store.opening import open_store
+
+async def main() -> None:
+    async with open_store(Path(sys.argv[1])):
+        print("served", flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+@within(30)
+async def test_lock_of_the_store_survives_the_deletion_of_its_lock_file(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    async with trio.open_nursery() as nursery:
+        serving = await nursery.start(
+            partial(trio.run_process, [sys.executable, "-c", SERVE, str(path)], stdout=subprocess.PIPE, check=False)
+        )
+        async with serving.stdout:
+            assert await serving.stdout.receive_some() == b"served\n"
+            (tmp_path / "store.db.lock").unlink()
+            with pytest.raises(StoreUnavailable, match="served by another"):
+                async with open_store(path):
+                    pass
+            serving.kill()
+    async with open_store(path):
+        pass
+
+
+@pytest.mark.parametrize("content", [None, b""])
+async def test_store_that_must_be_there_is_not_made_anew(tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "store.db"
+    if content is not None:
+        path.write_bytes(content)
+        path.chmod(0o600)
+    before = sorted(os.listdir(tmp_path))
+    with pytest.raises(StoreCorrupt, match=r"store\.db is (missing|empty)"):
+        async with open_store(path, create=False):
+            pass
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+async def test_database_without_any_table_is_not_filled_where_a_store_must_be(tmp_path: Path) -> None:
+    path = tmp_path / "store.db"
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("CREATE TABLE t (x)")
+        connection.execute("DROP TABLE t")
+    path.chmod(0o600)
+    with pytest.raises(StoreCorrupt, match="is empty"):
+        async with open_store(path, create=False):
+            pass
+
+
+@pytest.mark.parametrize("table", ["certificates", "output"])
+async def test_missing_table_is_named_and_nothing_is_changed(tmp_path: Path, table: str) -> None:
+    path = tmp_path / "store.db"
+    async with open_store(path):
+        pass
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute(f"DROP TABLE {table}")
+    before = path.read_bytes()
+    with pytest.raises(StoreCorrupt, match=f"no table {table}"):
+        async with open_store(path):
+            pass
+    assert path.read_bytes() == before
 
 
 async def test_error_inside_the_block_comes_out_as_it_is(tmp_path: Path) -> None:

@@ -35,7 +35,7 @@ def run_with_store(
         raise FileUnusable(f"{path}: there is no store; run shovey-trio init", path=str(path))
 
     async def main() -> T:
-        async with open_store(path, exclusive=create) as store:
+        async with open_store(path, exclusive=create, create=create) as store:
             result = await work(store)
             if audit is not None:
                 await store.append_audit([audit])

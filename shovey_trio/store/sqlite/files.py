@@ -1,12 +1,11 @@
 """Opens the store in a SQLite file: files and locks, pragmas, checks, one writing and some reading connections.
 
-Two processes may have it open: one that serves (``exclusive``, held by a lock file for as long as it is open) and short
-offline administration on the same host. SQLite itself keeps their writes apart; the server is not told of the other's.
+Two processes may have it open: one that serves (``exclusive``, which locks the file while it is open) and short offline
+administration on the same host. SQLite itself keeps their writes apart; the server is not told of the other's.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import stat
 from collections.abc import AsyncIterator
@@ -28,7 +27,8 @@ from shovey_trio.store.sql.schema import SchemaState
 from shovey_trio.store.sql.store import SqlStore
 from shovey_trio.store.sql.writer import GroupWriter
 from shovey_trio.store.sqlite.failures import sqlite_failure
-from shovey_trio.store.sqlite.schema import inspect_schema, migrate_file
+from shovey_trio.store.sqlite.lock import StoreLock
+from shovey_trio.store.sqlite.schema import check_tables, has_content, inspect_schema, migrate_file, nothing_there
 from shovey_trio.store.sqlite.sequence import FileSequence
 
 # Seconds that a statement waits for another process's write before the store counts as unavailable.
@@ -44,7 +44,7 @@ _CLOSE_DEADLINE: Final = 10.0
 
 
 @asynccontextmanager
-async def open_sqlite(path: Path, *, exclusive: bool = True) -> AsyncIterator[SqlStore]:
+async def open_sqlite(path: Path, *, exclusive: bool = True, create: bool = True) -> AsyncIterator[SqlStore]:
     """Opens the store in the file ``path``, made (mode 0600) and migrated if need be.
 
     Leaving the block takes no more writes, finishes those under way within 10 s and fails the rest. Both ends are
@@ -53,13 +53,14 @@ async def open_sqlite(path: Path, *, exclusive: bool = True) -> AsyncIterator[Sq
     Args:
         path: the file; SQLite keeps ``-wal`` and ``-shm`` beside it, the store ``.lock``.
         exclusive: serve it: nobody else may at the same time. False is for offline administration.
+        create: make what is not there; otherwise a missing or empty file is refused, and nothing is changed.
 
     Raises:
         StoreUnavailable: the file cannot be opened, or another process serves it.
-        StoreCorrupt: the file is damaged, not a store, or of a newer version.
+        StoreCorrupt: the file is damaged, not a store, lacks a table, or is of a newer version.
         ConfigurationInvalid: others than its owner may read the file or change its directory.
     """
-    files = await trio.to_thread.run_sync(partial(_StoreFile, path, exclusive=exclusive))
+    files = await trio.to_thread.run_sync(partial(_StoreFile, path, exclusive=exclusive, create=create))
     try:
         health = StoreHealth()
         news = OwnNews()
@@ -77,16 +78,22 @@ async def open_sqlite(path: Path, *, exclusive: bool = True) -> AsyncIterator[Sq
 class _StoreFile:
     """The open file: everything that must be closed again. Blocking; used in worker threads."""
 
-    def __init__(self, path: Path, *, exclusive: bool) -> None:
+    def __init__(self, path: Path, *, exclusive: bool, create: bool) -> None:
         self._name = str(path)
+        self._create = create
         self.translate = translator(self._name, sqlite_failure)
         with ExitStack() as stack:
             _check_files(path)
-            lock = _Lock(path)
-            stack.callback(lock.release)
-            if exclusive:
-                lock.acquire()
+            if not create and not has_content(path):
+                raise nothing_there(path)
+            lock = StoreLock(path)
+            stack.callback(lock.close)
             try:
+                if not path.exists():
+                    # Mode 0600 from the start, and SQLite gives -wal and -shm the file's mode.
+                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                if exclusive:
+                    lock.acquire()
                 self.writing = self._open_writer(path, stack)
                 self._prepare(path, lock)
                 self.readers = _engine(path, connections=READERS, begin="BEGIN", pragmas=("query_only = ON",))
@@ -105,8 +112,6 @@ class _StoreFile:
         self._stack.close()
 
     def _open_writer(self, path: Path, stack: ExitStack) -> Connection:
-        # Mode 0600 from the start, and SQLite gives -wal and -shm the file's mode.
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
         pragmas = (
             "journal_mode = WAL",
             "synchronous = FULL",
@@ -119,45 +124,23 @@ class _StoreFile:
         stack.callback(connection.close)
         return connection
 
-    def _prepare(self, path: Path, lock: _Lock) -> None:
+    def _prepare(self, path: Path, lock: StoreLock) -> None:
         with self.writing.begin():
             state = inspect_schema(self.writing, self._name)
+            if state is SchemaState.EMPTY and not self._create:
+                raise nothing_there(path)
             if state is SchemaState.CURRENT:
                 if path.stat().st_size <= CHECKED_AT_OPEN:
                     self._check_pages()
-                return
-            lock.acquire()
-            migrate_file(self.writing)
+            else:
+                lock.acquire()
+                migrate_file(self.writing)
+            check_tables(self.writing, self._name)
 
     def _check_pages(self) -> None:
         found = self.writing.execute(text("PRAGMA quick_check(1)")).scalar_one()
         if found != "ok":
             raise StoreCorrupt(f"{self._name} is damaged: {found}", path=self._name)
-
-
-class _Lock:
-    """The lock of who serves the store, or migrates it. A file of its own: SQLite's locks on the store are its own."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._descriptor: int | None = None
-
-    def acquire(self) -> None:
-        if self._descriptor is not None:
-            return
-        descriptor = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise StoreUnavailable(f"{self._path} is served by another process", path=str(self._path)) from error
-        self._descriptor = descriptor
-
-    def release(self) -> None:
-        """Closing gives up the lock. The file stays: removing it would let two processes lock two files."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
 
 
 def _check_files(path: Path) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy import Connection, text
 
 from shovey_trio.core.errors import StoreCorrupt
 from shovey_trio.store.sql.schema import HEAD, SchemaState, compare_revision, migrate
+from shovey_trio.store.sql.tables import metadata
 
 # "ShvT" in the header of the file: https://www.sqlite.org/fileformat.html#application_id
 APPLICATION_ID: Final = 0x53687654
@@ -39,6 +40,32 @@ def inspect_schema(connection: Connection, name: str) -> SchemaState:
     if application != APPLICATION_ID:
         raise StoreCorrupt(f"{name} is a database, but not one of shovey-trio", path=name)
     return compare_revision(connection, name)
+
+
+def has_content(path: Path) -> bool:
+    """Whether there is a file with anything in it; what SQLite keeps beside it counts."""
+    log = path.with_name(f"{path.name}-wal")
+    return path.exists() and any(file.exists() and file.stat().st_size for file in (path, log))
+
+
+def nothing_there(path: Path) -> StoreCorrupt:
+    """The error for a store that must be there and is missing or empty."""
+    what = "is empty" if path.exists() else "is missing"
+    return StoreCorrupt(f"{path} {what}, nothing was changed; put a backup in its place", path=str(path))
+
+
+def check_tables(connection: Connection, name: str) -> None:
+    """Holds when every table is there.
+
+    Raises:
+        StoreCorrupt: one is not; it names it.
+    """
+    found = connection.execute(text("SELECT name FROM sqlite_master WHERE type = 'table'")).scalars()
+    missing = sorted(set(metadata.tables) - set(found))
+    if missing:
+        raise StoreCorrupt(
+            f"{name} is damaged: it has no table {', '.join(missing)}; put a backup in its place", path=name
+        )
 
 
 def migrate_file(connection: Connection) -> None:
