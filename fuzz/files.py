@@ -18,7 +18,6 @@ from fuzz.framing import run_in_trio
 from fuzz.golden import document
 from fuzz.target import Target
 from shovey_agent.desk.nonces import parse_nonces
-from shovey_agent.net.reports import report_of
 from shovey_agent.run.output_reader import OutputReader
 from shovey_agent.run.spool import Spool, SpoolLimits
 from shovey_agent.shovey.progress import Progress, ProgressFiles
@@ -77,7 +76,7 @@ def _spool(data: bytes) -> None:
         timestamp(known.accepted_at)
         timestamp(known.started_at)
         if known.exit is not None:
-            report_message(report_of(known.exit)).SerializeToString()
+            report_message(known.exit).SerializeToString()
         spool.is_waiting(_RUN, boot_id="boot", now=1_800_000_000.0)
         read_record(str(directory), name)
     finally:
@@ -129,11 +128,11 @@ def _spool_seeds() -> Iterator[bytes]:
 
 
 def _log(data: bytes) -> None:
-    """A log read in one piece, and by the reader from its file: positions grow, nothing is invented."""
+    """A log read in one piece, and by the reader from its file: positions go on, nothing is invented."""
     cut = cut_chunks(data, LogCursor(), position=0, limit=1 << 20)
     end = 0
     for chunk in cut.chunks:
-        assert chunk.position >= end
+        assert chunk.position == end
         assert 0 < len(chunk.data) <= 65_536
         end = chunk.position + len(chunk.data)
     assert sum(len(chunk.data) for chunk in cut.chunks) <= len(data)
@@ -141,7 +140,7 @@ def _log(data: bytes) -> None:
     file.write_bytes(data)
     reader = OutputReader(str(file))
     assert sum(len(chunk.data) for chunk in reader.read(0, 1 << 20)) <= len(data)
-    reader.extent()
+    reader.end()
 
 
 def _log_seeds() -> Iterator[bytes]:

@@ -20,7 +20,6 @@ from fuzz.target import Target
 from fuzz.trust import an_order, signing_key, trusted_keys
 from shovey_agent.desk.desk import Declined, Known, Taken, Voided
 from shovey_agent.desk.epoch import JobEpochs
-from shovey_agent.desk.frames import FrameDecoder, FrameStream, FrameTooLarge
 from shovey_agent.desk.gate import OrderGate
 from shovey_agent.desk.local import LocalDesk
 from shovey_agent.desk.nonces import NonceVerdict
@@ -30,6 +29,9 @@ from shovey_agent.desk.wire import (
     MAX_REPLY,
     MAX_REQUEST,
     DeskProtocolError,
+    FrameDecoder,
+    FrameStream,
+    FrameTooLarge,
     parse,
     run_value,
     verdict_message,
@@ -38,13 +40,12 @@ from shovey_agent.desk.wire import (
     whitelist_value,
 )
 from shovey_agent.desk.wire import run_message as launcher_run_message
-from shovey_agent.net.reports import report_of
 from shovey_agent.net.session import Hello, Session
-from shovey_agent.run.runs import ExecutorRefusal, ExitCause, ExitReport, KnownRun, Refused, RunPhase
+from shovey_agent.run.runs import ExecutorRefusal, ExitCause, KnownRun, Refused, RunPhase
 from shovey_trio.application.audit import AuditLog
 from shovey_trio.core.audit.records import GENESIS, AuditEntry, chain_record
 from shovey_trio.core.errors import NodeProtocolError
-from shovey_trio.core.jobs.events import NodeAttached, NodeKnows, RunEvent
+from shovey_trio.core.jobs.events import NodeAttached, NodeKnows, ReportOutcome, RunEvent, RunReport
 from shovey_trio.core.jobs.model import (
     LinkMode,
     Node,
@@ -469,7 +470,8 @@ def _from_launcher(data: bytes) -> None:
             _told(run_value(reply.news.run))
         match reply.answer.WhichOneof("answer"):
             case "verdict":
-                verdict = verdict_value(reply.answer.verdict)
+                # Once over, its times are whole microseconds.
+                verdict = verdict_value(verdict_message(verdict_value(reply.answer.verdict)))
                 assert verdict_value(verdict_message(verdict)) == verdict
             case "whitelist":
                 word = whitelist_value(reply.answer.whitelist)
@@ -480,7 +482,7 @@ def _told(run: KnownRun) -> None:
     timestamp(run.accepted_at)
     timestamp(run.started_at)
     if run.exit is not None:
-        pb.AttachRequest(report=report_message(report_of(run.exit))).SerializeToString()
+        pb.AttachRequest(report=report_message(run.exit)).SerializeToString()
 
 
 def _from_launcher_seeds() -> Iterator[bytes]:
@@ -491,7 +493,14 @@ def _from_launcher_seeds() -> Iterator[bytes]:
         command="c",
         phase=RunPhase.FINISHED,
         started_at=_NOW,
-        exit=ExitReport(run_id="r", cause=ExitCause.EXITED, exit_code=0, started_at=_NOW, finished_at=_NOW),
+        exit=RunReport(
+            run_id="r",
+            outcome=ReportOutcome.EXITED,
+            cause=ExitCause.EXITED,
+            exit_code=0,
+            started_at=_NOW,
+            finished_at=_NOW,
+        ),
     )
     begun = KnownRun(run_id="r", job_id="j", accepted_at=_NOW, phase=RunPhase.RUNNING, started_at=_NOW)
     for run in (ended, begun):

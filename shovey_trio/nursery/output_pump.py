@@ -68,6 +68,9 @@ def continue_output(extent: OutputExtent, chunks: Sequence[OutputChunk]) -> tupl
             offset, after = extent.stdout_bytes, replace(extent, stdout_bytes=extent.stdout_bytes + len(data))
         else:
             offset, after = extent.stderr_bytes, replace(extent, stderr_bytes=extent.stderr_bytes + len(data))
-        fresh.append(replace(chunk, position=extent.position, stream_offset=offset, data=data))
+        dropped = 0 if known else chunk.dropped_before
+        fresh.append(
+            replace(chunk, position=extent.position, stream_offset=offset, data=data, dropped_before=dropped)
+        )
         extent = after
     return fresh, extent

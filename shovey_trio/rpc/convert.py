@@ -245,6 +245,7 @@ def chunk_message(chunk: OutputChunk) -> job_pb2.OutputChunk:
         stream=STREAMS.number(chunk.stream),
         position=chunk.position,
         stream_offset=chunk.stream_offset,
+        dropped_before=chunk.dropped_before,
         read_at=timestamp(chunk.read_at),
         data=chunk.data,
     )
@@ -259,6 +260,7 @@ def chunk_value(message: job_pb2.OutputChunk) -> OutputChunk | None:
         stream=stream,
         position=message.position,
         stream_offset=message.stream_offset,
+        dropped_before=max(message.dropped_before, 0),
         read_at=seconds(message.read_at),
         data=message.data,
     )
@@ -434,7 +436,8 @@ def report_message(report: RunReport) -> agent_service_pb2.RunReport:
         exit_code=report.exit_code,
         signal=report.signal,
         cause=report.cause,
-        detail=report.detail,
+        # Names from a node's file system may have been no UTF-8.
+        detail=report.detail.encode("utf-8", "replace").decode(),
         proof=PROOFS.number(report.proof),
         started_at=timestamp(report.started_at),
         finished_at=timestamp(report.finished_at),

@@ -541,12 +541,17 @@ class OutputChunk(_message.Message):
     STREAM_OFFSET_FIELD_NUMBER: _builtins.int
     READ_AT_FIELD_NUMBER: _builtins.int
     DATA_FIELD_NUMBER: _builtins.int
+    DROPPED_BEFORE_FIELD_NUMBER: _builtins.int
     stream: Global___OutputStream.ValueType
     position: _builtins.int
-    """Bytes of both streams, in the order the node read them, before this chunk."""
+    """Bytes of both streams, in the order the node read them, that were kept before this chunk."""
     stream_offset: _builtins.int
     """Bytes of this stream before this chunk."""
     data: _builtins.bytes
+    dropped_before: _builtins.int
+    """Bytes of both streams that were left out between the chunk before this one and this one: the run wrote more than
+    may be kept. Positions do not count them.
+    """
     @_builtins.property
     def read_at(self) -> _timestamp_pb2.Timestamp:
         """When the node read the first byte, by the node's clock."""
@@ -559,10 +564,11 @@ class OutputChunk(_message.Message):
         stream_offset: _builtins.int = ...,
         read_at: _timestamp_pb2.Timestamp | None = ...,
         data: _builtins.bytes = ...,
+        dropped_before: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["read_at", b"read_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "position", b"position", "read_at", b"read_at", "stream", b"stream", "stream_offset", b"stream_offset"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["data", b"data", "dropped_before", b"dropped_before", "position", b"position", "read_at", b"read_at", "stream", b"stream", "stream_offset", b"stream_offset"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

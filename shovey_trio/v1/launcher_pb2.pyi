@@ -461,8 +461,8 @@ class SpooledRun(_message.Message):
     ACCEPTED_AT_FIELD_NUMBER: _builtins.int
     STARTED_AT_FIELD_NUMBER: _builtins.int
     CANCELLING_FIELD_NUMBER: _builtins.int
-    EXIT_FIELD_NUMBER: _builtins.int
     REPORTED_FIELD_NUMBER: _builtins.int
+    EXIT_FIELD_NUMBER: _builtins.int
     run_id: _builtins.str
     job_id: _builtins.str
     command: _builtins.str
@@ -473,7 +473,9 @@ class SpooledRun(_message.Message):
     reported: _builtins.bool
     """The controller has its report, though it could not be removed yet."""
     @_builtins.property
-    def exit(self) -> Global___SpooledExit: ...
+    def exit(self) -> _agent_service_pb2.RunReport:
+        """How it ended, as the controller will be told."""
+
     def __init__(
         self,
         *,
@@ -484,8 +486,8 @@ class SpooledRun(_message.Message):
         accepted_at: _builtins.float = ...,
         started_at: _builtins.float | None = ...,
         cancelling: _builtins.bool = ...,
-        exit: Global___SpooledExit | None = ...,
         reported: _builtins.bool = ...,
+        exit: _agent_service_pb2.RunReport | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_started_at", b"_started_at", "exit", b"exit", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
@@ -496,62 +498,3 @@ class SpooledRun(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at) -> _WhichOneofReturnType__started_at | None: ...
 
 Global___SpooledRun: _TypeAlias = SpooledRun  # noqa: Y015
-
-@_typing.final
-class SpooledExit(_message.Message):
-    DESCRIPTOR: _descriptor.Descriptor
-
-    CAUSE_FIELD_NUMBER: _builtins.int
-    DETAIL_FIELD_NUMBER: _builtins.int
-    EXIT_CODE_FIELD_NUMBER: _builtins.int
-    SIGNAL_FIELD_NUMBER: _builtins.int
-    STARTED_AT_FIELD_NUMBER: _builtins.int
-    FINISHED_AT_FIELD_NUMBER: _builtins.int
-    PROOF_FIELD_NUMBER: _builtins.int
-    STDOUT_BYTES_FIELD_NUMBER: _builtins.int
-    STDERR_BYTES_FIELD_NUMBER: _builtins.int
-    DROPPED_BYTES_FIELD_NUMBER: _builtins.int
-    cause: _builtins.str
-    """The agent's own word for how the run ended: exited, signalled, timed_out …"""
-    detail: _builtins.str
-    exit_code: _builtins.int
-    signal: _builtins.int
-    started_at: _builtins.float
-    finished_at: _builtins.float
-    proof: _job_pb2.ProofKind.ValueType
-    stdout_bytes: _builtins.int
-    """Where the log ends, holes included."""
-    stderr_bytes: _builtins.int
-    dropped_bytes: _builtins.int
-    def __init__(
-        self,
-        *,
-        cause: _builtins.str = ...,
-        detail: _builtins.str = ...,
-        exit_code: _builtins.int | None = ...,
-        signal: _builtins.int | None = ...,
-        started_at: _builtins.float | None = ...,
-        finished_at: _builtins.float = ...,
-        proof: _job_pb2.ProofKind.ValueType = ...,
-        stdout_bytes: _builtins.int = ...,
-        stderr_bytes: _builtins.int = ...,
-        dropped_bytes: _builtins.int = ...,
-    ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "_started_at", b"_started_at", "exit_code", b"exit_code", "signal", b"signal", "started_at", b"started_at"]  # noqa: Y015
-    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_signal", b"_signal", "_started_at", b"_started_at", "cause", b"cause", "detail", b"detail", "dropped_bytes", b"dropped_bytes", "exit_code", b"exit_code", "finished_at", b"finished_at", "proof", b"proof", "signal", b"signal", "started_at", b"started_at", "stderr_bytes", b"stderr_bytes", "stdout_bytes", b"stdout_bytes"]  # noqa: Y015
-    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
-    _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
-    _WhichOneofReturnType__signal: _TypeAlias = _typing.Literal["signal"]  # noqa: Y015
-    _WhichOneofArgType__signal: _TypeAlias = _typing.Literal["_signal", b"_signal"]  # noqa: Y015
-    _WhichOneofReturnType__started_at: _TypeAlias = _typing.Literal["started_at"]  # noqa: Y015
-    _WhichOneofArgType__started_at: _TypeAlias = _typing.Literal["_started_at", b"_started_at"]  # noqa: Y015
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__signal) -> _WhichOneofReturnType__signal | None: ...
-    @_typing.overload
-    def WhichOneof(self, oneof_group: _WhichOneofArgType__started_at) -> _WhichOneofReturnType__started_at | None: ...
-
-Global___SpooledExit: _TypeAlias = SpooledExit  # noqa: Y015

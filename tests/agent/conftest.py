@@ -15,8 +15,9 @@ import pytest
 import trio
 
 from shovey_agent.run.executor import Executor, ExecutorConfig, open_executor
-from shovey_agent.run.runs import Accepted, ExitReport, Finished, KnownRun, OutputGrown, RunEvent, RunSpec, Started
+from shovey_agent.run.runs import Accepted, Finished, KnownRun, OutputGrown, RunEvent, RunSpec, Started
 from shovey_agent.supervisor.proc_posix import ProcessStat, all_processes, signal_process
+from shovey_trio.core.jobs.events import RunReport
 from shovey_trio.core.jobs.model import OutputChunk, StreamName
 
 PYTHON = (sys.executable, "-I", "-S", "-c")
@@ -54,7 +55,7 @@ class Runner:
     async def python(self, program: str, *arguments: str, **more: Any) -> str:
         return await self.start(*PYTHON, program, *arguments, **more)
 
-    async def finished(self, run_id: str) -> ExitReport:
+    async def finished(self, run_id: str) -> RunReport:
         event = await self._next(run_id, Finished)
         assert isinstance(event, Finished)
         return event.report
@@ -64,7 +65,7 @@ class Runner:
         assert isinstance(event, Started)
         return event
 
-    async def run(self, *argv: str, **more: Any) -> ExitReport:
+    async def run(self, *argv: str, **more: Any) -> RunReport:
         return await self.finished(await self.start(*argv, **more))
 
     async def grown(self, run_id: str, wanted: bytes) -> None:

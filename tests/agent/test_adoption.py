@@ -175,7 +175,7 @@ async def test_killed_supervisor_takes_the_whole_tree_with_it_and_the_run_is_los
         assert nothing_survives() == []
         # What the command had written is still there, and its place is told.
         assert await runner.output(run_id) == b"readyready"
-        assert report.output.stdout_bytes == 10
+        assert report.output_bytes == 10
 
 
 async def test_supervisor_killed_while_no_agent_is_there_is_found_out_and_its_tree_ended(

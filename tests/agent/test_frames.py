@@ -13,35 +13,41 @@ from hypothesis import strategies as st
 
 from lab.limits import within
 from shovey_agent.desk.desk import Declined, Ending, Known, Taken, Verdict, Voided
-from shovey_agent.desk.frames import FrameDecoder, FrameStream, FrameTooLarge
 from shovey_agent.desk.server import believable_time
 from shovey_agent.desk.wire import (
     DeskProtocolError,
+    FrameDecoder,
+    FrameStream,
+    FrameTooLarge,
     parse,
     run_message,
     run_value,
     verdict_message,
     verdict_value,
 )
-from shovey_agent.run.runs import ExitCause, ExitReport, KnownRun, RunPhase
-from shovey_trio.core.jobs.model import OutputExtent, ProofKind
+from shovey_agent.run.runs import ExitCause, KnownRun, RunPhase
+from shovey_trio.core.jobs.events import ReportOutcome, RunReport
+from shovey_trio.core.jobs.model import ProofKind
 from shovey_trio.core.trust.orders import MAX_CLOCK_SKEW, OrderKind, RefusalReason
 from shovey_trio.v1 import launcher_pb2 as pb
 
 MOST = 64
 TIMES = st.floats(min_value=0, max_value=4e9)
+# A report's times are whole microseconds on the way.
+REPORT_TIMES = st.integers(0, 2**40).map(lambda ticks: ticks / 64)
 WORDS = st.text(st.characters(codec="utf-8"), max_size=20)
 EXITS = st.builds(
-    ExitReport,
+    RunReport,
     run_id=st.just("r"),
+    outcome=st.sampled_from(ReportOutcome),
     cause=st.sampled_from(ExitCause),
     detail=WORDS,
     exit_code=st.none() | st.integers(0, 255),
     signal=st.none() | st.integers(1, 64),
-    started_at=st.none() | TIMES,
-    finished_at=TIMES,
+    started_at=st.none() | REPORT_TIMES,
+    finished_at=REPORT_TIMES,
     proof=st.none() | st.sampled_from(ProofKind),
-    output=st.builds(OutputExtent, stdout_bytes=st.integers(0, 2**40), stderr_bytes=st.integers(0, 2**40)),
+    output_bytes=st.integers(0, 2**40),
     dropped_bytes=st.integers(0, 2**40),
 )
 
@@ -120,7 +126,7 @@ def test_a_verdict_is_the_same_on_both_sides(verdict: Verdict) -> None:
 
 
 def test_words_that_are_no_utf_8_do_not_keep_a_run_from_being_told() -> None:
-    report = ExitReport(run_id="r", cause=ExitCause.SPAWN_FAILED, detail="directory /\udcff", finished_at=1.0)
+    report = RunReport(run_id="r", outcome=ReportOutcome.EXITED, detail="directory /\udcff", finished_at=1.0)
     run = KnownRun(run_id="r", job_id="j", accepted_at=0.0, phase=RunPhase.FINISHED, exit=report)
     told = run_value(run_message(run))
     assert told.exit is not None

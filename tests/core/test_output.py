@@ -33,25 +33,30 @@ def _log(pieces: _Pieces, *, spacing: float = 0.0) -> bytes:
     return log
 
 
-def _bytes_by_position(pieces: _Pieces) -> dict[int, tuple[StreamName, int, int]]:
-    """Position → stream, offset in the stream, byte: the log's meaning, written down the slow way."""
-    found: dict[int, tuple[StreamName, int, int]] = {}
+# Stream, offset in the stream, byte, and what was left out right before it.
+_Byte = tuple[StreamName, int, int, int]
+
+
+def _bytes_by_position(pieces: _Pieces) -> dict[int, _Byte]:
+    """The log's meaning, written down the slow way."""
+    found: dict[int, _Byte] = {}
+    hole = 0
     offsets = {StreamName.STDOUT: 0, StreamName.STDERR: 0}
     for first, second in pieces:
         if isinstance(second, bytes):
             for byte in second:
                 stream = _STREAM[first]
-                found[sum(offsets.values())] = (stream, offsets[stream], byte)
+                found[sum(offsets.values())] = (stream, offsets[stream], byte, hole)
                 offsets[stream] += 1
+                hole = 0
         else:
-            offsets[StreamName.STDOUT] += first
-            offsets[StreamName.STDERR] += second
+            hole += first + second
     return found
 
 
-def _flatten(chunks: tuple[OutputChunk, ...]) -> dict[int, tuple[StreamName, int, int]]:
+def _flatten(chunks: tuple[OutputChunk, ...]) -> dict[int, _Byte]:
     return {
-        chunk.position + index: (chunk.stream, chunk.stream_offset + index, byte)
+        chunk.position + index: (chunk.stream, chunk.stream_offset + index, byte, 0 if index else chunk.dropped_before)
         for chunk in chunks
         for index, byte in enumerate(chunk.data)
     }
@@ -78,7 +83,7 @@ def test_reading_from_any_position_gives_the_same_bytes_at_the_same_places(
 def test_going_on_from_the_cursor_misses_nothing_and_repeats_nothing(pieces: _Pieces, limit: int) -> None:
     log = _log(pieces)
     cursor, position = LogCursor(), 0
-    found: dict[int, tuple[StreamName, int, int]] = {}
+    found: dict[int, _Byte] = {}
     while True:
         cut = cut_chunks(log[cursor.file_offset :], cursor, position=position, limit=limit)
         fresh = _flatten(cut.chunks)
@@ -140,10 +145,13 @@ def test_chunk_never_exceeds_the_largest_message() -> None:
     assert [len(chunk.data) for chunk in cut.chunks] == [60_000] * 5
 
 
-def test_hole_is_visible_as_a_jump_of_the_position_and_of_the_stream_offset() -> None:
+def test_the_chunk_behind_a_hole_says_how_much_is_missing_and_positions_do_not_count_it() -> None:
     pieces: _Pieces = [(STDOUT, b"head"), (100, 20), (STDOUT, b"tail")]
-    cut = cut_chunks(_log(pieces), LogCursor(), position=50, limit=_EVERYTHING)
-    assert cut == Cut(
-        chunks=(OutputChunk(stream=StreamName.STDOUT, position=124, stream_offset=104, read_at=1000.0, data=b"tail"),),
-        cursor=LogCursor(file_offset=len(_log(pieces)), stdout_bytes=108, stderr_bytes=20),
+    cut = cut_chunks(_log(pieces), LogCursor(), position=4, limit=_EVERYTHING)
+    tail = OutputChunk(
+        stream=StreamName.STDOUT, position=4, stream_offset=4, read_at=1000.0, data=b"tail", dropped_before=120
     )
+    end = LogCursor(file_offset=len(_log(pieces)), stdout_bytes=8, dropped_bytes=120)
+    assert cut == Cut(chunks=(tail,), cursor=end)
+    inside = cut_chunks(_log(pieces), LogCursor(), position=5, limit=_EVERYTHING)
+    assert [(chunk.data, chunk.dropped_before) for chunk in inside.chunks] == [(b"ail", 0)]

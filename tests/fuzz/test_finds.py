@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from lab.chef_client import make_key
 from shovey_agent.desk.trusted_keys import TrustedKeys
 from shovey_agent.desk.wire import DeskProtocolError, run_value
-from shovey_agent.run.runs import ExitCause, ExitReport, RunPhase
+from shovey_agent.run.runs import ExitCause, RunPhase
 from shovey_agent.run.spool import Spool, SpoolLimits
 from shovey_agent.shovey.progress import Progress, ProgressFiles
 from shovey_trio.application.audit_verify import verify_export
@@ -32,7 +32,7 @@ from shovey_trio.core.errors import (
     Unauthenticated,
     Unreachable,
 )
-from shovey_trio.core.jobs.events import NodeReported, NodeStarted
+from shovey_trio.core.jobs.events import NodeReported, NodeStarted, ReportOutcome, RunReport
 from shovey_trio.core.jobs.model import Run
 from shovey_trio.core.jobs.run_machine import handle
 from shovey_trio.core.jobs.search import parse_search
@@ -224,7 +224,16 @@ def test_a_file_of_progress_with_a_position_that_is_none_is_no_file(tmp_path: Pa
 def _written_exit(spool: Spool) -> Path:
     directory = Path(spool.directory("r"))
     directory.mkdir(parents=True)
-    spool.write_exit(ExitReport(run_id="r", cause=ExitCause.EXITED, exit_code=0, started_at=1.8e9, finished_at=1.8e9))
+    spool.write_exit(
+        RunReport(
+            run_id="r",
+            outcome=ReportOutcome.EXITED,
+            cause=ExitCause.EXITED,
+            exit_code=0,
+            started_at=1.8e9,
+            finished_at=1.8e9,
+        )
+    )
     return directory / "exit.json"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 import trio
@@ -261,3 +262,12 @@ async def test_a_cancelled_wait_takes_no_credit_and_lets_the_next_one_pass(steps
         with trio.fail_after(1):
             await passed.wait()
     assert pool.in_use == 6
+
+
+def test_what_was_left_out_before_a_chunk_is_told_once() -> None:
+    tail = replace(_chunk(3, b"tail"), dropped_before=7)
+    [fresh], extent = continue_output(OutputExtent(stdout_bytes=3), [tail])
+    assert fresh.dropped_before == 7
+    # Its beginning is durable, so the hole is told already.
+    [rest], _ = continue_output(replace(extent, stdout_bytes=5), [tail])
+    assert (rest.data, rest.dropped_before) == (b"il", 0)

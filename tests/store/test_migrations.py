@@ -111,7 +111,8 @@ async def test_an_end_that_was_held_as_a_late_report_is_held_still(tmp_path: Pat
         await store.write_run(replace(running, state=RunState.RUNNING, late_report=told))
         await store.write_run(replace(ended, state=RunState.CRASHED, late_report=told))
     with closing(sqlite3.connect(path)) as connection, connection:
-        for table, column in (("runs", "held_end"), ("runs", "released_at"), ("jobs", "epoch")):
+        since = (("runs", "held_end"), ("runs", "released_at"), ("jobs", "epoch"), ("output", "dropped_before"))
+        for table, column in since:
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.execute("UPDATE alembic_version SET version_num = '0004'")
     async with open_store(path) as store:
@@ -225,7 +226,7 @@ async def test_store_of_the_first_version_is_taken_over_with_all_it_holds(tmp_pa
         events = await store.read_events("0199-job", after_seq=0, limit=10, include_output=True)
         assert [event.seq for event in events] == [1, 2]
         (chunk,) = await store.read_output("0199-run", stream=None, offset=0, limit=100)
-        assert chunk.data == b"up 3 days\n"
+        assert (chunk.data, chunk.dropped_before) == (b"up 3 days\n", 0)
         (node,) = await store.load_nodes()
         assert (node.name, node.tags, node.presence) == ("web-1", {"role": "web"}, Presence.UP)
         assert [user.name for user in await store.load_users()] == ["admin"]

@@ -53,6 +53,17 @@ async def test_cut_chunk_keeps_both_offsets_true(store: Store, make: Make) -> No
     assert cut == replace(chunks[1], position=5, stream_offset=2, data=b"fgh")
 
 
+async def test_what_was_left_out_before_a_chunk_is_kept_and_told_only_at_its_beginning(
+    store: Store, make: Make
+) -> None:
+    job, [run] = make.job()
+    await store.create_job(job, [run], None)
+    [head, tail] = make.chunks((OUT, b"head"), (ERR, b"tail"))
+    await store.append_output(run, [head, replace(tail, dropped_before=2**40)])
+    found = [await store.read_output(run.id, stream=None, offset=offset, limit=100) for offset in (0, 4, 5)]
+    assert [[chunk.dropped_before for chunk in chunks] for chunks in found] == [[0, 2**40], [2**40], [0]]
+
+
 async def test_reading_stops_at_the_limit_but_gives_one_chunk(store: Store, make: Make) -> None:
     job, [run] = make.job()
     await store.create_job(job, [run], None)

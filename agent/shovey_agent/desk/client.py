@@ -14,10 +14,11 @@ import structlog
 import trio
 
 from shovey_agent.desk.desk import NewsListener, Verdict, WhitelistWord
-from shovey_agent.desk.frames import FrameStream, FrameTooLarge
 from shovey_agent.desk.wire import (
     MAX_REPLY,
     DeskProtocolError,
+    FrameStream,
+    FrameTooLarge,
     parse,
     run_value,
     verdict_value,

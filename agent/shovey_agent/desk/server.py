@@ -16,7 +16,6 @@ from collections.abc import Callable
 import structlog
 import trio
 
-from shovey_agent.desk.frames import FrameStream, FrameTooLarge
 from shovey_agent.desk.launcher_trust import LauncherTrust
 from shovey_agent.desk.local import LocalDesk
 from shovey_agent.desk.refusals import LineBudget, RefusalLog
@@ -25,6 +24,8 @@ from shovey_agent.desk.wire import (
     MAX_OUTPUT,
     MAX_REQUEST,
     DeskProtocolError,
+    FrameStream,
+    FrameTooLarge,
     parse,
     run_message,
     verdict_message,

@@ -1,4 +1,8 @@
-"""The desk's values as messages of ``shovey_trio.v1.launcher``, both ways.
+"""What the two parts of a split agent say to each other: frames, and the desk's values as messages in them.
+
+A frame is a length in four bytes, the highest first, then so many bytes: a message of ``shovey_trio.v1.launcher``.
+``FrameDecoder`` is fed bytes as they come, however they are cut, and gives whole frames; ``FrameStream`` does so on a
+trio stream. A length beyond the bound ends the conversation before anything of that frame is kept.
 
 What comes from a peer is checked here: a message that does not parse, or has a value that this contract does not know,
 is ``DeskProtocolError``.
@@ -6,17 +10,19 @@ is ``DeskProtocolError``.
 
 from __future__ import annotations
 
+import struct
 from enum import Enum
 from typing import TypeVar
 
+import trio
 from google.protobuf.message import DecodeError, Message
 
 from shovey_agent.desk.desk import Declined, Ending, Known, Taken, Verdict, Voided, WhitelistWord
-from shovey_agent.run.runs import ExitCause, ExitReport, KnownRun, RunPhase
+from shovey_agent.run.runs import KnownRun, RunPhase
 from shovey_trio.core.errors import Code, Exit, ShoveyError
-from shovey_trio.core.jobs.model import OutputExtent
+from shovey_trio.core.jobs.events import RunReport
 from shovey_trio.core.trust.orders import RefusalReason
-from shovey_trio.rpc.convert import ORDER_KINDS, PROOFS, sane_time
+from shovey_trio.rpc.convert import ORDER_KINDS, report_message, report_value, sane_time
 from shovey_trio.v1 import agent_service_pb2, launcher_pb2
 
 #: A request is at most an order: 256 KiB of standard input, 64 KiB of words, 16 KiB of secrets, and their names.
@@ -25,6 +31,11 @@ MAX_REQUEST: int = 1024 * 1024
 MAX_REPLY: int = 1024 * 1024
 MAX_OUTPUT: int = 256 * 1024
 MAX_CHUNKS: int = 4096
+
+_HEADER = struct.Struct("!I")
+_READ_BYTES = 64 * 1024
+# A peer that takes none of a frame for so long is stuck; a part of a frame cannot be taken back.
+_SENDING = 30.0
 
 _M = TypeVar("_M", bound=Message)
 _E = TypeVar("_E", bound=Enum)
@@ -35,6 +46,82 @@ _PHASES = {
     RunPhase.FINISHED: agent_service_pb2.KNOWN_RUN_STATE_FINISHED,
 }
 _PHASE_OF = {number: phase for phase, number in _PHASES.items()}
+
+
+class FrameTooLarge(ShoveyError):
+    """The peer announces more bytes than any message of the protocol has, or none at all."""
+
+    reason, code, http, exit = "FRAME_TOO_LARGE", Code.INVALID_ARGUMENT, 400, Exit.INTERNAL
+
+
+class FrameDecoder:
+    """Cuts a byte stream into frames. Holds at most one frame and what was fed with its end."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._held = bytearray()
+
+    def feed(self, data: bytes) -> None:
+        self._held += data
+
+    def next_frame(self) -> bytes | None:
+        """Returns the next whole frame without its length, or None when more has to be fed.
+
+        Raises:
+            FrameTooLarge: there will be no further frame.
+        """
+        if len(self._held) < _HEADER.size:
+            return None
+        (length,) = _HEADER.unpack_from(self._held)
+        if not 0 < length <= self._most:
+            raise FrameTooLarge(f"a frame of {length} bytes; at most {self._most} are taken")
+        end = _HEADER.size + length
+        if len(self._held) < end:
+            return None
+        frame = bytes(self._held[_HEADER.size : end])
+        del self._held[:end]
+        return frame
+
+
+class FrameStream:
+    """Sends and receives whole frames. One task may receive while others send."""
+
+    def __init__(self, stream: trio.SocketStream, *, most: int) -> None:
+        """``most`` bounds the frames that are received."""
+        self._stream = stream
+        self._decoder = FrameDecoder(most)
+        self._sending = trio.Lock()
+
+    async def receive(self) -> bytes | None:
+        """Returns the next frame, or None when the peer has closed. Cancelled, nothing is lost.
+
+        Raises:
+            FrameTooLarge: the peer does not keep to the protocol.
+            trio.BrokenResourceError, trio.ClosedResourceError: the connection is gone.
+        """
+        while True:
+            frame = self._decoder.next_frame()
+            if frame is not None:
+                return frame
+            data = await self._stream.receive_some(_READ_BYTES)
+            if not data:
+                return None
+            self._decoder.feed(data)
+
+    async def send(self, frame: bytes) -> None:
+        """Sends a frame, all of it even if cancelled meanwhile.
+
+        Raises:
+            trio.BrokenResourceError: the connection is gone, or the peer takes nothing any more.
+            trio.ClosedResourceError: it was closed here.
+        """
+        async with self._sending:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + _SENDING) as sending:
+                await self._stream.send_all(_HEADER.pack(len(frame)) + frame)
+            if sending.cancelled_caught:
+                # What was sent of it cannot be taken back, so nothing can follow.
+                self._stream.socket.close()
+                raise trio.BrokenResourceError("the peer takes nothing any more")
 
 
 class DeskProtocolError(ShoveyError):
@@ -66,7 +153,7 @@ def run_message(run: KnownRun) -> launcher_pb2.SpooledRun:
         accepted_at=run.accepted_at,
         started_at=run.started_at,
         cancelling=run.cancelling,
-        exit=None if run.exit is None else _exit_message(run.exit),
+        exit=None if run.exit is None else report_message(run.exit),
         reported=run.reported,
     )
 
@@ -84,7 +171,7 @@ def run_value(message: launcher_pb2.SpooledRun) -> KnownRun:
         phase=phase,
         started_at=_time(message.started_at) if message.HasField("started_at") else None,
         cancelling=message.cancelling,
-        exit=_exit_value(message.run_id, message.exit) if message.HasField("exit") else None,
+        exit=_exit_value(message.exit) if message.HasField("exit") else None,
         reported=message.reported,
     )
 
@@ -143,34 +230,11 @@ def _verdict(
     return launcher_pb2.OrderVerdict(kind=kind, run_id=run_id, run=run)
 
 
-def _exit_message(report: ExitReport) -> launcher_pb2.SpooledExit:
-    return launcher_pb2.SpooledExit(
-        cause=report.cause.value,
-        detail=_text(report.detail),
-        exit_code=report.exit_code,
-        signal=report.signal,
-        started_at=report.started_at,
-        finished_at=report.finished_at,
-        proof=PROOFS.number(report.proof),
-        stdout_bytes=report.output.stdout_bytes,
-        stderr_bytes=report.output.stderr_bytes,
-        dropped_bytes=report.dropped_bytes,
-    )
-
-
-def _exit_value(run_id: str, message: launcher_pb2.SpooledExit) -> ExitReport:
-    return ExitReport(
-        run_id=run_id,
-        cause=_member(ExitCause, message.cause),
-        detail=message.detail,
-        exit_code=message.exit_code if message.HasField("exit_code") else None,
-        signal=message.signal if message.HasField("signal") else None,
-        started_at=_time(message.started_at) if message.HasField("started_at") else None,
-        finished_at=_time(message.finished_at),
-        proof=PROOFS.member(message.proof),
-        output=OutputExtent(stdout_bytes=message.stdout_bytes, stderr_bytes=message.stderr_bytes),
-        dropped_bytes=message.dropped_bytes,
-    )
+def _exit_value(message: agent_service_pb2.RunReport) -> RunReport:
+    report = report_value(message)
+    if report is None:
+        raise DeskProtocolError("a run that ended in no way")
+    return report
 
 
 def _text(text: str) -> str:

@@ -19,7 +19,6 @@ import structlog
 import trio
 
 from shovey_agent.desk.desk import Declined, Ending, Known, OrderDesk, Taken, Verdict, Voided
-from shovey_agent.net.reports import report_of
 from shovey_agent.net.shipper import OutputShipper
 from shovey_agent.run.runs import KnownRun, RunPhase
 from shovey_trio.core.errors import NodeProtocolError
@@ -174,7 +173,7 @@ class Session:
             # The hello has told how far it is; the report of a finished run follows.
             if run.phase is not RunPhase.FINISHED:
                 self._told[run.run_id] = run.phase
-            await self._shipper.resume(run.run_id, durable.get(run.run_id, 0))
+            self._shipper.resume(run.run_id, durable.get(run.run_id, 0))
             self.note(run.run_id)
 
     async def _tell(self, stream: AttachStream) -> None:
@@ -197,7 +196,7 @@ class Session:
             return
         self._told[run.run_id] = run.phase
         if run.phase is RunPhase.FINISHED and run.exit is not None:
-            await stream.send(pb.AttachRequest(report=report_message(report_of(run.exit))))
+            await stream.send(pb.AttachRequest(report=report_message(run.exit)))
         elif run.phase is RunPhase.RUNNING:
             at = timestamp(run.started_at)
             await stream.send(pb.AttachRequest(started=pb.RunStarted(run_id=run.run_id, at=at)))

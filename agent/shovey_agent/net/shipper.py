@@ -1,13 +1,12 @@
 """Shipping output: from the spool to the controller, each byte until it is durable there.
 
-Positions on the wire are dense: they count the bytes that are sent. In the spool a run that went over its cap has one
-hole, between its head and its tail, and positions there count what was left out too. ``_Shipment`` holds both.
+Positions are those of the spool, on the wire and in the store too.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import trio
@@ -42,28 +41,15 @@ class OutputSource(Protocol):
 
 @dataclass(slots=True)
 class _Shipment:
-    """How far one run's output has come. ``sent`` and ``durable`` are dense."""
+    """How far one run's output has come."""
 
     sent: int
     durable: int
-    hole_at: int | None = None
-    hole_length: int = 0
     closed: bool = False
 
     @property
     def in_flight(self) -> int:
         return self.sent - self.durable
-
-    def spool_position(self) -> int:
-        """Where the next byte to send stands in the spool."""
-        return self.sent if self.hole_at is None or self.sent < self.hole_at else self.sent + self.hole_length
-
-    def dense(self, chunk: OutputChunk) -> OutputChunk:
-        """A chunk read from ``spool_position``, with its position on the wire."""
-        expected = self.spool_position()
-        if chunk.position > expected and self.hole_at is None:
-            self.hole_at, self.hole_length = self.sent, chunk.position - expected
-        return replace(chunk, position=self.sent)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,12 +70,9 @@ class OutputShipper:
         self._dirty: dict[str, None] = {}  # a set that keeps its order: runs take turns
         self._work = trio.Event()
 
-    async def resume(self, run_id: str, durable: int) -> None:
-        """Continues a run behind what the controller has; finds the hole again where the spool has one."""
-        shipment = self._shipments[run_id] = _Shipment(sent=durable, durable=durable)
-        known = self._source.known_run(run_id)
-        if known is not None and known.exit is not None and known.exit.dropped_bytes:
-            await self._find_hole(run_id, shipment)
+    def resume(self, run_id: str, durable: int) -> None:
+        """Continues a run behind what the controller has."""
+        self._shipments[run_id] = _Shipment(sent=durable, durable=durable)
         self.grew(run_id)
 
     def grew(self, run_id: str) -> None:
@@ -110,7 +93,7 @@ class OutputShipper:
             return True
         if known.phase is not RunPhase.FINISHED or known.exit is None:
             return False
-        kept = known.exit.output.position - known.exit.dropped_bytes
+        kept = known.exit.output_bytes
         return kept == 0 or (shipment is not None and shipment.durable >= kept)
 
     async def ship(self, channel: Channel) -> None:
@@ -142,16 +125,15 @@ class OutputShipper:
                 continue
             shipment = self._shipments.setdefault(run_id, _Shipment(sent=0, durable=0))
             room = min(_WINDOW_PER_RUN - shipment.in_flight, _WINDOW - self._in_flight())
-            chunks = await self._source.read_output(run_id, shipment.spool_position(), room)
+            chunks = await self._source.read_output(run_id, shipment.sent, room)
             if chunks:  # else it was taken from the dirty ones; growing puts it back
                 return _Parcel(run_id=run_id, shipment=shipment, chunks=chunks)
 
     async def _send(self, stream: PushStream, parcel: _Parcel) -> None:
         shipment = parcel.shipment
         for chunk in parcel.chunks:
-            wire = chunk_message(shipment.dense(chunk))
-            shipment.sent += len(chunk.data)
-            await stream.send(pb.PushOutputRequest(run_id=parcel.run_id, chunk=wire))
+            shipment.sent = chunk.position + len(chunk.data)
+            await stream.send(pb.PushOutputRequest(run_id=parcel.run_id, chunk=chunk_message(chunk)))
         self.grew(parcel.run_id)
 
     async def _receive(self, stream: PushStream) -> None:
@@ -192,12 +174,3 @@ class OutputShipper:
                 shipment.sent = shipment.durable
                 self.grew(run_id)
         return True
-
-    async def _find_hole(self, run_id: str, shipment: _Shipment) -> None:
-        position = 0
-        while chunks := await self._source.read_output(run_id, position, _WINDOW):
-            for chunk in chunks:
-                if chunk.position > position:
-                    shipment.hole_at, shipment.hole_length = position, chunk.position - position
-                    return
-                position += len(chunk.data)

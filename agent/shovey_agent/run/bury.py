@@ -12,7 +12,7 @@ import time
 from typing import Any, ClassVar
 
 from shovey_agent.run.output_reader import OutputReader
-from shovey_agent.run.runs import ExitCause, ExitReport
+from shovey_agent.run.runs import ExitCause
 from shovey_agent.run.spool import Spool
 from shovey_agent.supervisor.cgroup import RunCgroup
 from shovey_agent.supervisor.proc_posix import (
@@ -25,6 +25,7 @@ from shovey_agent.supervisor.proc_posix import (
     signal_process,
 )
 from shovey_agent.supervisor.spool_files import OUTPUT, SPEC, STARTED, SUPERVISOR, SWEPT, RecordUnreadable, read_record
+from shovey_trio.core.jobs.events import RunReport
 from shovey_trio.core.jobs.model import ProofKind
 
 _KILL_PATIENCE_S = 5.0
@@ -69,7 +70,7 @@ def _guardian_of(claim: dict[str, Any]) -> dict[str, Any]:
     return guardian if isinstance(guardian, dict) else {}
 
 
-def abandon_run(spool: Spool, run_id: str) -> ExitReport:
+def abandon_run(spool: Spool, run_id: str) -> RunReport:
     """Ends a run that the agent cannot follow: its supervisor first, its guardian ends the rest, then what is left.
 
     Raises:
@@ -93,7 +94,7 @@ def _end_process(pidfd: int | None, signum: int) -> None:
         os.close(pidfd)
 
 
-def bury_run(spool: Spool, run_id: str) -> ExitReport:
+def bury_run(spool: Spool, run_id: str) -> RunReport:
     """Makes sure that nothing of the run is alive, as far as that can be seen, and records its end.
 
     A supervisor that is still on its way up finds the run taken. One that ended properly in the meantime has the word.
@@ -130,14 +131,17 @@ def bury_run(spool: Spool, run_id: str) -> ExitReport:
             proof = _end_cgroup(group)
         detail = f"the supervisor is gone; still alive: {alive}" if alive else "the supervisor is gone"
     known = spool.load(run_id)
-    report = ExitReport(
+    end = OutputReader(os.path.join(directory, OUTPUT)).end()
+    report = RunReport(
         run_id=run_id,
+        outcome=cause.outcome,
         cause=cause,
         detail=detail,
         started_at=None if known is None else known.started_at,
         finished_at=time.time(),
         proof=proof,
-        output=OutputReader(os.path.join(directory, OUTPUT)).extent(),
+        output_bytes=end.position,
+        dropped_bytes=end.dropped_bytes,
     )
     spool.write_exit(report)
     return report

@@ -176,8 +176,7 @@ class Executor:
     async def read_output(self, run_id: str, position: int, limit: int) -> tuple[OutputChunk, ...]:
         """Returns up to ``limit`` bytes of output from ``position`` on, in chunks of at most 64 KiB.
 
-        A chunk that begins later than the one before it ended has a hole before it: bytes that the cap left out. An
-        empty answer means that there is nothing there yet, or no such run.
+        An empty answer means that there is nothing there yet, or no such run.
         """
         follower = self._followers.get(run_id)
         if follower is None:

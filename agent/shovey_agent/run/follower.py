@@ -19,7 +19,6 @@ from shovey_agent.run.bury import StillSupervised, abandon_run, bury_run, find_g
 from shovey_agent.run.output_reader import OutputReader
 from shovey_agent.run.runs import (
     ExitCause,
-    ExitReport,
     Finished,
     KnownRun,
     OutputGrown,
@@ -31,6 +30,7 @@ from shovey_agent.run.spool import Spool
 from shovey_agent.run.zygote_client import LaunchFailed, Zygote, receive_pidfds
 from shovey_agent.supervisor.proc_posix import boot_id
 from shovey_agent.supervisor.spool_files import OUTPUT
+from shovey_trio.core.jobs.events import RunReport
 
 _log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -195,7 +195,7 @@ class RunFollower:
         if report is None:
             await self._wait_for_guardian()
             report = await self._on_disk(partial(bury_run, self._spool, run_id))
-            _log.error("run.lost", run=run_id, cause=str(report.cause), detail=report.detail)
+            _log.error("run.lost", run=run_id, cause=report.cause, detail=report.detail)
         if report.started_at is not None and self.known.started_at is None:
             await self._send.send(Started(run_id=run_id, at=report.started_at))
         await self._tell_finished(report)
@@ -214,16 +214,18 @@ class RunFollower:
         try:
             report = await self._on_disk(partial(abandon_run, self._spool, run_id))
         except (OSError, StillSupervised) as disk_error:
-            report = ExitReport(
+            cause = ExitCause.SUPERVISOR_LOST
+            report = RunReport(
                 run_id=run_id,
-                cause=ExitCause.SUPERVISOR_LOST,
+                outcome=cause.outcome,
+                cause=cause,
                 detail=f"{error!r}, and no record could be written: {disk_error}",
                 started_at=self.known.started_at,
                 finished_at=time.time(),
             )
         await self._tell_finished(report)
 
-    async def _tell_finished(self, report: ExitReport) -> None:
+    async def _tell_finished(self, report: RunReport) -> None:
         self.known = replace(self.known, phase=RunPhase.FINISHED, started_at=report.started_at, exit=report)
         await self._send.send(Finished(report=report))
 

@@ -6,7 +6,7 @@ import os
 import threading
 from bisect import bisect_right
 
-from shovey_trio.core.jobs.model import OutputChunk, OutputExtent
+from shovey_trio.core.jobs.model import OutputChunk
 from shovey_trio.core.jobs.output import LogCursor, cut_chunks
 
 # Room for three of the largest frames, so that every block read holds a whole one.
@@ -26,10 +26,7 @@ class OutputReader:
         self._latest = LogCursor()
 
     def read(self, position: int, limit: int) -> tuple[OutputChunk, ...]:
-        """Returns up to ``limit`` bytes from ``position`` on; none when nothing is there yet.
-
-        The first chunk begins later than ``position`` where the cap left out what was there.
-        """
+        """Returns up to ``limit`` bytes from ``position`` on; none when nothing is there yet."""
         chunks: list[OutputChunk] = []
         with self._lock:
             try:
@@ -42,10 +39,10 @@ class OutputReader:
                 os.close(descriptor)
         return tuple(chunks)
 
-    def extent(self) -> OutputExtent:
+    def end(self) -> LogCursor:
         """Returns where the last complete frame of the log ends."""
         self.read(_BEHIND_EVERYTHING, 1)
-        return self._latest.extent
+        return self._latest
 
     def _collect(self, descriptor: int, chunks: list[OutputChunk], position: int, limit: int) -> None:
         cursor = self._cursor_before(position)

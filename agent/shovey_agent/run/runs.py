@@ -11,12 +11,12 @@ from enum import StrEnum
 
 from shovey_agent.run.accounts import Account
 from shovey_trio.core.jobs.command_input import NO_SECRETS, Secrets
-from shovey_trio.core.jobs.model import OutputExtent, ProofKind
+from shovey_trio.core.jobs.events import ReportOutcome, RunReport
 from shovey_trio.core.whitelist.entry import NO_LIMITS, Limits
 
 
 class ExitCause(StrEnum):
-    """Why a run is over."""
+    """Why a run is over: the ``cause`` of its report, in the words of the spool."""
 
     EXITED = "exited"
     SIGNALLED = "signalled"
@@ -26,6 +26,20 @@ class ExitCause(StrEnum):
     # Nobody can say how the command ended: its supervisor died, or could not show that the tree is gone.
     SUPERVISOR_LOST = "supervisor_lost"
     NODE_REBOOTED = "node_rebooted"
+
+    @property
+    def outcome(self) -> ReportOutcome:
+        """What the cause means to the controller."""
+        match self:
+            # The command never ran: it failed, with a reason, rather than that nobody knows.
+            case ExitCause.EXITED | ExitCause.SIGNALLED | ExitCause.SPAWN_FAILED:
+                return ReportOutcome.EXITED
+            case ExitCause.TIMED_OUT:
+                return ReportOutcome.TIMED_OUT
+            case ExitCause.CANCELLED:
+                return ReportOutcome.CANCELLED
+            case ExitCause.SUPERVISOR_LOST | ExitCause.NODE_REBOOTED:
+                return ReportOutcome.CRASHED
 
 
 class RunPhase(StrEnum):
@@ -105,31 +119,6 @@ class RunSpec:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ExitReport:
-    """How a run ended, as it goes to the controller.
-
-    Attributes:
-        exit_code: 0–255 if the command exited by itself, whatever the cause.
-        signal: the number of the signal that killed it.
-        proof: how it is known that nothing of the tree is left; None where the command ended by itself, and where it
-            cannot be shown.
-        output: where the log ends, holes included.
-        dropped_bytes: bytes of both streams that are not in the log.
-    """
-
-    run_id: str
-    cause: ExitCause
-    detail: str = ""
-    exit_code: int | None = None
-    signal: int | None = None
-    started_at: float | None = None
-    finished_at: float
-    proof: ProofKind | None = None
-    output: OutputExtent = field(default_factory=OutputExtent)
-    dropped_bytes: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class KnownRun:
     """A run as this node knows it."""
 
@@ -142,7 +131,7 @@ class KnownRun:
     phase: RunPhase = RunPhase.ACCEPTED
     started_at: float | None = None
     cancelling: bool = False
-    exit: ExitReport | None = None
+    exit: RunReport | None = None
     reported: bool = False
 
 
@@ -187,7 +176,7 @@ class OutputGrown:
 class Finished:
     """The run is over and its output complete in the spool."""
 
-    report: ExitReport
+    report: RunReport
 
 
 StartOutcome = Accepted | Duplicate | Refused

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from shovey_agent.run.runs import CancelReason, ExitCause, ExitReport, KnownRun, RunPhase, RunSpec
+from shovey_agent.run.runs import CancelReason, ExitCause, KnownRun, RunPhase, RunSpec
 from shovey_agent.supervisor.redact import patterns_of
 from shovey_agent.supervisor.spool_files import (
     CANCEL,
@@ -41,7 +41,8 @@ from shovey_agent.supervisor.spool_files import (
     write_exit,
     write_file,
 )
-from shovey_trio.core.jobs.model import OutputExtent, ProofKind
+from shovey_trio.core.jobs.events import RunReport
+from shovey_trio.core.jobs.model import ProofKind
 from shovey_trio.observe import failpoints
 
 _RUN_ID = re.compile(r"[A-Za-z0-9_-]{1,64}")
@@ -174,26 +175,28 @@ class Spool:
             reported=os.path.exists(os.path.join(directory, REPORTED)),
         )
 
-    def exit_report(self, run_id: str) -> ExitReport | None:
+    def exit_report(self, run_id: str) -> RunReport | None:
         """Returns how the run ended, or None when there is no whole record of it."""
         record = _read(self.directory(run_id), EXIT)
         if record is None:
             return None
         try:
             proof = record["proof"]
-            return ExitReport(
+            cause = ExitCause(record["cause"])
+            dropped = _whole(record, "dropped_stdout") + _whole(record, "dropped_stderr")
+            return RunReport(
                 run_id=run_id,
-                cause=ExitCause(record["cause"]),
+                outcome=cause.outcome,
+                cause=cause,
                 detail=_words(str(record["detail"])),
                 exit_code=None if record["exit_code"] is None else _whole(record, "exit_code", below=256),
                 signal=None if record["signal"] is None else _whole(record, "signal", below=128),
                 started_at=_number(record, "started_at"),
                 finished_at=_time(record, "finished_at"),
                 proof=None if proof is None else ProofKind(proof),
-                output=OutputExtent(
-                    stdout_bytes=_whole(record, "stdout_bytes"), stderr_bytes=_whole(record, "stderr_bytes")
-                ),
-                dropped_bytes=_whole(record, "dropped_stdout") + _whole(record, "dropped_stderr"),
+                # The record counts what was left out among the bytes of the streams.
+                output_bytes=max(0, _whole(record, "stdout_bytes") + _whole(record, "stderr_bytes") - dropped),
+                dropped_bytes=dropped,
             )
         except (KeyError, TypeError, ValueError):
             return None
@@ -220,7 +223,7 @@ class Spool:
         """Takes the run from any supervisor that has not claimed it yet; returns whether that was in time."""
         return claim_record(self.directory(run_id), SUPERVISOR, {"pid": None}, durable=True)
 
-    def write_exit(self, report: ExitReport) -> None:
+    def write_exit(self, report: RunReport) -> None:
         """Records an end on behalf of a supervisor that cannot.
 
         Raises:
@@ -231,15 +234,16 @@ class Spool:
         write_exit(
             self.directory(report.run_id),
             {
-                "cause": str(report.cause),
+                "cause": report.cause,
                 "detail": report.detail,
                 "exit_code": report.exit_code,
                 "signal": report.signal,
                 "started_at": report.started_at,
                 "finished_at": report.finished_at,
-                "proof": None if report.proof is None else str(report.proof),
-                "stdout_bytes": report.output.stdout_bytes,
-                "stderr_bytes": report.output.stderr_bytes,
+                "proof": report.proof,
+                # Only the sums are read: nobody knows any more which stream what is missing was of.
+                "stdout_bytes": report.output_bytes + report.dropped_bytes,
+                "stderr_bytes": 0,
                 "dropped_stdout": report.dropped_bytes,
                 "dropped_stderr": 0,
             },

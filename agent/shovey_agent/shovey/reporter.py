@@ -15,9 +15,10 @@ import structlog
 import trio
 
 from shovey_agent.run.executor import Executor
-from shovey_agent.run.runs import ExitCause, ExitReport, RunPhase
+from shovey_agent.run.runs import ExitCause, RunPhase
 from shovey_agent.shovey.progress import Progress, ProgressFiles
 from shovey_agent.shovey.server import ShoveyServer
+from shovey_trio.core.jobs.events import RunReport
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.shovey.protocol.report import SIGNAL_WORDS, PutStatus, RunPut, run_put_body, stream_put_body
 
@@ -96,7 +97,7 @@ class RunReporter:
                 return progress
             progress = await self._save(run_id, progress.with_chunk(chunks[0]))
 
-    async def _finish(self, run_id: str, progress: Progress, report: ExitReport) -> None:
+    async def _finish(self, run_id: str, progress: Progress, report: RunReport) -> None:
         if report.started_at is not None:
             for stream in (StreamName.STDERR, StreamName.STDOUT):
                 if stream not in progress.ended:
@@ -123,7 +124,7 @@ class RunReporter:
         return progress
 
 
-def end_of(report: ExitReport, *, node: str) -> RunPut:
+def end_of(report: RunReport, *, node: str) -> RunPut:
     """A run's end in schob's words."""
     match report.cause:
         case ExitCause.EXITED if report.exit_code == 0:
@@ -140,8 +141,8 @@ def end_of(report: ExitReport, *, node: str) -> RunPut:
             return RunPut(status=PutStatus.CANCELLED, error=f"Job {report.run_id} on node {node} was cancelled")
         case ExitCause.SPAWN_FAILED:
             return RunPut(status=PutStatus.INVALID, error=f"fork/exec {report.detail}")
-        case ExitCause.SUPERVISOR_LOST | ExitCause.NODE_REBOOTED:
-            why = report.detail or report.cause.value
+        case _:
+            why = report.detail or report.cause
             return RunPut(status=PutStatus.KILLED, error=f"job {report.run_id} on node {node} was killed: {why}")
 
 

@@ -16,7 +16,7 @@ from shovey_agent.supervisor.proc_posix import die_with_parent
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import NoReturn
+    from typing import Any, NoReturn
 
 _FAILED = 127
 
@@ -35,29 +35,16 @@ class SpawnFailed(Exception):
         self.detail = detail
 
 
-def spawn(
-    *,
-    argv: list[str],
-    cwd: str,
-    env: dict[str, str],
-    umask: int,
-    stdin: int | None = None,
-    stdout: int,
-    stderr: int,
-    cgroup_procs: str | None,
-    account: list[int] | None = None,
-    nice: int = 0,
-    rlimits: dict[int, int] | None = None,
-) -> int:
+def spawn(spec: dict[str, Any], streams: tuple[int | None, int, int]) -> int:
     """Starts the command and returns its pid, which is its session and process group too.
 
     Returns only when the program itself has been loaded.
 
     Args:
-        stdin: what it reads; None for nothing.
-        account: uid, gid and supplementary groups to become; None for the supervisor's own.
-        nice: added to the supervisor's own.
-        rlimits: soft and hard limit by the kernel's number; a limit that is lower already stays.
+        spec: the run's, with ``argv``, ``cwd``, ``env``, ``umask`` and, where there are any: ``cgroup_procs``, the file
+            that takes it into its cgroup; ``account``, uid, gid and supplementary groups to become; ``nice``, added to
+            the supervisor's own; ``rlimits``, soft and hard limit by the kernel's number, where a lower one stays.
+        streams: what it reads, None for nothing; what its two outputs are.
 
     Raises:
         SpawnFailed: no such program or directory, not executable, no process to be had. Nothing is left behind.
@@ -71,21 +58,7 @@ def spawn(
             os.close(report)
             raise SpawnFailed(f"fork: {error.strerror}") from error
         if pid == 0:
-            _become(
-                parent,
-                report,
-                argv=argv,
-                cwd=cwd,
-                env=env,
-                umask=umask,
-                stdin=stdin,
-                stdout=stdout,
-                stderr=stderr,
-                cgroup_procs=cgroup_procs,
-                account=account,
-                nice=nice,
-                rlimits=rlimits or {},
-            )
+            _become(spec, streams, parent, report)
         os.close(report)
         # The pipe closes at exec: an empty answer is success.
         failure = reader.readall()
@@ -95,35 +68,21 @@ def spawn(
     return pid
 
 
-def _become(
-    parent: int,
-    report: int,
-    *,
-    argv: list[str],
-    cwd: str,
-    env: dict[str, str],
-    umask: int,
-    stdin: int | None,
-    stdout: int,
-    stderr: int,
-    cgroup_procs: str | None,
-    account: list[int] | None,
-    nice: int,
-    rlimits: dict[int, int],
-) -> NoReturn:
+def _become(spec: dict[str, Any], streams: tuple[int | None, int, int], parent: int, report: int) -> NoReturn:
     """Turns the forked child into the command, or says what stopped it and exits."""
     step = "start"
+    argv, (stdin, stdout, stderr) = spec["argv"], streams
     try:
         signal.set_wakeup_fd(-1)
         os.setsid()
         step = "cgroup"
-        if cgroup_procs is not None:
-            with open(cgroup_procs, "w") as file:
+        if spec.get("cgroup_procs") is not None:
+            with open(spec["cgroup_procs"], "w") as file:
                 file.write("0")
-        if nice:
+        if nice := spec.get("nice", 0):
             step = f"nice {nice}"
             os.nice(nice)
-        if account is not None:
+        if (account := spec.get("account")) is not None:
             step = f"account {account[0]}"
             _become_account(*account)
         # A command without its supervisor has no deadline and nobody to report it: it goes with it. Only now, because
@@ -132,9 +91,9 @@ def _become(
         if os.getppid() != parent:
             os._exit(_FAILED)
         # Where the account may not go the command may not start.
-        step = f"directory {cwd}"
-        os.chdir(cwd)
-        os.umask(umask)
+        step = f"directory {spec['cwd']}"
+        os.chdir(spec["cwd"])
+        os.umask(spec["umask"])
         step = "stdin"
         os.dup2(os.open(os.devnull, os.O_RDONLY) if stdin is None else stdin, 0)
         os.dup2(stdout, 1)
@@ -145,9 +104,9 @@ def _become(
             if signal.getsignal(number) is not signal.SIG_DFL and number not in (signal.SIGKILL, signal.SIGSTOP):
                 signal.signal(number, signal.SIG_DFL)
         signal.pthread_sigmask(signal.SIG_SETMASK, ())
-        for resource_, most in rlimits.items():
-            _limit(resource_, most)
-        os.execvpe(argv[0], argv, env)  # noqa: S606 -- that it starts without a shell is the point
+        for number, most in spec.get("rlimits", {}).items():
+            _limit(number, most)
+        os.execvpe(argv[0], argv, spec["env"])  # noqa: S606 -- that it starts without a shell is the point
     except OSError as error:
         _say(report, f"{step}: {error.strerror or os.strerror(error.errno or errno.EIO)}")
     except Exception as error:  # noqa: BLE001 -- this process must not run on as a second supervisor

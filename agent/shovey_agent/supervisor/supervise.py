@@ -197,19 +197,13 @@ class _Supervisor:
             ends.append(writer)
         failpoints.passing("supervisor.spawn.before")
         try:
-            self._leader = spawn(
-                argv=spec["argv"],
-                cwd=spec["cwd"],
-                env={**spec["env"], **secret_env},
-                umask=spec["umask"],
-                stdin=source,
-                stdout=ends[0],
-                stderr=ends[1],
-                cgroup_procs=None if self._cgroup is None else self._cgroup.procs,
-                account=account,
-                nice=spec.get("nice", 0),
-                rlimits=rlimits,
-            )
+            command = {
+                **spec,
+                "env": {**spec["env"], **secret_env},
+                "cgroup_procs": None if self._cgroup is None else self._cgroup.procs,
+                "rlimits": rlimits,
+            }
+            self._leader = spawn(command, (source, ends[0], ends[1]))
         finally:
             for writer in (*ends, *(() if source is None else (source,))):
                 os.close(writer)

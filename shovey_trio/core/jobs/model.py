@@ -167,9 +167,10 @@ class OutputChunk:
     """A piece of a run's output.
 
     Attributes:
-        position: bytes of both streams, in the order the node read them, before this chunk.
+        position: bytes of both streams, in the order the node read them, that are kept before this chunk.
         stream_offset: bytes of this stream before this chunk.
         read_at: when the node read it, by the node's clock.
+        dropped_before: bytes of both streams that were left out between the chunk before this one and this one.
     """
 
     stream: StreamName
@@ -177,6 +178,7 @@ class OutputChunk:
     stream_offset: int
     read_at: float
     data: bytes
+    dropped_before: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,15 +1,15 @@
 """Reading a run's output log: from frames to chunks that can be sent.
 
-Positions count the bytes of both streams in the order the node read them, from 0, and they count the bytes that the
-cap left out as well. So a hole between one chunk's end and the next one's position is exactly what was dropped, and a
-position means the same before and after a restart of the agent, however the chunks were cut.
+Positions count the bytes of both streams that are in the log, in the order the node read them, from 0. A position
+means the same before and after a restart of the agent, however the chunks were cut. What the cap left out is in none
+of them: the chunk behind such a hole says how much it is.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from shovey_trio.core.jobs.model import OutputChunk, OutputExtent, StreamName
+from shovey_trio.core.jobs.model import OutputChunk, StreamName
 from shovey_trio.core.jobs.output_frames import GAP, GAP_BODY, HEADER, MAX_BODY, STDERR, STDOUT
 
 # Frames of one stream read this close together travel as one chunk: a reader cannot tell them apart by eye, and
@@ -21,19 +21,22 @@ _STREAMS = {STDOUT: StreamName.STDOUT, STDERR: StreamName.STDERR}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogCursor:
-    """A frame boundary of a log: where it is in the file and what came before it."""
+    """A frame boundary of a log: where it is in the file and what came before it.
+
+    Attributes:
+        dropped_bytes: what all holes before it left out.
+        dropped_before: what the hole that ends here left out.
+    """
 
     file_offset: int = 0
     stdout_bytes: int = 0
     stderr_bytes: int = 0
+    dropped_bytes: int = 0
+    dropped_before: int = 0
 
     @property
     def position(self) -> int:
         return self.stdout_bytes + self.stderr_bytes
-
-    @property
-    def extent(self) -> OutputExtent:
-        return OutputExtent(stdout_bytes=self.stdout_bytes, stderr_bytes=self.stderr_bytes)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,7 +62,7 @@ def cut_chunks(log: bytes, cursor: LogCursor, *, position: int, limit: int) -> C
     Args:
         log: bytes of the log from ``cursor`` on, ending anywhere.
         cursor: the frame boundary where ``log`` begins.
-        position: the first byte wanted; one inside a hole means the first byte behind it.
+        position: the first byte wanted.
         limit: most bytes wanted, at least 1.
 
     Returns:
@@ -74,8 +77,9 @@ def cut_chunks(log: bytes, cursor: LogCursor, *, position: int, limit: int) -> C
         body = offset + HEADER.size
         if len(log) - body < length:
             break
+        stdout = stderr = hole = 0
         if kind == GAP:
-            stdout, stderr = GAP_BODY.unpack_from(log, body)
+            hole = sum(GAP_BODY.unpack_from(log, body))
         else:
             stdout, stderr = (length, 0) if kind == STDOUT else (0, length)
             if not cutter.take(_STREAMS[kind], cursor, read_at / 1_000_000, memoryview(log)[body : body + length]):
@@ -85,6 +89,8 @@ def cut_chunks(log: bytes, cursor: LogCursor, *, position: int, limit: int) -> C
             file_offset=cursor.file_offset + HEADER.size + length,
             stdout_bytes=cursor.stdout_bytes + stdout,
             stderr_bytes=cursor.stderr_bytes + stderr,
+            dropped_bytes=cursor.dropped_bytes + hole,
+            dropped_before=cursor.dropped_before + hole if hole else 0,
         )
     return Cut(chunks=cutter.finish(), cursor=cursor, full=cutter.room == 0)
 
@@ -102,7 +108,7 @@ class _Cutter:
         self.room = limit
         self._position = position
         self._done: list[OutputChunk] = []
-        self._open: tuple[StreamName, int, int, float] | None = None
+        self._open: OutputChunk | None = None
         self._data = bytearray()
 
     def take(self, stream: StreamName, cursor: LogCursor, read_at: float, body: memoryview) -> bool:
@@ -114,7 +120,15 @@ class _Cutter:
             return False
         wanted = body[skip : skip + self.room]
         before = cursor.stdout_bytes if stream is StreamName.STDOUT else cursor.stderr_bytes
-        self._append(stream, cursor.position + skip, before + skip, read_at, wanted)
+        piece = OutputChunk(
+            stream=stream,
+            position=cursor.position + skip,
+            stream_offset=before + skip,
+            read_at=read_at,
+            data=b"",
+            dropped_before=0 if skip else cursor.dropped_before,
+        )
+        self._append(piece, wanted)
         self.room -= len(wanted)
         return len(wanted) == len(body) - skip
 
@@ -122,32 +136,20 @@ class _Cutter:
         self._close()
         return tuple(self._done)
 
-    def _append(self, stream: StreamName, position: int, stream_offset: int, read_at: float, data: memoryview) -> None:
-        if self._open is not None:
-            open_stream, open_position, _, opened_at = self._open
-            if (
-                open_stream is not stream
-                or open_position + len(self._data) != position
-                or len(self._data) + len(data) > MAX_BODY
-                or not 0 <= read_at - opened_at <= MERGE_WINDOW_S
-            ):
-                self._close()
-        if self._open is None:
-            self._open = (stream, position, stream_offset, read_at)
+    def _append(self, piece: OutputChunk, data: memoryview) -> None:
+        begun = self._open
+        if begun is None or (
+            begun.stream is not piece.stream
+            or piece.dropped_before
+            or len(self._data) + len(data) > MAX_BODY
+            or not 0 <= piece.read_at - begun.read_at <= MERGE_WINDOW_S
+        ):
+            self._close()
+            self._open = piece
         self._data += data
 
     def _close(self) -> None:
-        if self._open is None:
-            return
-        stream, position, stream_offset, read_at = self._open
-        self._done.append(
-            OutputChunk(
-                stream=stream,
-                position=position,
-                stream_offset=stream_offset,
-                read_at=read_at,
-                data=bytes(self._data),
-            )
-        )
-        self._open = None
-        self._data.clear()
+        if self._open is not None:
+            self._done.append(replace(self._open, data=bytes(self._data)))
+            self._open = None
+            self._data.clear()

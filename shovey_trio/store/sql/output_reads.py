@@ -98,7 +98,11 @@ def cut_chunk(chunk: OutputChunk, skip: int) -> OutputChunk:
     if not skip:
         return chunk
     return replace(
-        chunk, position=chunk.position + skip, stream_offset=chunk.stream_offset + skip, data=chunk.data[skip:]
+        chunk,
+        position=chunk.position + skip,
+        stream_offset=chunk.stream_offset + skip,
+        data=chunk.data[skip:],
+        dropped_before=0,
     )
 
 

@@ -210,7 +210,11 @@ RUN: Final = RowCodec(
     columns={"id": _runs.c.run_id, "job_id": _jobs.c.job_id, "organization": _jobs.c.organization},
 )
 RUN_STATUS: Final = RowCodec(RunStatus, _runs, fixed=("node", "state", "updated_at"))
-CHUNK: Final = RowCodec(OutputChunk, tables.output, fixed=("position", "stream", "stream_offset", "read_at", "data"))
+CHUNK: Final = RowCodec(
+    OutputChunk,
+    tables.output,
+    fixed=("position", "stream", "stream_offset", "read_at", "dropped_before", "data"),
+)
 NODE: Final = RowCodec(Node, tables.nodes, fixed=("organization", "name"))
 NODE_STATUS: Final = RowCodec(
     NodeStatus, tables.node_statuses, fixed=("organization", "node", "presence", "since", "reason")

@@ -137,6 +137,7 @@ output: Final = Table(
     Column("stream_offset", BigInteger, nullable=False),
     Column("read_at", Double, nullable=False),
     Column("data", LargeBinary, nullable=False),
+    Column("dropped_before", BigInteger, server_default="0", nullable=False),
     Index("ux_output_position", "run_pk", "position", unique=True),
     Index("ix_output_stream", "run_pk", "stream", "stream_offset"),
     Index("ix_output_job", "job_pk", "seq"),
