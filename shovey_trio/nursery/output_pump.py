@@ -69,8 +69,6 @@ def continue_output(extent: OutputExtent, chunks: Sequence[OutputChunk]) -> tupl
         else:
             offset, after = extent.stderr_bytes, replace(extent, stderr_bytes=extent.stderr_bytes + len(data))
         dropped = 0 if known else chunk.dropped_before
-        fresh.append(
-            replace(chunk, position=extent.position, stream_offset=offset, data=data, dropped_before=dropped)
-        )
+        fresh.append(replace(chunk, position=extent.position, stream_offset=offset, data=data, dropped_before=dropped))
         extent = after
     return fresh, extent
