@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 import structlog
@@ -21,6 +21,7 @@ from shovey_trio.core.audit.records import AuditAction, AuditEntry, AuditOutcome
 from shovey_trio.core.audit.tally import WINDOW, AuditTally
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.jobs.model import Principal
+from shovey_trio.core.trust.key_sets import KeySet
 from shovey_trio.core.trust.key_trust import PublishedKeys
 from shovey_trio.nursery.ports import Clock
 from shovey_trio.store.contract import AuditStore
@@ -81,9 +82,14 @@ def audit_entry(
     subject: str = "",
     outcome: AuditOutcome = AuditOutcome.ALLOWED,
     detail: Mapping[str, Any] | None = None,
+    came: CallOrigin | None = None,
 ) -> AuditEntry:
-    """The entry of an action of the call that is being handled; ``rule`` is added to the line that let the call in."""
-    came = origin()
+    """The entry of an action; ``rule`` is added to the line that let the call in.
+
+    Args:
+        came: where it came from; the call that is being handled by default.
+    """
+    came = origin() if came is None else came
     return AuditEntry(
         at=at,
         organization=organization,
@@ -96,6 +102,51 @@ def audit_entry(
         subject=subject,
         detail=detail or {},
     )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Actor:
+    """Who has something changed, in which organization, when, and by what door.
+
+    Attributes:
+        label: of a principal, such as ``user/ada``; ``host/NAME`` for a command on the controller's host.
+    """
+
+    organization: str
+    label: str
+    at: float
+    came: CallOrigin = field(default_factory=origin)
+
+    @classmethod
+    def of(cls, principal: Principal, at: float) -> Actor:
+        """A caller, for the call that is being handled."""
+        return cls(organization=principal.organization, label=principal.label, at=at)
+
+    def entry(self, action: str, subject: str, *, rule: str = "", **detail: object) -> AuditEntry:
+        """The record of what they have changed."""
+        return audit_entry(
+            self.at,
+            action,
+            organization=self.organization,
+            principal=self.label,
+            rule=rule,
+            subject=subject,
+            detail=detail,
+            came=self.came,
+        )
+
+
+async def record(store: AuditStore, entry: AuditEntry) -> None:
+    """Records what was done to files; a change of the store is recorded by the write that makes it."""
+    await store.append_audit([entry])
+
+
+def keys_entry(
+    actor: Actor, keys: KeySet, action: str = AuditAction.KEYS_CHANGED, rule: str = "", **detail: Any
+) -> AuditEntry:
+    """The record of which keys are in force from now on."""
+    known = {key.key_id: key.state.value for key in keys.keys}
+    return actor.entry(action, f"keys/{keys.serial}", rule=rule, keys=known, **detail)
 
 
 class AuditLog:
@@ -168,18 +219,9 @@ class AuditLog:
         Raises:
             StoreUnavailable: it cannot be recorded now.
         """
-        known = {key.key_id: key.state.value for key in keys.keys.keys}
-        entry = AuditEntry(
-            at=self._clock.now(),
-            organization=keys.keys.organization,
-            action=action,
-            outcome=AuditOutcome.ALLOWED,
-            principal="controller",
-            rule="signed by the organization's root key" if keys.signed else "no root key",
-            subject=f"keys/{keys.keys.serial}",
-            detail={**detail, "keys": known},
-        )
-        await self._store.append_audit([entry])
+        actor = Actor(organization=keys.keys.organization, label="controller", at=self._clock.now())
+        rule = "signed by the organization's root key" if keys.signed else "no root key"
+        await record(self._store, keys_entry(actor, keys.keys, action, rule, **detail))
 
     def note_foreign_run(self, organization: str, node: str, run_id: str) -> None:
         """Notes that a node has spoken of another node's run."""

@@ -1,14 +1,57 @@
-"""Whether somebody's grants permit a command on nodes: asked before a start, before a cancel, and by ``explain``."""
+"""Grants: given and taken back, and whether somebody's permit a command on nodes."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-from shovey_trio.core.errors import PermissionDenied
+from shovey_trio.application.audit import Actor
+from shovey_trio.application.chef_keys import find_user
+from shovey_trio.core.audit.records import AuditAction, AuditEntry
+from shovey_trio.core.errors import InvalidRequest, NotFound, PermissionDenied
 from shovey_trio.core.jobs.model import Grant, Node, Principal, Role
-from shovey_trio.core.trust.grants import GrantDecision, decide_grants
+from shovey_trio.core.jobs.targeting import predicate
+from shovey_trio.core.trust.grants import GrantDecision, decide_grants, parse_granted_nodes
 from shovey_trio.nursery.registry import NodeRegistry
-from shovey_trio.store.contract import GrantStore
+from shovey_trio.store.contract import GrantStore, Store
+
+
+async def give_grant(store: Store, actor: Actor, given: Grant) -> tuple[Role, int]:
+    """Gives a user a grant; returns their role, and how many nodes it covers now.
+
+    Raises:
+        InvalidRequest: ``nodes`` cannot be read.
+        NotFound: there is no such user.
+    """
+    covers = predicate(parse_granted_nodes(given.nodes))
+    user = await find_user(store, given.organization, given.user)
+    if user is None:
+        raise NotFound(f"there is no user {given.user}", user=given.user)
+    await store.write_grant(given, audit=_entry(actor, AuditAction.GRANT_GIVEN, given))
+    known = (node for node in await store.load_nodes() if node.organization == given.organization)
+    return user.role, sum(covers(node) for node in known)
+
+
+async def take_grant(store: GrantStore, actor: Actor, given: Grant, *, unrestrict: bool) -> int:
+    """Takes a grant back; returns how many are left.
+
+    Raises:
+        NotFound: there is no such grant.
+        InvalidRequest: it is the last one, and ``unrestrict`` is not given.
+    """
+    grants = await store.load_grants(given.organization, given.user)
+    if given not in grants:
+        raise NotFound(f"user/{given.user} has no grant for {given.command} on {given.nodes}", user=given.user)
+    if len(grants) == 1 and not unrestrict:
+        raise InvalidRequest(
+            "without its last grant an operator may start everything; --unrestrict says that this is meant",
+            field="unrestrict",
+        )
+    await store.remove_grant(given, audit=_entry(actor, AuditAction.GRANT_REVOKED, given))
+    return len(grants) - 1
+
+
+def _entry(actor: Actor, action: AuditAction, given: Grant) -> AuditEntry:
+    return actor.entry(action, f"user/{given.user}", command=given.command, nodes=given.nodes)
 
 
 class Grants:

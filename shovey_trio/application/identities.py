@@ -2,26 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
 
 import structlog
 import trio
 
-from shovey_trio.application.audit import audit_entry
+from shovey_trio.application.audit import Actor
+from shovey_trio.application.credentials import EnrollmentToken, open_enrollment
+from shovey_trio.application.members import certify_user
 from shovey_trio.application.organization_keys import OrganizationKeys
+from shovey_trio.application.removal import remove_user
 from shovey_trio.core.audit.records import AuditAction, AuditEntry
-from shovey_trio.core.chef.principals import ChefPrincipalKind
-from shovey_trio.core.errors import InvalidEnrollmentToken, InvalidRequest, NotFound, Unauthenticated
+from shovey_trio.core.errors import InvalidEnrollmentToken, InvalidRequest, Unauthenticated
 from shovey_trio.core.jobs.model import LinkMode, Node, Presence, Principal, Role, User
-from shovey_trio.core.trust.enrollment import (
-    DEFAULT_TOKEN_LIFETIME,
-    MAX_TOKEN_LIFETIME,
-    SECRET_BYTES,
-    encode_token,
-    token_digest,
-)
+from shovey_trio.core.trust.enrollment import SECRET_BYTES, token_digest
 from shovey_trio.core.trust.key_trust import PublishedKeys
 from shovey_trio.identity.authority import CertificateAuthority, IssuedCertificate, read_certificates
 from shovey_trio.identity.names import Identity, PrincipalKind, node_identity, user_identity
@@ -29,7 +24,7 @@ from shovey_trio.identity.renewal import verify_renewal
 from shovey_trio.identity.requests import read_request
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
-from shovey_trio.store.contract import ChefPrincipalStore, CredentialStore, UserStore
+from shovey_trio.store.contract import Store
 
 _log = structlog.get_logger(__name__)
 _MAX_INSTANCE = 64
@@ -46,25 +41,13 @@ class Enrolled:
     keys: PublishedKeys
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EnrollmentToken:
-    """A fresh one-time token; the only moment at which its text exists here."""
-
-    token: str
-    expires_at: float
-
-
-class IdentityStore(UserStore, ChefPrincipalStore, CredentialStore, Protocol):
-    """What of a store is about who somebody is."""
-
-
 class Identities:
     """Who may call, and how one becomes somebody who may."""
 
     def __init__(
         self,
         *,
-        store: IdentityStore,
+        store: Store,
         services: Services,
         registry: NodeRegistry,
         authority: CertificateAuthority,
@@ -147,27 +130,10 @@ class Identities:
     async def create_enrollment_token(
         self, principal: Principal, node: str, valid_for: float | None
     ) -> EnrollmentToken:
-        """A one-time token for one node name; only its hash is stored.
-
-        Raises:
-            InvalidRequest: the name or the time is not permitted.
-        """
-        identity = node_identity(principal.organization, node)
-        lifetime = DEFAULT_TOKEN_LIFETIME if valid_for is None else valid_for
-        if not 0 < lifetime <= MAX_TOKEN_LIFETIME:
-            raise InvalidRequest("a token may be valid for up to 30 days", field="valid_for")
-        token = encode_token(self._services.random_bytes(SECRET_BYTES))
-        expires_at = self._services.clock.now() + lifetime
-        await self._store.write_enrollment_token(
-            digest=token_digest(token),
-            organization=identity.organization,
-            node=identity.name,
-            expires_at=expires_at,
-            audit=self._entry(
-                AuditAction.ENROLLMENT_OPENED, identity, principal.label, detail={"expires_at": expires_at}
-            ),
-        )
-        return EnrollmentToken(token=token, expires_at=expires_at)
+        """See ``open_enrollment``."""
+        secret = self._services.random_bytes(SECRET_BYTES)
+        actor = Actor.of(principal, self._services.clock.now())
+        return await open_enrollment(self._store, actor, node, secret=secret, valid_for=valid_for)
 
     async def enroll(self, *, token: str, organization: str, node: str, csr: bytes, agent_instance: str) -> Enrolled:
         """Makes a node of whoever holds its token.
@@ -188,18 +154,14 @@ class Identities:
             organization=organization,
             node=node,
             now=now,
-            audit=self._entry(
-                AuditAction.NODE_ENROLLED,
-                identity,
-                identity.label,
-                rule="a one-time token",
-                detail={"agent_instance": agent_instance},
+            audit=_by_itself(identity, now).entry(
+                AuditAction.NODE_ENROLLED, identity.label, rule="a one-time token", agent_instance=agent_instance
             ),
         )
         if not used:
             _log.warning("enrollment.refused", organization=organization, node=node)
             raise InvalidEnrollmentToken("the enrolment token is not valid")
-        await self._revoke(identity)
+        self._void(await self._store.revoke_certificates(organization, identity.label))
         certificate = await self._issue(identity, csr, now)
         link = self._services.links.get(organization, node)
         if link is not None:
@@ -244,19 +206,13 @@ class Identities:
         )
         await self.principal(verified.identity, verified.serial)
         admit(f"{verified.identity.organization}/{verified.identity.label}")
-        renewed = self._entry(
+        renewed = _by_itself(verified.identity, now).entry(
             AuditAction.CERTIFICATE_RENEWED,
-            verified.identity,
             verified.identity.label,
             rule="the key of a certificate that is not revoked",
-            detail={"replaces": verified.serial},
+            replaces=verified.serial,
         )
         return await self._issue(verified.identity, csr, now, renewed, renews=verified.serial)
-
-    async def revoke_node(self, principal: Principal, node: str) -> None:
-        """Voids every certificate of a node."""
-        identity = node_identity(principal.organization, node)
-        await self._revoke(identity, self._entry(AuditAction.NODE_REMOVED, identity, principal.label))
 
     async def note_agent(
         self, node: Node, *, link: str, tags: dict[str, str], version: str, clock_skew: float | None
@@ -279,22 +235,12 @@ class Identities:
             InvalidRequest: the name is not permitted.
             InvalidCertificateRequest: the request is bad; nothing was changed.
         """
-        identity = user_identity(principal.organization, name)
-        read_request(csr)
         now = self._services.clock.now()
-        key = (identity.organization, identity.name)
-        known = self._users.get(key)
-        created_at = known.created_at if known else now
-        user = User(name=name, organization=identity.organization, role=role, created_at=created_at)
-        certified = self._entry(
-            AuditAction.USER_CERTIFIED,
-            identity,
-            principal.label,
-            detail={"role": role.value, "before": known.role.value if known else ""},
-        )
-        await self._store.write_user(user, audit=certified)
-        self._users[key] = user
-        return user, await self._issue(identity, csr, now)
+        identity = user_identity(principal.organization, name)
+        issued = self._authority.issue_client(csr=csr, identity=identity, now=now)
+        user, _ = await certify_user(self._store, Actor.of(principal, now), name, role, issued)
+        self._users[user.organization, user.name] = user
+        return user, issued
 
     async def list_users(self, principal: Principal) -> Sequence[User]:
         """All users of the organization, by name."""
@@ -303,24 +249,9 @@ class Identities:
         return sorted(users, key=lambda user: user.name)
 
     async def remove_user(self, principal: Principal, name: str) -> None:
-        """Removes a user and voids every certificate and Chef key of theirs.
-
-        Raises:
-            NotFound: no such user.
-            InvalidRequest: the caller's own user, so that an organization is not locked out by accident.
-        """
-        if name == principal.name:
-            raise InvalidRequest("you cannot remove the user you are calling as", field="name")
-        identity = user_identity(principal.organization, name)
-        removed = self._entry(AuditAction.USER_REMOVED, identity, principal.label)
-        if not await self._store.remove_user(identity.organization, identity.name, audit=removed):
-            raise NotFound(f"there is no user {name}")
-        self._users.pop((identity.organization, identity.name), None)
-        await self._store.remove_chef_principal(identity.organization, ChefPrincipalKind.USER, identity.name)
-        await self._revoke(identity)
-
-    async def _revoke(self, identity: Identity, audit: AuditEntry | None = None) -> None:
-        self._void(await self._store.revoke_certificates(identity.organization, identity.label, audit=audit))
+        """See ``removal.remove_user``."""
+        await remove_user(self._store, Actor.of(principal, self._services.clock.now()), name)
+        await self.load()
 
     def _void(self, serials: Collection[str]) -> None:
         """No certificate that was void becomes valid again, so what is known is only added to."""
@@ -329,25 +260,6 @@ class Identities:
         if fresh:
             self._news |= fresh
             self._fresh.set()
-
-    def _entry(
-        self,
-        action: AuditAction,
-        identity: Identity,
-        principal: str,
-        *,
-        rule: str = "",
-        detail: Mapping[str, object] | None = None,
-    ) -> AuditEntry:
-        return audit_entry(
-            self._services.clock.now(),
-            action,
-            organization=identity.organization,
-            principal=principal,
-            rule=rule,
-            subject=identity.label,
-            detail=detail,
-        )
 
     async def _issue(
         self, identity: Identity, csr: bytes, now: float, audit: AuditEntry | None = None, *, renews: str = ""
@@ -365,6 +277,10 @@ class Identities:
             # Revoked meanwhile, or beside this daemon. What was issued is recorded nowhere, and goes nowhere.
             raise Unauthenticated(f"the certificate of {identity.label} is revoked", cause="revoked")
         return issued
+
+
+def _by_itself(identity: Identity, now: float) -> Actor:
+    return Actor(organization=identity.organization, label=identity.label, at=now)
 
 
 def _noted_skew(noted: float | None, measured: float | None) -> float | None:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Protocol
 
 import structlog
 
-from shovey_trio.core.chef.principals import ChefPrincipalKind
+from shovey_trio.application.audit import Actor
+from shovey_trio.application.removal import remove_node
 from shovey_trio.core.errors import NotFound
 from shovey_trio.core.jobs.events import NodeSilent, NodeUnavailable
 from shovey_trio.core.jobs.model import Node, NodeStatus, Presence, Principal
@@ -18,7 +18,7 @@ from shovey_trio.nursery.ports import Doorbell
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
-from shovey_trio.store.contract import ChefPrincipalStore, NodeStore
+from shovey_trio.store.contract import Store
 
 _log = structlog.get_logger(__name__)
 
@@ -48,17 +48,13 @@ class NodeView:
     serf_status: str
 
 
-class NodesStore(NodeStore, ChefPrincipalStore, Protocol):
-    """What of a store the use cases of nodes need."""
-
-
 class Nodes:
     """Nodes of the controller."""
 
     def __init__(
         self,
         *,
-        store: NodesStore,
+        store: Store,
         services: Services,
         supervisor: Supervisor,
         registry: NodeRegistry,
@@ -99,18 +95,17 @@ class Nodes:
         return await self._store.list_node_statuses(principal.organization, name, limit=limit, after=after)
 
     async def remove(self, principal: Principal, name: str) -> None:
-        """Cuts a node off for good, and takes its Chef keys. Its certificates are the caller's to revoke first.
+        """Cuts a node off for good, with its certificates and Chef keys.
 
         Runs it has not answered are ``unavailable``; those it has are ``unknown`` until the reconnect grace is over.
 
         Raises:
             NotFound: no such node in the principal's organization.
         """
-        self._known(principal, name)
-        self._cut_off(principal.organization, name)
-        await self._registry.remove(principal.organization, name)
-        await self._store.remove_chef_principal(principal.organization, ChefPrincipalKind.NODE, name)
-        await self._tell_runs(principal.organization, name)
+        actor = Actor.of(principal, self._services.clock.now())
+        jobs = [run.run.job_id for run in self._supervisor.runs_of_node(principal.organization, name)]
+        await remove_node(self._store, actor, name, force=True, unfinished=jobs)
+        await self.reload()
 
     async def reload(self) -> None:
         """Takes up what a command on this host has changed: new nodes are known, removed ones as after ``remove``."""

@@ -1,7 +1,8 @@
-"""Taking principals, nodes and organizations out of a store; for the offline commands.
+"""Taking users, nodes and organizations out of a store.
 
-A daemon may be running beside them. It takes the removal up when it reloads (``Nodes.reload``, ``Identities.load``):
-streams are cut, and runs of nodes that are gone end as far as they can be known. History stays until it is old.
+A running controller takes the removal up by ``Nodes.reload`` and ``Identities.load``, after its own as after one by a
+command beside it: streams are cut, and runs of nodes that are gone end as far as they can be known. History stays until
+it is old.
 """
 
 from __future__ import annotations
@@ -9,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from shovey_trio.application.audit import Actor, record
+from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.chef.principals import ChefPrincipalKind
-from shovey_trio.core.errors import Code, Exit, NotFound, ShoveyError
+from shovey_trio.core.errors import Code, Exit, InvalidRequest, NotFound, ShoveyError
 from shovey_trio.identity.names import node_identity, user_identity
 from shovey_trio.store.contract import Store
 
@@ -48,61 +51,77 @@ class RemovedOrganization:
     unfinished: Sequence[str]
 
 
-async def remove_user(store: Store, organization: str, name: str) -> Removed:
+async def remove_user(store: Store, actor: Actor, name: str) -> Removed:
     """Removes a user with their certificates and Chef keys. Their grants hold for the next of that name.
 
     Raises:
         NotFound: there is no such user.
+        InvalidRequest: it is who asks, so that an organization is not locked out by accident.
     """
-    identity = user_identity(organization, name)
-    known = await store.remove_user(organization, name)
-    chef_key = await store.remove_chef_principal(organization, ChefPrincipalKind.USER, name)
+    identity = user_identity(actor.organization, name)
+    if identity.label == actor.label:
+        raise InvalidRequest("you cannot remove the user you are calling as", field="name")
+    removed = actor.entry(AuditAction.USER_REMOVED, identity.label)
+    known = await store.remove_user(actor.organization, name, audit=removed)
+    chef_key = await store.remove_chef_principal(
+        actor.organization, ChefPrincipalKind.USER, name, audit=None if known else removed
+    )
     if not known and not chef_key:
         raise NotFound(f"there is no user {name}", user=name)
-    certificates = await store.revoke_certificates(organization, identity.label)
+    certificates = await store.revoke_certificates(actor.organization, identity.label)
     return Removed(certificates=len(certificates), chef_key=chef_key)
 
 
-async def remove_node(store: Store, organization: str, name: str, *, force: bool) -> Removed:
+async def remove_node(
+    store: Store, actor: Actor, name: str, *, force: bool, unfinished: Sequence[str] | None = None
+) -> Removed:
     """Removes a node with its certificates and Chef keys.
+
+    Args:
+        unfinished: ids of the jobs that have unfinished runs there; looked for in the store if they are not given.
 
     Raises:
         NotFound: there is no such node.
         StillInUse: it has runs that are not finished, and ``force`` is not given; nothing was changed.
     """
-    identity = node_identity(organization, name)
+    organization, identity = actor.organization, node_identity(actor.organization, name)
     if not any((node.organization, node.name) == (organization, name) for node in await store.load_nodes()):
         raise NotFound(f"there is no node {name}", node=name)
-    unfinished = await _unfinished(store, organization, node=name)
+    if unfinished is None:
+        unfinished = await _unfinished(store, organization, node=name)
     _refuse(f"node {name}", unfinished, force=force)
     # Certificates first: a node that is gone must not come back while it is being removed.
     certificates = await store.revoke_certificates(organization, identity.label)
     chef_key = await store.remove_chef_principal(organization, ChefPrincipalKind.NODE, name)
-    await store.remove_node(organization, name)
+    await store.remove_node(
+        organization, name, audit=actor.entry(AuditAction.NODE_REMOVED, identity.label, force=force)
+    )
     return Removed(certificates=len(certificates), chef_key=chef_key, unfinished=unfinished)
 
 
-async def remove_organization(store: Store, organization: str, *, force: bool) -> RemovedOrganization:
-    """Removes everybody of an organization: users and their grants, nodes, Chef keys, certificates.
+async def remove_organization(store: Store, actor: Actor, *, force: bool) -> RemovedOrganization:
+    """Removes everybody of the actor's organization: users and their grants, nodes, Chef keys, certificates.
 
     Repeating it after a failure goes on where it stopped. Its keys are files, and the caller's to remove.
 
     Raises:
         StillInUse: it has jobs that are not finished, and ``force`` is not given; nothing was changed.
     """
+    organization = actor.organization
     unfinished = await _unfinished(store, organization)
     _refuse(f"organization {organization}", unfinished, force=force)
     users = [user.name for user in await store.load_users() if user.organization == organization]
     for name in users:
         for grant in await store.load_grants(organization, name):
             await store.remove_grant(grant)
-        await remove_user(store, organization, name)
+        await remove_user(store, actor, name)
     nodes = [node.name for node in await store.load_nodes() if node.organization == organization]
     for name in nodes:
-        await remove_node(store, organization, name, force=True)
+        await remove_node(store, actor, name, force=True, unfinished=())
     for principal in await store.load_chef_principals():
         if principal.organization == organization:
             await store.remove_chef_principal(organization, principal.kind, principal.name)
+    await record(store, actor.entry(AuditAction.ORGANIZATION_REMOVED, f"organization/{organization}", force=force))
     return RemovedOrganization(users=len(users), nodes=len(nodes), unfinished=unfinished)
 
 

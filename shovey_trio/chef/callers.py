@@ -9,17 +9,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Final, Protocol
+from typing import Final
 
 import structlog
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
-from shovey_trio.core.chef.keys import ChefKey, read_chef_keys, write_chef_keys
+from shovey_trio.application.chef_keys import ChefStore
+from shovey_trio.core.chef.keys import read_chef_keys
 from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
-from shovey_trio.core.errors import InvalidRequest, NotFound
-from shovey_trio.core.jobs.model import Principal, Role, User
+from shovey_trio.core.errors import InvalidRequest
+from shovey_trio.core.jobs.model import Principal
 from shovey_trio.nursery.ports import Clock
-from shovey_trio.store.contract import ChefPrincipalStore, UserStore
 
 _log = structlog.get_logger(__name__)
 
@@ -37,10 +37,6 @@ class ChefCaller:
 
     principal: Principal
     key: RSAPublicKey
-
-
-class ChefStore(ChefPrincipalStore, UserStore, Protocol):
-    """What of a store Chef principals need."""
 
 
 class StoredChefCallers:
@@ -74,96 +70,6 @@ class StoredChefCallers:
         if not 0 <= age <= (_FRESH if (organization, name) in self._known else _LOOK_AGAIN):
             await self.load()
         return [caller for stored in self._known.get((organization, name), ()) for caller in _callers(stored)]
-
-
-class ChefPrincipals:
-    """Changing the Chef principals in a store; for the offline commands."""
-
-    def __init__(self, *, store: ChefStore, clock: Clock) -> None:
-        self._store = store
-        self._clock = clock
-
-    async def add_key(
-        self,
-        *,
-        organization: str,
-        kind: ChefPrincipalKind,
-        name: str,
-        role: Role | None,
-        public_key: str,
-        alone: bool = False,
-    ) -> ChefPrincipal:
-        """Lets a principal sign with a further key; who is not there yet is made.
-
-        Args:
-            role: what a user may do from now on, over gRPC as well; None leaves it as it is.
-            public_key: PEM; several blocks are several keys.
-            alone: the keys that were there before do not hold any more.
-
-        Raises:
-            InvalidRequest: the key is none, there are too many, or a new user comes without a role.
-        """
-        given = read_chef_keys(public_key)
-        known = await self._find(organization, kind, name)
-        before = () if known is None or alone else read_chef_keys(known.public_key)
-        pem = write_chef_keys((*before, *given))
-        read_chef_keys(pem)
-        if kind is ChefPrincipalKind.NODE:
-            role = Role.NODE
-        else:
-            role = await self._give_role(organization, name, role, before=known.role if known else None)
-        principal = ChefPrincipal(
-            organization=organization,
-            kind=kind,
-            name=name,
-            role=role,
-            public_key=pem,
-            created_at=known.created_at if known else self._clock.now(),
-        )
-        await self._store.write_chef_principals([principal])
-        return principal
-
-    async def list(self, organization: str, kind: ChefPrincipalKind) -> Sequence[ChefPrincipal]:
-        """All of a kind, by name."""
-        stored = await self._store.load_chef_principals()
-        return [principal for principal in stored if (principal.organization, principal.kind) == (organization, kind)]
-
-    async def remove_key(
-        self, organization: str, kind: ChefPrincipalKind, name: str, key_id: str = ""
-    ) -> Sequence[ChefKey]:
-        """Takes one key away, or all; returns those that are left.
-
-        Raises:
-            NotFound: there is no such key.
-        """
-        known = await self._find(organization, kind, name)
-        if known is None:
-            raise NotFound(f"no {kind} {name} has a Chef key", name=name)
-        keys = read_chef_keys(known.public_key)
-        left = [key for key in keys if key_id and key.key_id != key_id]
-        if len(left) == len(keys):
-            raise NotFound(f"{kind}/{name} has no key {key_id}", name=name, key_id=key_id)
-        if left:
-            await self._store.write_chef_principals([replace(known, public_key=write_chef_keys(left))])
-        else:
-            await self._store.remove_chef_principal(organization, kind, name)
-        return left
-
-    async def _give_role(self, organization: str, name: str, role: Role | None, *, before: Role | None) -> Role:
-        """Makes the user, or changes their role; returns the role that holds."""
-        users = {(user.organization, user.name): user for user in await self._store.load_users()}
-        known = users.get((organization, name))
-        if known is not None and role in (None, known.role):
-            return known.role
-        role = role or before
-        if role is None:
-            raise InvalidRequest(f"there is no user {name} yet; say which role it has", field="role")
-        created_at = self._clock.now() if known is None else known.created_at
-        await self._store.write_user(User(name=name, organization=organization, role=role, created_at=created_at))
-        return role
-
-    async def _find(self, organization: str, kind: ChefPrincipalKind, name: str) -> ChefPrincipal | None:
-        return next((found for found in await self.list(organization, kind) if found.name == name), None)
 
 
 def _callers(stored: ChefPrincipal) -> Sequence[ChefCaller]:

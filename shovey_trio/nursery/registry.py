@@ -115,9 +115,3 @@ class NodeRegistry:
         node = self.get(organization, name)
         if node is not None:
             self._nodes[organization][name] = replace(node, last_seen_at=at)
-
-    async def remove(self, organization: str, name: str) -> bool:
-        """Removes a node; False when there was none."""
-        removed = await self._store.remove_node(organization, name)
-        self._nodes.get(organization, {}).pop(name, None)
-        return removed

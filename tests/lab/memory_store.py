@@ -333,9 +333,11 @@ class MemoryStore(MemoryAudit):
             if status is not None:
                 self._statuses.append((self._next_key(), status))
 
-    async def remove_node(self, organization: str, name: str) -> bool:
+    async def remove_node(self, organization: str, name: str, *, audit: AuditEntry | None = None) -> bool:
         async with _write(self):
-            return self._nodes.pop((organization, name), None) is not None
+            removed = self._nodes.pop((organization, name), None) is not None
+            self._record_change(audit, removed)
+            return removed
 
     async def load_nodes(self) -> Sequence[Node]:
         await trio.lowlevel.checkpoint()

@@ -7,18 +7,14 @@ from typing import IO
 
 import click
 
-from shovey_trio.chef.callers import ChefPrincipals
-from shovey_trio.cli.controller.host_audit import host_entry
-from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.application.chef_keys import add_chef_key, list_chef_principals, remove_chef_key
+from shovey_trio.cli.controller.offline_store import change_store, run_with_store
 from shovey_trio.cli.controller.options import for_organization
 from shovey_trio.config.server import ServerSettings
-from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.chef.keys import ChefKey, read_chef_keys
 from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.jobs.model import Role
 from shovey_trio.identity.names import check_name
-from shovey_trio.nursery.clock import WallClock
-from shovey_trio.store.contract import Store
 
 #: What a user may be; ``Role.NODE`` is the nodes' own.
 USER_ROLES = (Role.ADMIN, Role.OPERATOR, Role.VIEWER)
@@ -31,11 +27,6 @@ _LONGEST = 256 * 1024
 def read_pem(file: IO[str]) -> str:
     """What a key file holds, cut where no key file reaches."""
     return file.read(_LONGEST)
-
-
-def chef_principals(store: Store) -> ChefPrincipals:
-    """The Chef principals of a store that a command has opened."""
-    return ChefPrincipals(store=store, clock=WallClock())
 
 
 def add_key_commands(group: click.Group, kind: ChefPrincipalKind) -> None:
@@ -57,25 +48,10 @@ def _key_command(kind: ChefPrincipalKind) -> click.Command:
         check_name(name, kind.value)
         pem = read_pem(file)
 
-        async def write(store: Store) -> ChefPrincipal:
-            return await chef_principals(store).add_key(
-                organization=settings.server.organization,
-                kind=kind,
-                name=name,
-                role=Role(role) if role else None,
-                public_key=pem,
-                alone=only,
-            )
-
-        entry = host_entry(
-            AuditAction.CHEF_KEY_SET,
-            settings.server.organization,
-            f"{kind.value}/{name}",
-            key_ids=[found.key_id for found in read_chef_keys(pem)],
-            only=only,
-            role=role or "",
+        given = Role(role) if role else None
+        stored = change_store(
+            settings, lambda store, actor: add_chef_key(store, actor, kind, name, pem, role=given, alone=only)
         )
-        stored = run_with_store(settings.store_path, write, audit=entry)
         keys = read_chef_keys(stored.public_key)
         click.echo(f"{stored.principal.label} ({stored.role}) may sign requests with {_words(keys)}")
         if len(keys) > 1:
@@ -91,10 +67,10 @@ def _keys_command(kind: ChefPrincipalKind) -> click.Command:
     @click.command("keys", help=f"List the {kind}s that may call the REST shim, with the ids of their keys.")
     @for_organization
     def keys(settings: ServerSettings) -> None:
-        async def read(store: Store) -> list[ChefPrincipal]:
-            return list(await chef_principals(store).list(settings.server.organization, kind))
-
-        for stored in run_with_store(settings.store_path, read):
+        organization = settings.server.organization
+        for stored in run_with_store(
+            settings.store_path, lambda store: list_chef_principals(store, organization, kind)
+        ):
             click.echo(f"{stored.name}\t{stored.role}\t{','.join(key_ids(stored))}")
 
     return keys
@@ -108,13 +84,7 @@ def _remove_command(kind: ChefPrincipalKind) -> click.Command:
     @click.argument("key_id", metavar="[KEY]", default="")
     @for_organization
     def remove_key(settings: ServerSettings, name: str, key_id: str) -> None:
-        async def write(store: Store) -> Sequence[ChefKey]:
-            return await chef_principals(store).remove_key(settings.server.organization, kind, name, key_id)
-
-        entry = host_entry(
-            AuditAction.CHEF_KEY_REMOVED, settings.server.organization, f"{kind.value}/{name}", key_id=key_id or "all"
-        )
-        left = run_with_store(settings.store_path, write, audit=entry)
+        left = change_store(settings, lambda store, actor: remove_chef_key(store, actor, kind, name, key_id))
         click.echo(f"{kind}/{name} can sign {f'requests with {_words(left)}' if left else 'no more requests'}")
 
     return remove_key

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import click
 
-from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.application.members import certify_user
+from shovey_trio.cli.controller.offline_store import host_actor, run_with_store
 from shovey_trio.config.reference import render_configuration
 from shovey_trio.config.server import DEFAULT_DATA_DIR, ServerSettings, load_server_settings
 from shovey_trio.controller.wings import KEY_KINDS
 from shovey_trio.core.addresses import join_address, split_address
 from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.identity.bootstrap import FirstAdmin, SetupOptions, initialize
-from shovey_trio.store.contract import Store
 
 _WILDCARD = "0.0.0.0"  # noqa: S104 - only with --host, by which the operator asks for it
 _HEADER = """\
@@ -113,13 +113,7 @@ def _check_host(host: str) -> None:
 
 
 def _populate(path: Path, admin: FirstAdmin) -> None:
-    async def write(store: Store) -> None:
-        await store.write_user(admin.user)
-        await store.write_certificate(
-            serial=admin.certificate.serial,
-            organization=admin.user.organization,
-            subject=admin.label,
-            expires_at=admin.certificate.expires_at,
-        )
-
-    run_with_store(path, write, create=True)
+    actor = host_actor(admin.user.organization)
+    run_with_store(
+        path, lambda store: certify_user(store, actor, admin.user.name, admin.user.role, admin.certificate), create=True
+    )

@@ -6,15 +6,15 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import click
 
-from shovey_trio.cli.controller.host_audit import host_entry
-from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.application.audit import keys_entry, record
+from shovey_trio.cli.controller.offline_store import change_store
 from shovey_trio.cli.controller.options import for_organization
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.config.types import format_duration, parse_duration
-from shovey_trio.core.audit.records import AuditAction, AuditEntry
 from shovey_trio.core.errors import NotFound
 from shovey_trio.core.trust.key_rotation import DEFAULT_OVERLAP
 from shovey_trio.core.trust.key_sets import KeySet, decode_key_set, key_id_of, sign_key_set
@@ -28,7 +28,6 @@ from shovey_trio.identity.files import (
 )
 from shovey_trio.identity.root_keys import Change, KeyRing, load_root_key, revocation, rotation
 from shovey_trio.identity.signing_keys import SigningKeys
-from shovey_trio.store.contract import Store
 
 _FILE = click.Path(path_type=Path, resolve_path=True, dir_okay=False)
 _PROPOSAL = click.option(
@@ -133,8 +132,7 @@ def export(settings: ServerSettings, file: Path, keep: bool) -> None:
     if not keep:
         ring.root_key_path.unlink()
         sync_directory(ring.root_key_path.parent)
-    entry = _entry(settings, AuditAction.KEYS_CHANGED, root_key="copied" if keep else "moved away")
-    run_with_store(settings.store_path, _nothing, audit=entry)
+    _record(settings, ring.load().keys, root_key="copied" if keep else "moved away")
     click.echo(f"{file} holds the root key of {ring.organization}{'' if keep else ', and the controller does not'}.")
     if not keep:
         click.echo("Changes from now on: key rotate --out FILE; key root sign, where the root key is; key import.")
@@ -173,12 +171,10 @@ def _change(settings: ServerSettings, change: Change, out: Path | None) -> None:
 def _carry_out(settings: ServerSettings, change: Callable[[], SigningKeys]) -> None:
     keys = change()
     # After the fact: a record of a change that failed would be the greater lie.
-    listed = {known.key_id: known.state.value for known in keys.keys.keys}
-    entry = _entry(settings, AuditAction.KEYS_CHANGED, serial=keys.keys.serial, **listed)
+    _record(settings, keys.keys)
     for line in _words(keys.keys):
         click.echo(line)
     click.echo("A running controller takes it up at once, and tells every agent that is attached.")
-    run_with_store(settings.store_path, _nothing, audit=entry)
 
 
 def _words(keys: KeySet) -> list[str]:
@@ -189,13 +185,8 @@ def _words(keys: KeySet) -> list[str]:
     return lines
 
 
-def _entry(settings: ServerSettings, action: AuditAction, **detail: object) -> AuditEntry:
-    organization = settings.server.organization
-    return host_entry(action, organization, f"organization/{organization}", **detail)
-
-
-async def _nothing(_: Store) -> None:
-    """For a command whose only trace in the store is its record."""
+def _record(settings: ServerSettings, keys: KeySet, **detail: Any) -> None:
+    change_store(settings, lambda store, actor: record(store, keys_entry(actor, keys, **detail)), tell=False)
 
 
 def _ring(settings: ServerSettings) -> KeyRing:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from typing import IO, ParamSpec, TypeVar
@@ -11,18 +10,18 @@ from typing import IO, ParamSpec, TypeVar
 import click
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from shovey_trio.application.removal import Removed, remove_node
-from shovey_trio.cli.controller.chef_keys import PUBLIC_KEY, add_key_commands, chef_principals, key_ids, read_pem
-from shovey_trio.cli.controller.host_audit import host_entry
-from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.application.chef_keys import list_chef_principals
+from shovey_trio.application.credentials import open_enrollment
+from shovey_trio.application.members import register_node
+from shovey_trio.application.removal import remove_node
+from shovey_trio.cli.controller.chef_keys import PUBLIC_KEY, add_key_commands, key_ids, read_pem
+from shovey_trio.cli.controller.offline_store import change_store, run_with_store
 from shovey_trio.cli.controller.options import for_organization
-from shovey_trio.cli.controller.removals import note_change, removed_words, revoke_certificates
+from shovey_trio.cli.controller.removals import removed_words, revoke_all
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.config.types import format_duration, parse_duration
 from shovey_trio.controller.wings import NODE_KINDS
-from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
-from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.core.jobs.model import Node
 from shovey_trio.core.trust.enrollment import (
     DEFAULT_TOKEN_LIFETIME,
@@ -30,7 +29,6 @@ from shovey_trio.core.trust.enrollment import (
     SECRET_BYTES,
     JoinTicket,
     encode_join,
-    token_digest,
 )
 from shovey_trio.identity.authority import read_certificates
 from shovey_trio.identity.files import check_secret_directory, read_public
@@ -88,25 +86,17 @@ def token(settings: ServerSettings, name: str, valid_for: float, quiet: bool) ->
         secret=secrets.token_bytes(SECRET_BYTES),
         root_public_key=load_signing_keys(settings, identity.organization).root_public_key,
     )
-    expires_at = time.time() + valid_for
-
-    async def write(store: Store) -> None:
-        await store.write_enrollment_token(
-            digest=token_digest(ticket.token),
-            organization=identity.organization,
-            node=identity.name,
-            expires_at=expires_at,
-            audit=host_entry(
-                AuditAction.ENROLLMENT_OPENED, identity.organization, identity.label, expires_at=expires_at
-            ),
-        )
-
-    run_with_store(settings.store_path, write)
+    # Looked up when it is used: a thousand of them are no reason to read everything again.
+    made = change_store(
+        settings,
+        lambda store, actor: open_enrollment(store, actor, name, secret=ticket.secret, valid_for=valid_for),
+        tell=False,
+    )
     join = encode_join(ticket)
     if quiet:
         click.echo(join)
         return
-    until = datetime.fromtimestamp(expires_at, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
+    until = datetime.fromtimestamp(made.expires_at, tz=UTC).strftime("%Y-%m-%d %H:%M UTC")
     click.echo(f"# On {name}, once, until {until}; it will call {settings.enroll_address}:", err=True)
     click.echo(f"shovey-agent enroll {join}")
 
@@ -128,38 +118,8 @@ def add(settings: ServerSettings, name: str, kind: str, public_key: IO[str] | No
 
     Nodes with an agent of ours register themselves when they enrol (`node token`).
     """
-    identity = node_identity(settings.server.organization, name)
     pem = None if public_key is None else read_pem(public_key)
-    now = time.time()
-
-    async def write(store: Store) -> None:
-        for known in await store.load_nodes():
-            if (known.organization, known.name) == (identity.organization, identity.name):
-                raise InvalidRequest(f"there is a node {name} already ({known.link})", field="name")
-        if pem is not None:
-            await chef_principals(store).add_key(
-                organization=identity.organization,
-                kind=ChefPrincipalKind.NODE,
-                name=identity.name,
-                role=None,
-                public_key=pem,
-            )
-        await store.write_node(
-            Node(
-                name=identity.name,
-                organization=identity.organization,
-                link=kind,
-                enrolled_at=now,
-                presence_since=now,
-                presence_reason="registered",
-            )
-        )
-
-    entry = host_entry(
-        AuditAction.NODE_ADDED, identity.organization, identity.label, key=pem is not None, **{kind: True}
-    )
-    run_with_store(settings.store_path, write, audit=entry)
-    note_change(settings)
+    change_store(settings, lambda store, actor: register_node(store, actor, name, kind=kind, public_key=pem))
     click.echo(f"{name} is registered. A running controller takes it up at once.")
 
 
@@ -170,7 +130,7 @@ def list_nodes(settings: ServerSettings) -> None:
     organization = settings.server.organization
 
     async def read(store: Store) -> tuple[Sequence[Node], Sequence[ChefPrincipal]]:
-        keys = await chef_principals(store).list(organization, ChefPrincipalKind.NODE)
+        keys = await list_chef_principals(store, organization, ChefPrincipalKind.NODE)
         return [known for known in await store.load_nodes() if known.organization == organization], keys
 
     nodes, keys = run_with_store(settings.store_path, read)
@@ -188,7 +148,7 @@ def revoke(settings: ServerSettings, name: str) -> None:
 
     For a stolen key. Commands that run there go on; `node token` and `shovey-agent enroll --again` let it back in.
     """
-    revoke_certificates(settings, node_identity(settings.server.organization, name))
+    revoke_all(settings, node_identity(settings.server.organization, name))
 
 
 @node.command()
@@ -200,14 +160,7 @@ def remove(settings: ServerSettings, name: str, force: bool) -> None:
 
     An agent that is running there is cut off, and may be enrolled anew (`node token`).
     """
-    organization = settings.server.organization
-
-    async def write(store: Store) -> Removed:
-        return await remove_node(store, organization, name, force=force)
-
-    entry = host_entry(AuditAction.NODE_REMOVED, organization, f"node/{name}", force=force)
-    removed = run_with_store(settings.store_path, write, audit=entry)
-    note_change(settings)
+    removed = change_store(settings, lambda store, actor: remove_node(store, actor, name, force=force))
     click.echo(f"node/{name} is gone: {removed_words(removed)}")
 
 

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import getpass
+import os
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TypeVar
 
+import click
 import trio
 
-from shovey_trio.core.audit.records import AuditEntry
+from shovey_trio.application.audit import Actor, CallOrigin
+from shovey_trio.config.server import ServerSettings
 from shovey_trio.identity.files import FileUnusable
 from shovey_trio.store.contract import Store
 from shovey_trio.store.opening import open_store
@@ -16,16 +21,13 @@ from shovey_trio.store.opening import open_store
 T = TypeVar("T")
 
 
-def run_with_store(
-    path: Path, work: Callable[[Store], Awaitable[T]], *, create: bool = False, audit: AuditEntry | None = None
-) -> T:
+def run_with_store(path: Path, work: Callable[[Store], Awaitable[T]], *, create: bool = False) -> T:
     """Opens the store in an event loop of its own, does ``work`` and closes it; blocking.
 
     Args:
         path: the SQLite file.
         work: what to do with it.
         create: make the store; otherwise it must be there.
-        audit: recorded when the work is done, for work of several writes; a single one takes its entry itself.
 
     Raises:
         FileUnusable: there is no store.
@@ -36,9 +38,45 @@ def run_with_store(
 
     async def main() -> T:
         async with open_store(path, exclusive=create, create=create) as store:
-            result = await work(store)
-            if audit is not None:
-                await store.append_audit([audit])
-            return result
+            return await work(store)
 
     return trio.run(main)
+
+
+def change_store(settings: ServerSettings, change: Callable[[Store, Actor], Awaitable[T]], *, tell: bool = True) -> T:
+    """Has a use case change the store; a running controller reads users, nodes, keys and certificates again at once.
+
+    Args:
+        settings: of the organization that is changed.
+        change: the use case.
+        tell: False for what a controller looks up when it needs it.
+    """
+    actor = host_actor(settings.server.organization)
+    result = run_with_store(settings.store_path, lambda store: change(store, actor))
+    if tell:
+        note_change(settings)
+    return result
+
+
+def note_change(settings: ServerSettings) -> None:
+    """Has a running controller read everything again."""
+    settings.directory.changed.touch(mode=0o600)
+
+
+def host_actor(organization: str) -> Actor:
+    """The account that runs the command (as sudo tells it, where it does): it owns the data directory."""
+    context = click.get_current_context(silent=True)
+    method = "" if context is None else context.command_path
+    return Actor(
+        organization=organization,
+        label=f"host/{os.environ.get('SUDO_USER') or _account()}",
+        at=time.time(),
+        came=CallOrigin(method=method, peer="host", rule="owner of the data directory"),
+    )
+
+
+def _account() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return f"uid {os.geteuid()}"

@@ -62,6 +62,12 @@ def with_settings(function: Callable[Concatenate[ServerSettings, P], T]) -> Call
     return command
 
 
+def of_organization(settings: ServerSettings, name: str) -> ServerSettings:
+    """The settings of another organization of the same controller."""
+    server = settings.server.model_copy(update={"organization": name})
+    return settings.model_copy(update={"server": server})
+
+
 def for_organization(function: Callable[Concatenate[ServerSettings, P], T]) -> Callable[..., T]:
     """As ``with_settings``, with ``--org``: the settings are of that organization, which must be there."""
 
@@ -75,8 +81,7 @@ def for_organization(function: Callable[Concatenate[ServerSettings, P], T]) -> C
                 raise NotFound(
                     f"there is no organization {org}; `shovey-trio org add {org}` makes it", organization=org
                 )
-            server = settings.server.model_copy(update={"organization": known})
-            settings = settings.model_copy(update={"server": server})
+            settings = of_organization(settings, known)
         return function(settings, *args, **kwargs)
 
     return command

@@ -7,11 +7,11 @@ from collections import Counter
 
 import click
 
-from shovey_trio.application.removal import RemovedOrganization, remove_organization
-from shovey_trio.cli.controller.host_audit import host_entry
-from shovey_trio.cli.controller.offline_store import run_with_store
-from shovey_trio.cli.controller.options import with_settings
-from shovey_trio.cli.controller.removals import note_change, unfinished_words
+from shovey_trio.application.audit import record
+from shovey_trio.application.removal import remove_organization
+from shovey_trio.cli.controller.offline_store import change_store, note_change, run_with_store
+from shovey_trio.cli.controller.options import of_organization, with_settings
+from shovey_trio.cli.controller.removals import unfinished_words
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.controller.wings import KEY_KINDS
 from shovey_trio.core.audit.records import AuditAction
@@ -39,12 +39,11 @@ def add(settings: ServerSettings, name: str) -> None:
         raise InvalidRequest(f"there is an organization {name} already", field="name")
     make_organization_keys(directory, name, now=time.time(), kinds=KEY_KINDS.values())
 
-    async def nothing_else(_: Store) -> None:
-        """What is recorded was done to files."""
-
-    entry = host_entry(AuditAction.ORGANIZATION_MADE, name, f"organization/{name}")
-    run_with_store(settings.store_path, nothing_else, audit=entry)
-    note_change(settings)
+    made = AuditAction.ORGANIZATION_MADE
+    change_store(
+        of_organization(settings, name),
+        lambda store, actor: record(store, actor.entry(made, f"organization/{name}")),
+    )
     click.echo(f"Organization {name} is made. A running controller takes it up at once.")
     click.echo(f"Its first admin: shovey-trio user cert NAME --role admin --org {name}")
     click.echo(f"Its paths for knife: /organizations/{name}/shovey/... and .../status/...")
@@ -81,11 +80,9 @@ def remove(settings: ServerSettings, name: str, force: bool) -> None:
         raise NotFound(f"there is no organization {name}", organization=name)
     check_secret_directory(directory.root)
 
-    async def write(store: Store) -> RemovedOrganization:
-        return await remove_organization(store, name, force=force)
-
-    entry = host_entry(AuditAction.ORGANIZATION_REMOVED, name, f"organization/{name}", force=force)
-    removed = run_with_store(settings.store_path, write, audit=entry)
+    removed = change_store(
+        of_organization(settings, name), lambda store, actor: remove_organization(store, actor, force=force)
+    )
     remove_organization_keys(directory, name)
     note_change(settings)
     click.echo(f"Organization {name} is gone: {removed.users} users, {removed.nodes} nodes, all of its keys")

@@ -9,24 +9,16 @@ from typing import IO
 
 import click
 
-from shovey_trio.application.removal import Removed, remove_user
-from shovey_trio.cli.controller.chef_keys import (
-    PUBLIC_KEY,
-    USER_ROLES,
-    add_key_commands,
-    chef_principals,
-    key_ids,
-    read_pem,
-)
+from shovey_trio.application.chef_keys import list_chef_principals
+from shovey_trio.application.members import certify_user, make_user
+from shovey_trio.application.removal import remove_user
+from shovey_trio.cli.controller.chef_keys import PUBLIC_KEY, USER_ROLES, add_key_commands, key_ids, read_pem
 from shovey_trio.cli.controller.grants import grant, grants, revoke_grant
-from shovey_trio.cli.controller.host_audit import host_entry
-from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.cli.controller.offline_store import change_store, run_with_store
 from shovey_trio.cli.controller.options import for_organization
-from shovey_trio.cli.controller.removals import note_change, removed_words, revoke_certificates
+from shovey_trio.cli.controller.removals import removed_words, revoke_all
 from shovey_trio.config.server import ServerSettings
-from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
-from shovey_trio.core.errors import InvalidRequest
 from shovey_trio.core.jobs.model import Role, User
 from shovey_trio.identity.authority import INTERNAL_NAME, CertificateAuthority
 from shovey_trio.identity.files import check_secret_directory, read_public, read_secret
@@ -52,28 +44,8 @@ def user() -> None:
 @for_organization
 def add(settings: ServerSettings, name: str, role: str, public_key: IO[str] | None) -> None:
     """Make the user NAME. They can call once they have a Chef key (for knife) or a certificate (`user cert`)."""
-    identity = user_identity(settings.server.organization, name)
     pem = None if public_key is None else read_pem(public_key)
-
-    async def write(store: Store) -> None:
-        for known in await store.load_users():
-            if (known.organization, known.name) == (identity.organization, identity.name):
-                raise InvalidRequest(f"there is a user {name} already ({known.role})", field="name")
-        if pem is None:
-            made = User(name=name, organization=identity.organization, role=Role(role), created_at=time.time())
-            await store.write_user(made)
-            return
-        await chef_principals(store).add_key(
-            organization=identity.organization,
-            kind=ChefPrincipalKind.USER,
-            name=name,
-            role=Role(role),
-            public_key=pem,
-        )
-
-    entry = host_entry(AuditAction.USER_MADE, identity.organization, identity.label, role=role, key=pem is not None)
-    run_with_store(settings.store_path, write, audit=entry)
-    note_change(settings)
+    change_store(settings, lambda store, actor: make_user(store, actor, name, Role(role), pem))
     click.echo(f"user/{name} ({role}) is made")
     if pem is None:
         click.echo(
@@ -88,7 +60,7 @@ def list_users(settings: ServerSettings) -> None:
     organization = settings.server.organization
 
     async def read(store: Store) -> tuple[Sequence[User], Sequence[ChefPrincipal]]:
-        keys = await chef_principals(store).list(organization, ChefPrincipalKind.USER)
+        keys = await list_chef_principals(store, organization, ChefPrincipalKind.USER)
         return [known for known in await store.load_users() if known.organization == organization], keys
 
     users, keys = run_with_store(settings.store_path, read)
@@ -107,7 +79,7 @@ def revoke(settings: ServerSettings, name: str) -> None:
 
     What they are watching ends at once. Jobs they started go on.
     """
-    revoke_certificates(settings, user_identity(settings.server.organization, name))
+    revoke_all(settings, user_identity(settings.server.organization, name))
 
 
 @user.command()
@@ -115,14 +87,7 @@ def revoke(settings: ServerSettings, name: str) -> None:
 @for_organization
 def remove(settings: ServerSettings, name: str) -> None:
     """Remove the user NAME, with their certificates and Chef keys. Jobs they started go on; their grants stay."""
-    organization = settings.server.organization
-
-    async def write(store: Store) -> Removed:
-        return await remove_user(store, organization, name)
-
-    entry = host_entry(AuditAction.USER_REMOVED, organization, f"user/{name}")
-    removed = run_with_store(settings.store_path, write, audit=entry)
-    note_change(settings)
+    removed = change_store(settings, lambda store, actor: remove_user(store, actor, name))
     click.echo(f"user/{name} is gone: {removed_words(removed)}")
 
 
@@ -141,7 +106,7 @@ def cert(settings: ServerSettings, name: str, role: str, out: Path | None) -> No
     The user is made, or gets this role from now on. Certificates that were issued before stay valid.
     """
     identity = user_identity(settings.server.organization, name)
-    directory, now = settings.directory, time.time()
+    directory = settings.directory
     target = out or Path.cwd() / f"shovey-{name}"
     if target.exists() and any(target.iterdir()):
         # Found again when it is written; known before the store is changed.
@@ -150,36 +115,8 @@ def cert(settings: ServerSettings, name: str, role: str, out: Path | None) -> No
     ca_certificates = read_public(directory.ca_certificate)
     authority = CertificateAuthority.from_pem(ca_certificates, read_secret(directory.ca_key))
     key = make_private_key()
-    issued = authority.issue_client(csr=make_request(key), identity=identity, now=now)
-
-    async def write(store: Store) -> User | None:
-        known = {(user.organization, user.name): user for user in await store.load_users()}
-        before = known.get((identity.organization, identity.name))
-        await store.write_user(
-            User(
-                name=identity.name,
-                organization=identity.organization,
-                role=Role(role),
-                created_at=before.created_at if before else now,
-            ),
-            audit=host_entry(
-                AuditAction.USER_CERTIFIED,
-                identity.organization,
-                identity.label,
-                role=role,
-                before=before.role.value if before else "",
-                serial=issued.serial,
-            ),
-        )
-        await store.write_certificate(
-            serial=issued.serial,
-            organization=identity.organization,
-            subject=identity.label,
-            expires_at=issued.expires_at,
-        )
-        return before
-
-    before = run_with_store(settings.store_path, write)
+    issued = authority.issue_client(csr=make_request(key), identity=identity, now=time.time())
+    _, before = change_store(settings, lambda store, actor: certify_user(store, actor, name, Role(role), issued))
     profile = ClientProfile(
         organization=identity.organization,
         label=identity.label,

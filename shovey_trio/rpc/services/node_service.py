@@ -54,9 +54,8 @@ class NodeService:
         )
 
     async def _remove(self, request: pb.RemoveNodeRequest, _: object) -> pb.RemoveNodeResponse:
-        self._nodes.get(caller(), request.name)
-        await self._identities.revoke_node(caller(), request.name)
         await self._nodes.remove(caller(), request.name)
+        await self._identities.load()
         return pb.RemoveNodeResponse()
 
     async def _keys(

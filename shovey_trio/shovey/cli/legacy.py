@@ -7,10 +7,9 @@ from collections.abc import Mapping
 
 import click
 
-from shovey_trio.cli.controller.host_audit import host_entry
-from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.application.audit import record
+from shovey_trio.cli.controller.offline_store import change_store, note_change, run_with_store
 from shovey_trio.cli.controller.options import for_organization
-from shovey_trio.cli.controller.removals import note_change
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.errors import NotFound
 from shovey_trio.identity.files import check_secret_directory
@@ -58,9 +57,8 @@ def reset(settings: ServerSettings) -> None:
     organization = settings.server.organization
     fresh = make_schob_key(time.time())
     _file(settings).change(organization, lambda keys: keys.with_key(fresh))
-    entry = host_entry(KEY_RESET, organization, f"key/{fresh.key_id}")
-    run_with_store(settings.store_path, _nothing, audit=entry)
-    note_change(settings)
+    subject = f"key/{fresh.key_id}"
+    change_store(settings, lambda store, actor: record(store, actor.entry(KEY_RESET, subject)))
     click.echo(fresh.public_pem, nl=False)
     click.echo(f"# Put it on every node in the place of the old one. {_TAKEN_UP}", err=True)
 
@@ -81,10 +79,6 @@ def moved(settings: ServerSettings, node: str) -> None:
     keys = _file(settings).change(organization, move)
     note_change(settings)
     click.echo(f"{node} is signed for with {keys.current.key_id}. {_TAKEN_UP}")
-
-
-async def _nothing(_: Store) -> None:
-    """What is recorded was done to a file."""
 
 
 def _day(at: float) -> str:

@@ -147,8 +147,8 @@ class SqlStore:
     async def write_node(self, node: Node, *, status: NodeStatus | None = None, only_known: bool = False) -> None:
         await self._write(nodes.write_node, 0, node, status, only_known)
 
-    async def remove_node(self, organization: str, name: str) -> bool:
-        return await self._write(nodes.remove_node, 0, organization, name)
+    async def remove_node(self, organization: str, name: str, *, audit: AuditEntry | None = None) -> bool:
+        return await self._write(recorded(nodes.remove_node, audit), 0, organization, name)
 
     async def load_nodes(self) -> Sequence[Node]:
         return await self._reader.read(nodes.load_nodes)
