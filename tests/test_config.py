@@ -279,11 +279,18 @@ def test_a_rendered_file_says_every_default_and_its_comments_hold(model: type[Ba
     ],
 )
 def test_rest_shim_is_encrypted_or_local_unless_told_otherwise(rest: dict[str, object], allowed: bool) -> None:
+    served = {"enabled": True, **rest}
     if allowed:
-        ServerSettings.model_validate({"rest": rest})
+        ServerSettings.model_validate({"rest": served})
     else:
         with pytest.raises(ValueError, match="rest"):
-            ServerSettings.model_validate({"rest": rest})
+            ServerSettings.model_validate({"rest": served})
+
+
+def test_address_of_a_rest_shim_that_is_off_asks_for_no_certificate() -> None:
+    assert (
+        ServerSettings.model_validate({"rest": {"listen": "0.0.0.0:4545"}}).listeners.keys().isdisjoint({"rest.listen"})
+    )
 
 
 @pytest.mark.parametrize("chef", [{"server_url": "http://chef"}, {"server_url": "chef", "client_name": "a"}])

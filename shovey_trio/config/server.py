@@ -195,7 +195,7 @@ class RestSection(Section):
     def _encrypted_or_local(self) -> Self:
         if bool(self.tls_certificate) != bool(self.tls_key):
             raise ValueError("tls_certificate and tls_key belong together")
-        if not self.tls_certificate and not self.insecure_http and not is_loopback(self.listen):
+        if self.enabled and not self.tls_certificate and not self.insecure_http and not is_loopback(self.listen):
             raise ValueError("off loopback, set tls_certificate and tls_key, or insecure_http = true")
         return self
 

@@ -53,6 +53,7 @@ def test_init_writes_settings_the_daemon_accepts_and_tells_the_named_host(data: 
     assert (settings.server.organization, settings.directory.root) == ("acme", data)
     assert (settings.control_address, settings.enroll_address) == ("ctl.example.com:7443", "ctl.example.com:7444")
     assert settings.server.control_listen == "0.0.0.0:7443"
+    assert settings.rest.listen == "0.0.0.0:4545"
     leaf = read_certificates(settings.directory.control.certificate.read_bytes())[0]
     assert "ctl.example.com" in hosts_of(leaf)
 

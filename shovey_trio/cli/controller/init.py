@@ -91,7 +91,11 @@ def _choose(
     organization: str, hosts: tuple[str, ...], control_listen: str | None, enroll_listen: str | None
 ) -> dict[str, str]:
     values = {"server.organization": organization}
-    defaults = ServerSettings().server
+    settings = ServerSettings()
+    defaults = settings.server
+    if hosts:
+        # Not served until it is enabled; then where the other listeners are.
+        values["rest.listen"] = join_address(_WILDCARD, split_address(settings.rest.listen)[1])
     for name, given, default in (
         ("control", control_listen, defaults.control_listen),
         ("enroll", enroll_listen, defaults.enroll_listen),
