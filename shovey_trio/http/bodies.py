@@ -63,4 +63,6 @@ class H11Body:
         return b""
 
     def is_over(self) -> bool:
-        return self._ended or self._connection.is_at_end()
+        # Remembered: h11 tells the end once.
+        self._ended = self._ended or self._connection.is_at_end()
+        return self._ended

@@ -58,6 +58,10 @@ class NodeRegistry:
     def get(self, organization: str, name: str) -> Node | None:
         return self._nodes.get(organization, {}).get(name)
 
+    def named(self, name: str) -> list[Node]:
+        """The nodes of this name, of every organization."""
+        return [nodes[name] for nodes in self._nodes.values() if name in nodes]
+
     def all(self) -> list[Node]:
         return [node for nodes in self._nodes.values() for node in nodes.values()]
 

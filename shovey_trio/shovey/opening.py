@@ -82,6 +82,7 @@ class ShoveyWing:
             inbox=engine.inbox,
             presence=presence,
             bell=self._bell,
+            registry=self._registry,
             keyring=self.keyring,
             waits=self._waits,
             audit=audit,

@@ -10,6 +10,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
+from urllib.parse import urljoin, urlsplit
 
 import httpx2
 import structlog
@@ -111,7 +112,13 @@ class FakeSchob:
                     await self._take(nursery, event.payload)
 
     async def put(self, path: str, body: bytes) -> int:
-        """A signed PUT, as schob sends it; returns the status of the answer, 0 for none."""
+        """A signed PUT, as schob sends it; returns the status of the answer, 0 for none.
+
+        The path is resolved against the endpoint as go-chef does it (RFC 3986 with a relative path): what stands behind
+        the endpoint's last slash falls away.
+        """
+        url = urljoin(self._endpoint + "/" * (urlsplit(self._endpoint).path == ""), path.removeprefix("/"))
+        path = urlsplit(url).path
         headers = sign_request(
             method="PUT",
             path=path,
@@ -124,7 +131,7 @@ class FakeSchob:
         headers |= {"Accept": "application/json", "Content-Type": "application/json", "Method": "PUT"}
         headers |= {"X-Chef-Version": "11.12.0", "X-Ops-Sign": "algorithm=sha1;version=1.0"}
         try:
-            response = await self._client.put(self._endpoint + path, content=body, headers=headers)
+            response = await self._client.put(url, content=body, headers=headers)
         except httpx2.TransportError as error:
             _log.warning("fake_schob.unanswered", path=path, error=str(error))
             return 0

@@ -215,6 +215,21 @@ async def test_a_node_is_up_while_it_beats_and_down_after_ten_minutes(autojump_c
         ]
 
 
+@pytest.mark.parametrize(("said", "acme_is_up"), [("n", True), ("acme:n", True), ("default:n", False)])
+async def test_a_heartbeat_counts_for_the_nodes_of_its_name_that_serf_sees(
+    autojump_clock: object, tmp_path: Path, said: str, acme_is_up: bool
+) -> None:
+    async with open_schob_rig(tmp_path, MemoryStore(), {"n": "acme:n"}, presence=Presence.NEW) as rig:
+        node = rig.registry.get(ORGANIZATION, "n")
+        assert node is not None
+        await rig.registry.put(replace(node, organization="acme"))
+        rig.cluster.send_query("node_status", status_payload(said))
+        await trio.sleep(5)
+        acme = rig.registry.get("acme", "n")
+        assert acme is not None
+        assert (acme.presence is Presence.UP, _presence(rig, "n")) == (acme_is_up, Presence.NEW)
+
+
 async def test_serf_saying_failed_is_enough_to_be_down_and_not_enough_to_be_up(
     autojump_clock: object, tmp_path: Path
 ) -> None:

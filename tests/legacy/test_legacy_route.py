@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 import trio
-from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, generate_private_key
-from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat, PublicFormat
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPrivateKey, RSAPublicKey
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
+from lab.chef_client import ChefClient, make_key, public_pem
 from lab.fake_schob import FAKE_SCHOB_EVENTS, FakeCommand, FakeSchob
 from shovey_trio.core.chef.signing import load_public_key
 from shovey_trio.core.jobs.model import StreamName
@@ -45,29 +48,37 @@ class Route:
         self.keys: dict[str, RSAPrivateKey] = {}
         self.key_file = SCHOB_KEYS.file_of(fleet.data, ORGANIZATION)
 
-    async def register(self, name: str) -> None:
+    async def register(self, name: str, organization: str = ORGANIZATION) -> None:
         """As an admin does, before the controller starts or with a HUP after."""
-        self.keys[name] = key = generate_private_key(public_exponent=65537, key_size=2048)
+        self.keys[name] = key = make_key()
         pem = self.fleet.directory / f"{name}.pub"
-        pem.write_bytes(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo))
-        await run_program(
-            "shovey-trio", "node", "add", "--legacy", name, "--public-key", str(pem),
-            "--data-dir", str(self.fleet.data.root),
-        )  # fmt: skip
+        pem.write_text(public_pem(key))
+        await self.admin("node", "add", "--legacy", name, "--public-key", str(pem), "--org", organization)
 
-    def schob(self, name: str, **more: object) -> FakeSchob:
-        """An emulated schob on a registered node."""
+    async def admin(self, *words: str) -> str:
+        """A command on the controller's host."""
+        return await run_program("shovey-trio", *words, "--data-dir", str(self.fleet.data.root))
+
+    def schob(
+        self, name: str, *, client: str = "", path: str = "", signing_key: RSAPublicKey | None = None
+    ) -> FakeSchob:
+        """An emulated schob on a registered node.
+
+        Args:
+            client: its client name, if it is not the node's.
+            path: behind the endpoint's host.
+        """
         agent = self.agents[name]
         return FakeSchob(
-            name=name,
-            endpoint=self.endpoint,
+            name=client or name,
+            endpoint=self.endpoint + path,
             key=self.keys[name],
-            signing_key=self.signing_key(),
+            signing_key=signing_key or self.signing_key(),
             serf=SerfSettings(port=agent.rpc_port, events=FAKE_SCHOB_EVENTS),
             commands=COMMANDS,
         )
 
-    def signing_key(self):
+    def signing_key(self) -> RSAPublicKey:
         return load_public_key(self.key_file.load(ORGANIZATION).current.public_pem)
 
     def reload(self) -> None:
@@ -77,7 +88,7 @@ class Route:
 
 @asynccontextmanager
 async def open_route(
-    directory: Path, nodes: Mapping[str, str], **settings: str
+    directory: Path, nodes: Mapping[str, str], *, organization: str = ORGANIZATION, **settings: str
 ) -> AsyncIterator[tuple[Route, Operator]]:
     """A controller, and a serf agent for each node (node name → serf name)."""
     if find_serf() is None:
@@ -96,8 +107,10 @@ async def open_route(
             route = Route(fleet, endpoint=f"http://127.0.0.1:{port}", agents=dict(zip(nodes, agents, strict=True)))
             try:
                 await fleet.initialize()
+                if organization != ORGANIZATION:
+                    await route.admin("org", "add", organization)
                 for node in nodes:
-                    await route.register(node)
+                    await route.register(node, organization)
                 await fleet.controller.start()
                 await fleet.wait_ready()
                 async with open_operator(fleet) as operator:
@@ -133,6 +146,42 @@ async def test_old_nodes_run_jobs_under_both_kinds_of_names(tmp_path: Path) -> N
         assert (await operator.run("late", PLAIN)).states() == {PLAIN: "timed_out"}
         assert (await operator.run("unlisted", PLAIN)).states() == {PLAIN: "nacked"}
         await _check_late_words(route, operator, schobs[PLAIN], done.job.id)
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def test_a_schob_of_another_organization_is_up_runs_and_reports(tmp_path: Path) -> None:
+    """Whichever of its names it goes by, and whether its endpoint has a final slash or no path at all."""
+    clients = {
+        "n1": ("n1", ""),
+        "n2": ("n2", "/organizations/acme"),
+        "n3": ("n3", "/organizations/acme/"),
+        "n4": ("acme:n4", "/"),
+        "n5": ("acme:n5", "/organizations/acme"),
+        "n6": ("acme:n6", "/organizations/acme/"),
+    }
+    nodes = {name: f"acme:{name}" for name in clients}
+    jobs = "/organizations/acme/shovey/jobs"
+    async with open_route(tmp_path, nodes, organization="acme") as (route, _), trio.open_nursery() as nursery:
+        ann = ChefClient(port=urlsplit(route.endpoint).port or 0, user="ann", key=make_key())
+        (tmp_path / "ann.pub").write_text(public_pem(ann.key))
+        who = ("ann", "--role", "admin", "--org", "acme", "--public-key", str(tmp_path / "ann.pub"))
+        await route.admin("user", "add", *who)
+        signing_key = load_public_key(await route.admin("legacy", "key", "status", "--pem", "--org", "acme"))
+        for name, (client, path) in clients.items():
+            nursery.start_soon(route.schob(name, client=client, path=path, signing_key=signing_key).run)
+
+        async def answer(path: str, good: Callable[[Any], bool]) -> Any:
+            while not good(found := (await ann.get(path)).json):
+                await trio.sleep(0.3)
+            return found
+
+        statuses = "/organizations/acme/status/all/nodes"
+        await answer(statuses, lambda all_: [node["status"] for node in all_] == ["up"] * len(nodes))
+        started = await ann.post(jobs, {"command": "hello", "nodes": [*nodes]})
+        job = await answer(f"{jobs}/{started.json['id']}", lambda job: job["status"] != "running")
+        assert job["nodes"] == {"succeeded": [*nodes]}
+        for name in nodes:
+            assert (await ann.get(f"{jobs}/{job['id']}/{name}")).json["output"] == "hello\n"
         nursery.cancel_scope.cancel(reason="the test is over")
 
 

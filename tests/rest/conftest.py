@@ -48,6 +48,7 @@ class RecordingReports:
 
     runs: list[tuple[Principal, str, str, Mapping[str, object]]] = field(default_factory=list)
     streams: list[tuple[Principal, str, str, Mapping[str, object]]] = field(default_factory=list)
+    organizations: dict[tuple[str, str], str] = field(default_factory=dict)
     error: Exception | None = None
     resets: set[str] = field(default_factory=set)
     key: str = "-----BEGIN PUBLIC KEY-----\none\n-----END PUBLIC KEY-----\n"
@@ -63,6 +64,10 @@ class RecordingReports:
         if self.error is not None:
             raise self.error
         self.streams.append((principal, job_id, node, body))
+
+    async def organization_of(self, job_id: str, node: str) -> str:
+        await trio.lowlevel.checkpoint()
+        return self.organizations.get((job_id, node), "")
 
     def public_key(self, organization: str) -> str:
         return self.key
@@ -136,8 +141,8 @@ async def open_shim(
 ) -> AsyncIterator[Shim]:
     """A shim with agents that are up and one node that never was."""
     clock, store, legacy = WallClock(), FailpointStore(), RecordingReports()
-    principals = [_principal(ChefPrincipalKind.USER, name, role) for name, role in users.items()]
-    principals += [_principal(ChefPrincipalKind.NODE, name, Role.NODE) for name in (*up, never_up)]
+    principals = [make_principal(ChefPrincipalKind.USER, name, role) for name, role in users.items()]
+    principals += [make_principal(ChefPrincipalKind.NODE, name, Role.NODE) for name in (*up, never_up)]
     await store.write_chef_principals(principals)
     configured = ServerSettings.model_validate(
         {"rest": {"enabled": True, "listen": "127.0.0.1:0", "stream_hold": 0.2, **settings}, "chef": chef or {}}
@@ -182,9 +187,10 @@ async def shim() -> AsyncIterator[Shim]:
         yield opened
 
 
-def _principal(kind: ChefPrincipalKind, name: str, role: Role) -> ChefPrincipal:
+def make_principal(kind: ChefPrincipalKind, name: str, role: Role, *, organization: str = "default") -> ChefPrincipal:
+    """Somebody with the key of their name."""
     return ChefPrincipal(
-        organization="default",
+        organization=organization,
         kind=kind,
         name=name,
         role=role,

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from lab.chef_client import ChefClient
+from lab.chef_client import ChefClient, public_pem
+from shovey_trio.chef import callers as chef_callers
 from shovey_trio.config.server import ServerSettings
+from shovey_trio.core.chef.principals import ChefPrincipalKind
 from shovey_trio.core.chef.signing import SigningVersion
-from shovey_trio.core.jobs.model import Role
+from shovey_trio.core.jobs.model import Principal, Role
 from shovey_trio.shovey.rest.listener import shim_routes
 
-from .conftest import Shim, key_of
+from .conftest import Shim, key_of, make_principal
 
 CALLERS = {"admin": Role.ADMIN, "ops": Role.OPERATOR, "viewer": Role.VIEWER, "web-1": Role.NODE}
 PATHS = {
@@ -69,6 +72,30 @@ async def test_node_may_not_report_for_another(shim: Shim, path: str) -> None:
     answer = await shim.client("web-1").put(path, {"status": "running"})
     assert (answer.status, answer.error) == (403, "node/web-1 may not report for web-2")
     assert shim.legacy.runs == shim.legacy.streams == []
+
+
+@pytest.mark.parametrize("name", ["n2", "acme:n2"])
+@pytest.mark.parametrize("prefix", ["", "/organizations", "/organizations/acme"])
+async def test_a_schob_of_any_organization_reports_by_any_endpoint_and_either_name(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch, prefix: str, name: str
+) -> None:
+    """Without an organization in the path, and as go-chef cuts it when the endpoint has no final slash."""
+    monkeypatch.setattr(chef_callers, "_LOOK_AGAIN", 0.0)
+    node = make_principal(ChefPrincipalKind.NODE, "n2", Role.NODE, organization="acme")
+    namesake = replace(make_principal(ChefPrincipalKind.NODE, "n2", Role.NODE), public_key=public_pem(key_of("web-1")))
+    await shim.store.write_chef_principals([node, namesake])
+    shim.legacy.organizations["j", name] = "acme"
+    client = ChefClient(port=shim.server.port, user=name, key=key_of("n2"), version=SigningVersion.V1_0)
+    told = await client.put(f"{prefix}/shovey/jobs/j/{name}", {"status": "running"})
+    assert (told.status, told.json) == (200, {"id": "j", "node": name, "response": "ok"})
+    assert (await client.put(f"{prefix}/shovey/stream/j/{name}", {"seq": 0})).status == 200
+    sender = Principal(organization="acme", role=Role.NODE, name="n2")
+    assert shim.legacy.runs == [(sender, "j", "n2", {"status": "running"})]
+    assert shim.legacy.streams == [(sender, "j", "n2", {"seq": 0})]
+    # Whose job it is decides whose key is asked for, and nothing else.
+    stranger = replace(client, key=key_of("web-1"))
+    assert (await stranger.put(f"{prefix}/shovey/jobs/j/{name}", {"status": "failed"})).status == 401
+    assert (await client.get("/shovey/jobs/j/n2")).status == 401
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD"])
@@ -157,9 +184,6 @@ async def test_what_is_not_ours_is_404_for_everybody(shim: Shim) -> None:
 
 
 async def test_key_that_was_taken_away_stops_working(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> None:
-    from shovey_trio.chef import callers as chef_callers
-    from shovey_trio.core.chef.principals import ChefPrincipalKind
-
     assert (await shim.client("ops").get("/shovey/jobs")).status == 200
     await shim.store.remove_chef_principal("default", ChefPrincipalKind.USER, "ops")
     monkeypatch.setattr(chef_callers, "_FRESH", 0.0)

@@ -128,6 +128,16 @@ async def test_requests_of_one_connection_are_answered_in_order_and_it_stays_ope
     assert [request.url.path for request in site.seen] == ["/a", "/b"]
 
 
+@pytest.mark.parametrize(
+    "header", [b"Content-Length: 4\r\n", b"Content-Length: 4\r\nConnection: keep-alive\r\n"], ids=["plain", "h11"]
+)
+async def test_a_connection_outlives_a_request_with_a_body(header: bytes) -> None:
+    async with serving(Site()) as server, await connect(server) as stream:
+        for _ in range(3):
+            await stream.send_all(b"PUT /echo HTTP/1.1\r\nHost: x\r\n" + header + b"\r\nbody")
+            assert (await stream.receive_some()).endswith(b"\r\n\r\nbody")
+
+
 async def test_head_is_answered_without_a_body_and_the_connection_stays_in_step() -> None:
     async with serving(Site()) as server:
         answer = await exchange(server, get("/a", close=False).replace(b"GET", b"HEAD") + get("/b"))

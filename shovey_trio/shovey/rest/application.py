@@ -7,7 +7,8 @@ request, not even that its route exists, before it is known who sent it.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from typing import Final
 
@@ -42,6 +43,7 @@ class RestApplication:
         routes: what can be asked.
         organization: whose paths have no ``/organizations/ORG``.
         known_as: its name at the Chef server, which paths may use as well.
+        organization_of: which one a request is for, if its path need not say it; None goes by the path.
         body_limit: bytes of a body.
         body_time: seconds for a body.
         pass_on: where requests outside of our routes go; None answers 404.
@@ -58,6 +60,7 @@ class RestApplication:
         body_limit: int,
         body_time: float,
         known_as: str = "",
+        organization_of: Callable[[str, Target], Awaitable[str]] | None = None,
         pass_on: App | None = None,
         passed_areas: frozenset[str] = frozenset(),
         documents: Mapping[str, Response] | None = None,
@@ -68,6 +71,7 @@ class RestApplication:
         self._authenticator = authenticator
         self._organization = organization
         self._known_as = known_as
+        self._organization_of = organization_of
         self._body_limit = body_limit
         self._body_time = body_time
         self._pass_on = pass_on
@@ -109,6 +113,8 @@ class RestApplication:
             await send(message)
 
         try:
+            if self._organization_of is not None:
+                target = replace(target, organization=await self._organization_of(method, target))
             signed = await self._authenticator.authenticate(request, body, target.organization)
             scope["state"] = {"signed": signed, "target": target, "body": body}
             scope["path"] = target.path

@@ -140,10 +140,10 @@ class JobRoutes:
         return await with_output(self._jobs, run, run_view(run), pieces)
 
     async def put_run(self, call: Call) -> Response:
-        job_id, node = call.params["job"], call.params["node"]
-        reports = reporting_node(self._reports, call)
+        job_id = call.params["job"]
+        reports, node = reporting_node(self._reports, call)
         await reports.run_put(call.principal, job_id, node, read_object(call.body))
-        return json_response({"id": job_id, "node": node, "response": "ok"})
+        return json_response({"id": job_id, "node": call.params["node"], "response": "ok"})
 
     async def cancel(self, call: Call) -> Response:
         """Cancels runs and waits a moment for their nodes to prove it; what is not proven by then is still running."""

@@ -28,6 +28,7 @@ from shovey_trio.shovey.rest.job_routes import JobPolicy, JobRoutes
 from shovey_trio.shovey.rest.key_routes import KeyRoutes
 from shovey_trio.shovey.rest.node_routes import NodeRoutes
 from shovey_trio.shovey.rest.routing import RestRoute
+from shovey_trio.shovey.rest.senders import Senders
 from shovey_trio.shovey.rest.stream_routes import StreamRoutes
 from shovey_trio.shovey.route.reports import SchobReports
 
@@ -74,13 +75,15 @@ async def open_rest(
             opened = open_chef_server(settings.chef, organization=organization, clock=clock)
             chef = await stack.enter_async_context(opened)
             known = Callers(callers, chef)
+        senders = Senders(known, reports)
         routes = shim_routes(settings, jobs=jobs, nodes=nodes, reports=reports)
         application = RestApplication(
             routes,
-            Authenticator(known, clock=clock, clock_skew=rest.clock_skew, attempts=attempts),
+            Authenticator(senders, clock=clock, clock_skew=rest.clock_skew, attempts=attempts),
             audit=audit,
             organization=organization,
             known_as=settings.chef.organization,
+            organization_of=senders.organization_of,
             body_limit=rest.max_body,
             body_time=rest.body_timeout,
             pass_on=None if chef is None else chef.pass_on,

@@ -7,6 +7,7 @@ from shovey_trio.core.errors import NotFound, PermissionDenied
 from shovey_trio.core.jobs.model import OutputExtent, Run
 from shovey_trio.core.jobs.states import JobState
 from shovey_trio.shovey.rest.routing import Call
+from shovey_trio.shovey.route.names import node_name
 from shovey_trio.shovey.route.reports import SchobReports
 from shovey_trio.store.contract import JobOverview
 
@@ -43,19 +44,19 @@ async def find_run(jobs: Jobs, call: Call) -> tuple[Run, OutputExtent]:
         raise missing from None
 
 
-def reporting_node(reports: SchobReports | None, call: Call) -> SchobReports:
-    """Who takes a node's report, once it is clear that the node reports for itself.
+def reporting_node(reports: SchobReports | None, call: Call) -> tuple[SchobReports, str]:
+    """Who takes a node's report, and the node's name, once it is clear that the node reports for itself.
 
     Raises:
         PermissionDenied: it does not.
         NotFound: nodes do not report over HTTP here.
     """
-    node = call.params["node"]
+    node = node_name(call.params["node"], call.principal.organization)
     if call.principal.name != node:
         raise PermissionDenied(f"{call.principal.label} may not report for {node}", principal=call.principal.label)
     if reports is None:
         raise NotFound("this controller takes no reports over HTTP")
-    return reports
+    return reports, node
 
 
 def _no_job(job_id: str) -> NotFound:

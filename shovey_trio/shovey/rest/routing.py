@@ -114,6 +114,9 @@ def read_target(path: str, own_organization: str, *, known_as: str = "") -> Targ
         known_as: what paths may call the own organization besides: its name at the Chef server.
     """
     segments = (re.sub(r"/{2,}", "/", path) if "//" in path else path).split("/")[1:]
+    if segments[:2] == ["organizations", "shovey"] and segments[2:3] in (["jobs"], ["stream"]):
+        # No organization: what go-chef makes of an endpoint without a slash at its end (``rest.senders``).
+        segments = segments[1:]
     if len(segments) > 2 and segments[0] == "organizations" and segments[1]:
         named = unquote(segments[1])
         return Target(

@@ -89,8 +89,8 @@ class StreamRoutes:
         return await with_output(self._jobs, run, members, {"output": stretch})
 
     async def put(self, call: Call) -> Response:
-        reports = reporting_node(self._reports, call)
-        await reports.stream_put(call.principal, call.params["job"], call.params["node"], read_object(call.body))
+        reports, node = reporting_node(self._reports, call)
+        await reports.stream_put(call.principal, call.params["job"], node, read_object(call.body))
         return json_response({"response": "ok"})
 
     async def raw(self, call: Call) -> Response:

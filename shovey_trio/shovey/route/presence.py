@@ -4,6 +4,7 @@ Anybody on the gossip ring can send a heartbeat in anybody's name, and serf does
 closed here, the rest cannot be and stands in docs/legacy.md:
 
 * a heartbeat counts only for a registered old node that serf sees alive, so an agent of ours cannot be touched by one;
+* it names a node and not its organization, so it counts for the old nodes of that name in all of them;
 * only ``up`` is believed: nobody can talk a node down. Down is what serf says, or ten minutes of silence;
 * what a node reports over HTTP is signed, and counts as a heartbeat that cannot be forged.
 
@@ -28,6 +29,7 @@ from shovey_trio.nursery.settings import Timing
 from shovey_trio.shovey.kind import KIND, SchobTiming
 from shovey_trio.shovey.protocol.wire import STATUS_UP
 from shovey_trio.shovey.route.bell import SchobBell
+from shovey_trio.shovey.route.names import nodes_called
 
 _log = structlog.get_logger(__name__)
 # How exactly it is known when a node was last heard, in seconds; a node that sends output is heard all the time.
@@ -64,14 +66,15 @@ class SchobPresence:
         """Takes a heartbeat from the ring; returns whether it is to be answered.
 
         Args:
-            name: as the node calls itself: its node name, or ``organization:name``.
+            name: as the node calls itself, which does not say of which organization it is.
             status: its word; only ``up`` changes anything.
         """
-        node = self._node(name)
-        if node is None or status != STATUS_UP or self._serf(node) != "alive":
+        alive = [node for node in nodes_called(self._registry, name) if self._serf(node) == "alive"]
+        if status != STATUS_UP or not alive:
             _log.info("legacy.heartbeat_ignored", node=name[:200], status=status[:40])
             return False
-        await self.heard(node.organization, node.name, "heartbeat")
+        for node in alive:
+            await self.heard(node.organization, node.name, "heartbeat")
         return True
 
     async def heard(self, organization: str, name: str, reason: str) -> None:

@@ -21,12 +21,14 @@ from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.handles import PushedChunk, RunHandle
 from shovey_trio.nursery.inbound import AgentInbox
 from shovey_trio.nursery.persist import write_latest
+from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.services import Services
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.shovey.kind import KEY_RESET, KIND, SchobTiming
 from shovey_trio.shovey.protocol.report import RunPut, StreamPut, event_of, parse_run_put, parse_stream_put
 from shovey_trio.shovey.route.bell import SchobBell
 from shovey_trio.shovey.route.keyring import SchobKeyring
+from shovey_trio.shovey.route.names import nodes_called
 from shovey_trio.shovey.route.presence import SchobPresence
 from shovey_trio.shovey.route.sequences import RunSequences, SequenceBook
 from shovey_trio.store.contract import AuditStore
@@ -55,6 +57,7 @@ class SchobReports:
         inbox: AgentInbox,
         presence: SchobPresence,
         bell: SchobBell,
+        registry: NodeRegistry,
         keyring: SchobKeyring,
         waits: SchobTiming,
         audit: AuditStore,
@@ -65,9 +68,27 @@ class SchobReports:
         self._inbox = inbox
         self._presence = presence
         self._bell = bell
+        self._registry = registry
         self._keyring = keyring
         self._waits = waits
         self._book = SequenceBook(services.store)
+
+    async def organization_of(self, job_id: str, node: str) -> str:
+        """The organization of a job that an old node of this name has a run of; '' when there is none.
+
+        Raises:
+            StoreUnavailable: it cannot be looked up now.
+        """
+        named = nodes_called(self._registry, node)
+        if len(named) == 1:
+            return named[0].organization
+        live = self._supervisor.job(job_id)
+        if live is not None:
+            return live.job.organization
+        for known in named:
+            if await self._services.store.get_run(known.organization, job_id, known.name) is not None:
+                return known.organization
+        return ""
 
     async def run_put(self, principal: Principal, job_id: str, node: str, body: Mapping[str, object]) -> None:
         """Takes a node's report of its run; durable when it returns.
