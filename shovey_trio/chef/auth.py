@@ -80,7 +80,9 @@ class Authenticator:
             self._attempts.check(peer_of(request), _claimed(request))
 
     async def _authenticate(self, request: Request, body: bytes, organization: str) -> SignedCall:
-        signature = read_signature(request.headers, body, now=self._clock.now(), clock_skew=self._clock_skew)
+        # Starlette's own look-up goes through all headers for each.
+        headers = dict(request.headers.items())
+        signature = read_signature(headers, body, now=self._clock.now(), clock_skew=self._clock_skew)
         refused = SignatureRefused.unknown_user(signature.user)
         for caller in await self._callers.find(organization, signature.user):
             try:

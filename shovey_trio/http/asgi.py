@@ -56,7 +56,7 @@ class Exchange:
         *,
         method: str,
         target: str,
-        headers: Mapping[str, str],
+        headers: Mapping[bytes, bytes],
         scheme: str,
         peer: str,
         body: Body,
@@ -79,7 +79,7 @@ class Exchange:
             "raw_path": path.encode("ascii"),
             "query_string": query.encode("ascii"),
             "root_path": "",
-            "headers": [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()],
+            "headers": list(headers.items()),
             "client": _split_peer(peer),
             "server": None,
             "extensions": {_HOLD: wait_while_connected},
@@ -140,19 +140,21 @@ async def read_body(request: Request, *, limit: int, within: float) -> bytes:
     """All of a request's body.
 
     Raises:
-        HttpRefused: it has more than ``limit`` bytes (413), or takes longer than ``within`` seconds (408).
+        HttpRefused: it has more than ``limit`` bytes (413), or takes longer than ``within`` seconds (408);
+            that is seen when the next piece has come, or does not come within the connection's limit for it.
     """
     if int(request.headers.get("content-length", "0")) > limit:
         raise HttpRefused(HttpRefused.TOO_LARGE, "Content-length too long!")
+    # Looked at between pieces, each of which has its own limit: a scope would cost more than most bodies.
+    deadline = trio.current_time() + within
     body = bytearray()
-    with trio.move_on_after(within):
-        while True:
-            message = await request.receive()
-            body += message.get("body", b"")
-            if len(body) > limit:
-                raise HttpRefused(HttpRefused.TOO_LARGE, f"the body is larger than {limit} bytes")
-            if not message.get("more_body", False):
-                return bytes(body)
+    while trio.current_time() < deadline:
+        message = await request.receive()
+        body += message.get("body", b"")
+        if len(body) > limit:
+            raise HttpRefused(HttpRefused.TOO_LARGE, f"the body is larger than {limit} bytes")
+        if not message.get("more_body", False):
+            return bytes(body)
     raise HttpRefused(HttpRefused.TIMED_OUT, "the request's body took too long")
 
 
@@ -168,9 +170,11 @@ async def hold(request: Request, wait: Wait) -> None:
 
 def peer_of(request: Request) -> str:
     """The address that a request comes from, without its port."""
-    return request.client.host if request.client is not None else "?"
+    client = request.scope["client"]
+    return client[0] if client is not None else "?"
 
 
+@lru_cache(maxsize=1024)
 def _split_peer(peer: str) -> tuple[str, int] | None:
     try:
         return split_address(peer)

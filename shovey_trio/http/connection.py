@@ -74,7 +74,7 @@ class _Head:
 
     method: str
     target: str
-    headers: Mapping[str, str]
+    headers: Mapping[bytes, bytes]
     body: Body
 
 
@@ -238,11 +238,10 @@ class HttpConnection:
             raise HttpRefused(HttpRefused.HEADERS_TOO_LARGE, _HEAD_TOO_LARGE)
         if len(event.headers) > self.limits.headers:
             raise HttpRefused(HttpRefused.HEADERS_TOO_LARGE, f"the request has more than {self.limits.headers} headers")
-        headers: dict[str, str] = {}
+        headers: dict[bytes, bytes] = {}
         for name, value in event.headers:
-            key, text = name.decode("latin-1"), value.decode("latin-1")
-            headers[key] = f"{headers[key]}, {text}" if key in headers else text
-        if "content-length" in headers and "transfer-encoding" in headers:
+            headers[name] = b"%b, %b" % (headers[name], value) if name in headers else value
+        if b"content-length" in headers and b"transfer-encoding" in headers:
             # RFC 9112 section 6.1: two framings are what request smuggling is made of.
             raise HttpRefused(400, "a request has a Content-Length or a Transfer-Encoding, not both")
         return _Head(

@@ -17,9 +17,9 @@ from typing import Final
 _REQUEST_LINE: Final = re.compile(rb"([A-Z]{3,7}) (/[!-~]*) HTTP/1\.1")
 # As RFC 9112 has them, without folding, without bytes above 127, and with a value.
 _HEADERS: Final = re.compile(rb"(?:\r\n[!#$%&'*+.^_`|~0-9A-Za-z-]+:[ \t]*[!-~](?:[ \t]*[!-~])*[ \t]*)+")
-_LENGTH: Final = re.compile(r"[0-9]{1,12}")
+_LENGTH: Final = re.compile(rb"[0-9]{1,12}")
 # Headers with a say in how messages are framed, or in what comes after.
-_NOT_PLAIN: Final = ("transfer-encoding", "connection", "expect", "upgrade", "te", "trailer", "keep-alive")
+_NOT_PLAIN: Final = (b"transfer-encoding", b"connection", b"expect", b"upgrade", b"te", b"trailer", b"keep-alive")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +33,7 @@ class PlainHead:
 
     method: str
     target: str
-    headers: Mapping[str, str]
+    headers: Mapping[bytes, bytes]
     length: int
 
 
@@ -47,18 +47,17 @@ def read_plain_head(head: bytes, *, headers_limit: int) -> PlainHead | None:
     line = _REQUEST_LINE.match(head)
     if line is None or _HEADERS.fullmatch(head, line.end()) is None:
         return None
-    text = head[line.end() + 2 :].decode("ascii")
-    headers: dict[str, str] = {}
-    lines = text.split("\r\n")
+    headers: dict[bytes, bytes] = {}
+    lines = head[line.end() + 2 :].split(b"\r\n")
     for field in lines:
-        name, _, value = field.partition(":")
-        headers[name.lower()] = value.strip(" \t")
-    if len(headers) != len(lines) or len(lines) > headers_limit or "host" not in headers:
+        name, _, value = field.partition(b":")
+        headers[name.lower()] = value.strip(b" \t")
+    if len(headers) != len(lines) or len(lines) > headers_limit or b"host" not in headers:
         return None
     for name in _NOT_PLAIN:
         if name in headers:
             return None
-    length = headers.get("content-length", "0")
+    length = headers.get(b"content-length", b"0")
     if _LENGTH.fullmatch(length) is None:
         return None
     return PlainHead(line[1].decode("ascii"), line[2].decode("ascii"), headers, int(length))

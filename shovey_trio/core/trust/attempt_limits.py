@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections import OrderedDict
+from functools import lru_cache
 from ipaddress import IPv6Address, ip_address
 from typing import Final
 
@@ -74,6 +75,7 @@ def _keys(address: str, name: str) -> tuple[Key, Key]:
     return (network, name[:_NAME]), (network, None)
 
 
+@lru_cache(maxsize=4096)
 def host_of(address: str) -> str:
     """What stands for one host: an IPv4 address, or the first half of an IPv6 address, which every host has whole."""
     try:

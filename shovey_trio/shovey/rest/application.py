@@ -116,7 +116,7 @@ class RestApplication:
             if self._organization_of is not None:
                 target = replace(target, organization=await self._organization_of(method, target))
             signed = await self._authenticator.authenticate(request, body, target.organization)
-            scope["state"] = {"signed": signed, "target": target, "body": body}
+            scope["state"] = {"signed": signed, "target": target, "body": body, "request": request}
             scope["path"] = target.path
             await self._router(scope, receive, send_and_note)
         except ShoveyError as error:

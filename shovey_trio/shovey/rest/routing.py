@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -24,7 +25,7 @@ from starlette.routing import Router as PathRouter
 from shovey_trio.core.chef.signing import ChefSignature, signed_content
 from shovey_trio.core.jobs.model import Principal
 from shovey_trio.core.trust.authz import Action
-from shovey_trio.http.asgi import Receive, Scope, Send
+from shovey_trio.http.asgi import App, Receive, Scope, Send
 from shovey_trio.http.messages import HttpRefused
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(?::\d{1,5})?|\[[0-9A-Fa-f:]+\](?::\d{1,5})?")
@@ -128,7 +129,8 @@ def read_target(path: str, own_organization: str, *, known_as: str = "") -> Targ
 
 
 class Router:
-    """The table of routes, as an ASGI application of requests whose ``scope["path"]`` is ``Target.path``.
+    """The table of routes, as an ASGI application of requests whose ``scope["path"]`` is ``Target.path``, and which
+    are in their ``state`` as they stand.
 
     A request that no route takes raises ``HttpRefused``; status and text are those that Shovey's clients know.
     """
@@ -144,15 +146,24 @@ class Router:
         self.areas = frozenset(route.template.split("/")[1] for route in self.routes)
         # What is spelled out goes before what a name may be: /shovey/jobs/cancel is no job.
         ordered = sorted(self.routes, key=lambda route: [word.startswith("{") for word in route.template.split("/")])
-        self._paths = PathRouter(
-            [_PathRoute(route, answer) for route in ordered], default=self._missing, redirect_slashes=False
-        )
+        # By the first two words, none of which is a name: Starlette tries one route after another, which for all of
+        # them takes as long as the rest of a request.
+        begun: dict[tuple[str, ...], list[PathRoute]] = defaultdict(list)
+        for route in ordered:
+            begun[_begin(route.template)].append(_PathRoute(route, answer))
+        self._begun: Mapping[tuple[str, ...], App] = {
+            words: PathRouter(paths, default=self._missing, redirect_slashes=False) for words, paths in begun.items()
+        }
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._paths(scope, receive, send)
+        await self._begun.get(_begin(scope["path"]), self._missing)(scope, receive, send)
 
     async def _missing(self, scope: Scope, receive: Receive, send: Send) -> None:
         raise _missing(scope["method"], scope["path"], set())
+
+
+def _begin(path: str) -> tuple[str, ...]:
+    return tuple(path.split("/", 3)[1:3])
 
 
 class _PathRoute(PathRoute):
@@ -173,8 +184,7 @@ class _PathRoute(PathRoute):
         await self._answer(scope, receive, send)
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        request = Request(scope, receive, send)
-        response: Response = await self.endpoint(request)
+        response: Response = await self.endpoint(scope["state"]["request"])
         await response(scope, receive, send)
 
 
