@@ -329,7 +329,8 @@ async def test_repeat_of_a_request_whose_job_exists_gets_it_and_no_5xx(shim: Shi
         case "store":
             shim.store.fail("disk full")
         case _:
-            await shim.rig.registry.remove("default", "web-1")
+            await shim.store.remove_node("default", "web-1")
+            assert [node.name for node in await shim.rig.registry.load_changes()] == ["web-1"]
     again = await shim.admin.send("POST", "/shovey/jobs", body, headers)
     assert (again.status, again.body) == (first.status, first.body) == (200, first.body)
     if trouble != "node gone":
