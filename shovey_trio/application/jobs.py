@@ -38,7 +38,6 @@ from shovey_trio.core.jobs.model import (
 from shovey_trio.core.jobs.quorum import required_nodes
 from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.core.jobs.targeting import resolve
-from shovey_trio.core.trust.orders import NONCE_BYTES
 from shovey_trio.nursery.directory import Elsewhere, Ended, Here, JobDirectory
 from shovey_trio.nursery.handles import JobHandle
 from shovey_trio.nursery.registry import NodeRegistry
@@ -209,7 +208,7 @@ class Jobs:
             created_at=job.created_at,
             updated_at=job.created_at,
             released_at=job.created_at,
-            nonce=self._services.random_bytes(NONCE_BYTES),
+            nonce=self._services.new_nonce(),
             # Whoever is enrolled under this name from now on is somebody else, and gets nothing that waits for it.
             agent_instance=None if node is None else node.agent_instance or None,
             # Decided here, for the life of the run: an order must never go out by two routes.

@@ -35,7 +35,8 @@ from shovey_trio.controller.settings import (
 from shovey_trio.controller.use_cases import make_use_cases
 from shovey_trio.http.server import HttpServer
 from shovey_trio.identity.key_places import KeySource
-from shovey_trio.nursery.clock import WallClock
+from shovey_trio.nursery.clock import SteadyClock, WallClock
+from shovey_trio.nursery.clock_steps import ClockSteps
 from shovey_trio.nursery.engine import open_engine
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.presence import NodePresence
@@ -133,7 +134,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         ShoveyError: something needed is missing, damaged or open to others; the message names it.
         ListenError: an address cannot be listened on.
     """
-    clock = WallClock()
+    clock, wall = SteadyClock(), WallClock()
     await trio.to_thread.run_sync(check_files, settings)
     tls = await trio.to_thread.run_sync(load_tls, settings)
     seen = await trio.to_thread.run_sync(marks, settings.directory)
@@ -146,7 +147,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         epoch = await store.next_epoch(clock.now())
         records = await enter(open_records(settings, store=store, keys=keys, clock=clock, epoch=epoch))
         ring = await enter(
-            open_ring(settings, store=store, keys=keys, clock=clock, epoch=epoch, events=serf_events(settings))
+            open_ring(settings, store=store, keys=keys, clock=wall, epoch=epoch, events=serf_events(settings))
         )
         registry = NodeRegistry(store, None if ring.announcer is None else ring.announcer.presence_changed)
         await registry.load()
@@ -179,6 +180,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         if shovey is not None:
             reports = shovey.start(engine, audit=store)
         await engine.take_up_jobs()
+        steps = ClockSteps(clock, engine.services, engine.supervisor)
         use_cases = await make_use_cases(settings, store=store, engine=engine, tls=tls, keys=keys)
         health = Health()
         callers = StoredChefCallers(store=store, clock=clock)
@@ -192,7 +194,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
                 nodes=use_cases.nodes,
                 callers=callers,
                 reports=reports,
-                clock=clock,
+                clock=wall,
                 audit=records.audit,
                 attempts=records.attempts,
             )
@@ -212,6 +214,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             audit=records.audit,
         )
         helpers = await enter(trio.open_nursery())
+        helpers.start_soon(steps.serve)
         helpers.start_soon(keep_health, health, store, ring.doorbell)
         helpers.start_soon(delete_history, store, settings)
         helpers.start_soon(partial(reload_on_change, settings.directory, reload, seen=seen))

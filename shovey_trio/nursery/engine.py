@@ -11,7 +11,7 @@ import trio
 
 from shovey_trio.nursery.inbound import AgentInbox, Foreign, nobody_minds
 from shovey_trio.nursery.links import Links
-from shovey_trio.nursery.ports import Clock, Doorbell, SendFollow
+from shovey_trio.nursery.ports import Doorbell, NurseryClock, SendFollow
 from shovey_trio.nursery.presence import NodePresence
 from shovey_trio.nursery.recovery import take_up_jobs
 from shovey_trio.nursery.registry import NodeRegistry
@@ -60,7 +60,7 @@ async def open_engine(
     links: Links,
     routes: Routes,
     doorbell: Doorbell,
-    clock: Clock,
+    clock: NurseryClock,
     epoch: int,
     timing: Timing,
     bounds: Bounds,
@@ -76,7 +76,7 @@ async def open_engine(
         links: agents' streams; none is open yet.
         routes: to every kind of node.
         doorbell: over serf.
-        clock: wall-clock time.
+        clock: the time of this process.
         epoch: of this start.
         timing: the nursery's times.
         bounds: how much may live at a time.

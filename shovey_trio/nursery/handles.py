@@ -7,6 +7,7 @@ Most runs have no output, so the channel for it is made with the first chunk.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.mailbox import Mailbox
 
 if TYPE_CHECKING:
+    from shovey_trio.nursery.ports import NurseryClock
     from shovey_trio.nursery.route import NodeRoute
 
 # Events waiting for one run. A node has a handful to say about a run; more means that the store is slow, and then the
@@ -79,22 +81,36 @@ class RunHandle:
         contact_lost: called, by whoever notices, when the node's stream is gone.
         route: how the node is reached, for as long as the run lives.
         memo: what the route keeps with the run, for itself alone.
+        since: the moment, on trio's clock, from which what time decides next is counted: the node was found silent, or
+            told an end whose output is still to come.
+        began: the moment at which its node was first heard to have it, then to run it.
     """
 
     __slots__ = (
+        "_acceptance",
+        "_clock",
         "_counts",
         "_output",
         "_run",
+        "began",
         "contact_lost",
         "extent",
         "inbox",
         "memo",
         "route",
+        "since",
         "start_output",
     )
 
-    def __init__(self, run: Run, *, route: NodeRoute, counts: Counter[RunState], extent: OutputExtent) -> None:
+    def __init__(
+        self, run: Run, *, route: NodeRoute, counts: Counter[RunState], extent: OutputExtent, clock: NurseryClock
+    ) -> None:
         self._run = run
+        self._clock = clock
+        # What is stored says only which time it was.
+        self.began = clock.moment_of(run.started_at or run.accepted_at or run.updated_at)
+        self.since = self._begin_of_silence(run)
+        self._acceptance: tuple[float, float] | None = None
         self.route = route
         self.memo: object = None
         self._counts = counts
@@ -116,6 +132,20 @@ class RunHandle:
         if before.state is not run.state:
             self._counts[before.state] -= 1
             self._counts[run.state] += 1
+        if _is_news(before.accepted_at, run.accepted_at) or _is_news(before.started_at, run.started_at):
+            self.began = trio.current_time()
+        if before.state is not run.state or before.held_end is not run.held_end:
+            self.since = self._begin_of_silence(run)
+
+    def moment_of_acceptance(self, until: float) -> float:
+        """The moment of the time until which an order may be answered; the same however the clock is set meanwhile."""
+        if self._acceptance is None or self._acceptance[0] != until:
+            self._acceptance = until, trio.current_time() + until - self._clock.now()
+        return self._acceptance[1]
+
+    def _begin_of_silence(self, run: Run) -> float:
+        told = run.updated_at if run.held_end is None else run.held_end.reported_at
+        return self._clock.moment_of(run.unknown_since or told)
 
     def get_run(self) -> Run:
         """The run as it is when this is called; for what writes it later."""
@@ -140,8 +170,8 @@ class RunHandle:
         """Hands an event to the run's task, waiting for room; False when the run has ended."""
         return await self.inbox.put(Posted(event), linger=_LINGER if isinstance(event, _FIRST_WORDS) else 0.0)
 
-    def post_first(self, event: RunEvent) -> None:
-        """Hands an event to the task of a run that has just been made, before anything else can be."""
+    def post_nowait(self, event: RunEvent) -> None:
+        """Hands an event to the run's task even if there is no room: for one that comes once in a run's life."""
         self.inbox.put_nowait(Posted(event))
 
     async def post_durably(self, event: RunEvent) -> bool:
@@ -194,16 +224,19 @@ class JobHandle:
     Attributes:
         job: as its task sees it; it may be one commit ahead of the store.
         stored: as it was last written.
-        supervised_since: when this nursery was opened, in unix seconds: what went unheard before that is not the nodes'
-            silence.
+        supervised_since: the moment, on trio's clock, when this nursery was opened: what went unheard before that is
+            not the nodes' silence.
+        taken_up: whether another process began the job, so that only its clock says how long ago.
         runs: by node name; a run stays here until its job has ended, so that counts and cancels are complete.
         counts: how many runs are in which state.
         input: what the command is given, with the secrets for as long as an order may still need them.
     """
 
     job: Job
+    clock: NurseryClock
     input: CommandInput = NO_INPUT
-    supervised_since: float = 0.0
+    supervised_since: float = -math.inf
+    taken_up: bool = False
     runs: dict[str, RunHandle] = field(default_factory=dict)
     counts: Counter[RunState] = field(default_factory=Counter)
     ended: trio.Event = field(default_factory=trio.Event)
@@ -214,7 +247,7 @@ class JobHandle:
 
     def add(self, run: Run, extent: OutputExtent, route: NodeRoute) -> None:
         """Adds a run of the job, before it is supervised; one that has ended is only counted."""
-        live = RunHandle(run, route=route, counts=self.counts, extent=extent)
+        live = RunHandle(run, route=route, counts=self.counts, extent=extent, clock=self.clock)
         if run.is_terminal:
             live.close()
         self.runs[run.node] = live
@@ -228,3 +261,7 @@ class JobHandle:
         """Forgets the secrets once no run can need an order any more; one that is unknown may have accepted none."""
         if self.input.secrets and not any(self.counts[state] for state in _MAY_NEED_AN_ORDER):
             self.input = replace(self.input, secrets=NO_SECRETS)
+
+
+def _is_news(before: float | None, after: float | None) -> bool:
+    return before is None and after is not None

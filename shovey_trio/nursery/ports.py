@@ -20,10 +20,28 @@ from shovey_trio.core.trust.orders import Order, SignedOrder
 
 
 class Clock(Protocol):
-    """Wall-clock time, so that virtual-time tests have one too."""
+    """Unix time, so that virtual-time tests have one too."""
 
     def now(self) -> float:
         """Unix seconds."""
+        ...
+
+
+class NurseryClock(Clock, Protocol):
+    """Unix time beside trio's clock: see ``nursery.clock``, which has it.
+
+    Attributes:
+        frame: how often a step of the system's clock was followed; times of one frame can be compared.
+    """
+
+    frame: int
+
+    def time_of(self, moment: float) -> float:
+        """The unix time of a moment of trio's clock."""
+        ...
+
+    def moment_of(self, at: float) -> float:
+        """The moment of a unix time; never a later one than now."""
         ...
 
 
@@ -67,6 +85,13 @@ class SendKeys:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SendClock:
+    """The controller's clock was set; this is what it shows."""
+
+    now: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class SendAskWhitelist:
     """Ask whether the node's whitelist would permit a command."""
 
@@ -80,7 +105,9 @@ class SendDetachOk:
     """An on-demand agent may leave."""
 
 
-ToAgent = SendOrder | SendReportDurable | SendFollow | SendForget | SendKeys | SendAskWhitelist | SendDetachOk
+ToAgent = (
+    SendOrder | SendReportDurable | SendFollow | SendForget | SendKeys | SendClock | SendAskWhitelist | SendDetachOk
+)
 
 
 class AgentLink(Protocol):

@@ -18,7 +18,7 @@ from shovey_trio.core.jobs.events import NodeSilent
 from shovey_trio.core.jobs.model import LinkMode, Node, Presence
 from shovey_trio.nursery.handles import RunHandle
 from shovey_trio.nursery.links import Links, NodeKey
-from shovey_trio.nursery.ports import AgentLink, Clock, Doorbell
+from shovey_trio.nursery.ports import AgentLink, Doorbell, NurseryClock
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.settings import Timing
 
@@ -35,7 +35,7 @@ class NodePresence:
         registry: NodeRegistry,
         links: Links,
         doorbell: Doorbell,
-        clock: Clock,
+        clock: NurseryClock,
         timing: Timing,
         runs_of_node: Callable[[str, str], list[RunHandle]],
     ) -> None:
@@ -45,15 +45,15 @@ class NodePresence:
         self._clock = clock
         self._timing = timing
         self._runs_of_node = runs_of_node
-        # node → (when to look at it, since when it is silent); one entry per node at most
+        # node → (when to look at it, since when it is silent) on trio's clock; one entry per node at most
         self._due: dict[NodeKey, tuple[float, float]] = {}
         self._wake = trio.Event()
-        self._began = clock.now()
+        self._began = trio.current_time()
         self._held = False
 
     def begin(self) -> None:
         """Gives every node the usual time to come back, whatever it was at the last stop: runs may depend on it."""
-        self._began = self._clock.now()
+        self._began = trio.current_time()
         for node in self._registry.all():
             if node.kind is not None:
                 continue  # it has no stream to come back on
@@ -76,12 +76,12 @@ class NodePresence:
 
     def detached(self, link: AgentLink, *, asked: bool) -> None:
         """Notes that a node's stream is gone; ``asked``: an on-demand agent that took its leave."""
-        now = self._clock.now()
-        self._registry.saw(link.organization, link.node, now)
+        self._registry.saw(link.organization, link.node, self._clock.now())
         if self._registry.get(link.organization, link.node) is None:
             return
         leave = asked and link.mode is LinkMode.ON_DEMAND
         patience = self._timing.on_demand_fresh if leave else self._timing.stream_lost_after
+        now = trio.current_time()
         self._look_at((link.organization, link.node), now + patience, since=now)
 
     async def serve(self) -> None:
@@ -91,7 +91,7 @@ class NodePresence:
                 self._wake = trio.Event()
                 await self._wake.wait()
             await trio.sleep(_TICK)
-            now = self._clock.now()
+            now = trio.current_time()
             for key, (at, since) in list(self._due.items()):
                 if at <= now and self._due.get(key) == (at, since):
                     del self._due[key]
@@ -103,20 +103,20 @@ class NodePresence:
             node = self._registry.get(change.organization, change.node)
             if node is None or node.link != LinkMode.ON_DEMAND or self._links.get(*_key(node)) is not None:
                 continue
-            now = self._clock.now()
+            now = trio.current_time()
             if change.status != "alive":
                 if node.presence is Presence.UP:
                     self._due.pop(_key(node), None)
                     await self._down(_key(node), f"serf_{change.status}", now)
             elif node.presence is Presence.DOWN and node.presence_reason.startswith("serf_") and self._is_fresh(node):
-                await self._set(_key(node), Presence.UP, "serf_alive", now)
+                await self._set(_key(node), Presence.UP, "serf_alive", self._clock.now())
                 self._look_at(_key(node), self._fresh_until(node), since=now)
 
     def _fresh_until(self, node: Node) -> float:
-        return max(node.last_seen_at or 0.0, self._began) + self._timing.on_demand_fresh
+        return max(self._clock.moment_of(node.last_seen_at or 0.0), self._began) + self._timing.on_demand_fresh
 
     def _is_fresh(self, node: Node) -> bool:
-        return self._fresh_until(node) > self._clock.now()
+        return self._fresh_until(node) > trio.current_time()
 
     def _look_at(self, key: NodeKey, at: float, *, since: float) -> None:
         if self._held:
@@ -145,12 +145,12 @@ class NodePresence:
     async def _down(self, key: NodeKey, reason: str, since: float) -> None:
         node = self._registry.get(*key)
         if node is not None and node.presence is Presence.UP:
-            await self._set(key, Presence.DOWN, reason, since)
+            await self._set(key, Presence.DOWN, reason, self._clock.time_of(since))
         await self._tell_runs(key, reason, since)
 
     async def _tell_runs(self, key: NodeKey, reason: str, since: float) -> None:
         for run in self._runs_of_node(*key):
-            await run.post(NodeSilent(since=since, reason=reason))
+            await run.post(NodeSilent(since=self._clock.time_of(since), reason=reason))
 
     async def _set(self, key: NodeKey, presence: Presence, reason: str, since: float) -> None:
         await self._registry.set_presence(

@@ -38,7 +38,7 @@ async def take_up_jobs(store: LiveJobs, supervisor: Supervisor) -> int:
         if picture.job.cancel_requested:
             for live in handle.runs.values():
                 if not live.is_closed and not live.run.cancelling:
-                    live.post_first(CancelAsked(by=_BY_JOB))
+                    live.post_nowait(CancelAsked(by=_BY_JOB))
     if pictures:
         _log.info("jobs.taken_up", jobs=len(pictures))
     return len(pictures)

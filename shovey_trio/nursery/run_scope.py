@@ -13,8 +13,9 @@ What takes time runs beside it in the run's nursery, and only while it is needed
 
 How the node is reached, and what that can promise, is the run's route (``route``); this file knows no kind of node.
 
-The timeout needs no task: ``next_deadline`` derives it from the run, so that it survives a restart. Only what judges a
-node's silence counts from when the controller can hear it again.
+The timeout needs no task: ``next_deadline`` derives it from the run, so that it survives a restart. It is measured on
+trio's clock, so that setting the system's clock ends nothing. Only what judges a node's silence counts from when the
+controller can hear it again.
 """
 
 from __future__ import annotations
@@ -81,26 +82,28 @@ async def supervise_run(handle_: RunHandle, job: JobHandle, services: Services) 
 
 
 def next_deadline(handle_: RunHandle, job: JobHandle, timing: Timing) -> tuple[float, RunEvent] | None:
-    """When time itself is the run's next event, and which; None when only others can move it.
+    """When, on trio's clock, time itself is the run's next event, and which; None when only others can move it.
 
-    Pure. A running run has two: at the first the controller asks the node to end it (the node's own deadline should
+    A running run has two: at the first the controller asks the node to end it (the node's own deadline should
     have come before), at the second it no longer believes what it last heard, whoever asked for the end.
     """
     run = handle_.run
     if run.held_end is not None:
-        return run.held_end.reported_at + handle_.route.output_patience, OutputOver()
+        return handle_.since + handle_.route.output_patience, OutputOver()
     if run.state in UNANSWERED_RUN_STATES:
-        return handle_.route.acceptance_until(job.job, run), AcceptanceOver()
+        return handle_.moment_of_acceptance(handle_.route.acceptance_until(job.job, run)), AcceptanceOver()
     if run.state is RunState.UNKNOWN:
-        silent_since = max(run.unknown_since or run.updated_at, job.supervised_since)
-        return silent_since + timing.reconnect_grace, ReconnectGraceOver()
+        return max(handle_.since, job.supervised_since) + timing.reconnect_grace, ReconnectGraceOver()
     if run.state in ACTIVE_RUN_STATES:
-        began = run.started_at or run.accepted_at or run.updated_at
-        overdue = began + job.job.run_timeout + job.job.kill_grace + timing.overdue_margin
+        overdue = handle_.began + job.job.run_timeout + job.job.kill_grace + timing.overdue_margin
+        if job.taken_up:
+            # How long it has run is known by what two clocks showed, and one of them may be wrong: the node's own
+            # deadline is not, and it is asked first.
+            overdue = max(overdue, job.supervised_since + timing.reconnect_grace)
         if not run.cancelling:
             return overdue, CancelAsked(by=BY_DEADLINE)
         unheard = max(overdue, job.supervised_since) + job.job.kill_grace + timing.overdue_margin
-        return unheard, NodeSilent(since=unheard, reason="overdue")
+        return unheard, NodeSilent(since=job.clock.time_of(unheard), reason="overdue")
     return None
 
 
@@ -146,9 +149,8 @@ class _RunScope:
         deadline = next_deadline(self.handle, self.job, self.services.timing)
         if deadline is None:
             return await inbox.take_all()
-        at, event = deadline
-        until = trio.current_time() + max(at - self.services.clock.now(), 0)
-        return await inbox.take_all(until) or [Posted(event)]
+        moment, event = deadline
+        return await inbox.take_all(moment) or [Posted(event)]
 
     async def _apply(self, batch: list[Posted]) -> None:
         """Handles events that came together: decides, writes what the run has become, then carries out the effects.

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from shovey_trio.core.trust.orders import make_nonce
 from shovey_trio.nursery.settings import Bounds, Timing
 
 if TYPE_CHECKING:
     from shovey_trio.nursery.links import Links
-    from shovey_trio.nursery.ports import Clock
+    from shovey_trio.nursery.ports import NurseryClock
     from shovey_trio.nursery.route import Routes
     from shovey_trio.nursery.watch import CommitHub
     from shovey_trio.store.contract import LiveJobs
@@ -25,8 +26,12 @@ class Services:
     links: Links
     routes: Routes
     hub: CommitHub
-    clock: Clock
+    clock: NurseryClock
     epoch: int
     timing: Timing = field(default_factory=Timing)
     bounds: Bounds = field(default_factory=Bounds)
     random_bytes: Callable[[int], bytes] = os.urandom
+
+    def new_nonce(self) -> bytes:
+        """A nonce for an order that is made by the present time."""
+        return make_nonce(epoch=self.epoch, frame=self.clock.frame, random_bytes=self.random_bytes)

@@ -59,6 +59,10 @@ class Supervisor:
         """The node's live runs; a copy, because posting to one may end it."""
         return [live for live in self._by_node.get((organization, node), {}).values() if not live.is_closed]
 
+    def all_runs(self) -> list[RunHandle]:
+        """Every run that has not ended; a copy."""
+        return [live for live in self._runs.values() if not live.is_closed]
+
     def live_jobs(self) -> Iterable[JobHandle]:
         return self._jobs.values()
 
@@ -123,7 +127,7 @@ class Supervisor:
             extents: durable output by run id, for a job that is taken up again.
             given: what its command is given; without secrets for a job that is taken up again.
         """
-        handle = JobHandle(job=job, input=given)
+        handle = JobHandle(job=job, clock=self.services.clock, input=given, taken_up=True)
         for run in runs:
             handle.add(run, (extents or {}).get(run.id, _NOTHING_STORED), self.services.routes.of_run(run))
         self._open(handle)
@@ -131,7 +135,7 @@ class Supervisor:
 
     async def _prepare(self, job: Job, runs: Sequence[Run], given: CommandInput) -> JobHandle:
         """The handle of a job that is about to be stored, made in slices so that other tasks get their turns."""
-        handle = JobHandle(job=job, input=given)
+        handle = JobHandle(job=job, clock=self.services.clock, input=given)
         for number, run in enumerate(runs, 1):
             handle.add(run, _NOTHING_STORED, self.services.routes.of_run(run))
             if number % _PREPARED == 0:
@@ -139,7 +143,7 @@ class Supervisor:
         return handle
 
     def _open(self, handle: JobHandle) -> None:
-        handle.supervised_since = self.services.clock.now()
+        handle.supervised_since = trio.current_time()
         for live in handle.runs.values():
             if not live.is_closed:
                 run = live.run

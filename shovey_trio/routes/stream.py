@@ -13,7 +13,7 @@ from shovey_trio.core.jobs.events import ConfirmReport, ForgetRun, OrderSent
 from shovey_trio.core.jobs.model import Job, LinkMode, Node, Run
 from shovey_trio.core.jobs.run_machine import handle
 from shovey_trio.core.jobs.states import UNANSWERED_RUN_STATES
-from shovey_trio.core.trust.orders import NONCE_BYTES, Order, OrderKind
+from shovey_trio.core.trust.orders import Order, OrderKind
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.ports import Doorbell, OrderSigner, SendFollow, SendForget, SendOrder, SendReportDurable
 from shovey_trio.nursery.route import DOORBELL, STREAM, RunAtWork
@@ -133,7 +133,7 @@ def make_order(
         kill_grace=job.kill_grace,
         issued_at=services.clock.now(),
         expires_at=until,
-        nonce=target.nonce if kind is OrderKind.START else services.random_bytes(NONCE_BYTES),
+        nonce=target.nonce if kind is OrderKind.START else services.new_nonce(),
         epoch=job.epoch,
         input=given,
     )

@@ -250,6 +250,7 @@ class AttachResponse(_message.Message):
     SIGNING_KEYS_FIELD_NUMBER: _builtins.int
     FORGET_FIELD_NUMBER: _builtins.int
     ASK_WHITELIST_FIELD_NUMBER: _builtins.int
+    CLOCK_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def welcome(self) -> Global___AttachWelcome: ...
     @_builtins.property
@@ -270,6 +271,8 @@ class AttachResponse(_message.Message):
 
     @_builtins.property
     def ask_whitelist(self) -> Global___AskWhitelist: ...
+    @_builtins.property
+    def clock(self) -> Global___ControllerClock: ...
     def __init__(
         self,
         *,
@@ -281,12 +284,13 @@ class AttachResponse(_message.Message):
         signing_keys: _key_pb2.KeySet | None = ...,
         forget: Global___ForgetRun | None = ...,
         ask_whitelist: Global___AskWhitelist | None = ...,
+        clock: Global___ControllerClock | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_whitelist", b"ask_whitelist", "detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ask_whitelist", b"ask_whitelist", "clock", b"clock", "detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_whitelist", b"ask_whitelist", "detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ask_whitelist", b"ask_whitelist", "clock", b"clock", "detach_ok", b"detach_ok", "follow", b"follow", "forget", b"forget", "message", b"message", "order", b"order", "report_durable", b"report_durable", "signing_keys", b"signing_keys", "welcome", b"welcome"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "order", "report_durable", "follow", "detach_ok", "signing_keys", "forget", "ask_whitelist"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["welcome", "order", "report_durable", "follow", "detach_ok", "signing_keys", "forget", "ask_whitelist", "clock"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -325,6 +329,7 @@ class AttachHello(_message.Message):
     RUNS_FIELD_NUMBER: _builtins.int
     WOKEN_BY_JOB_FIELD_NUMBER: _builtins.int
     CLOCK_FOLLOWS_FIELD_NUMBER: _builtins.int
+    TAKES_CLOCK_FIELD_NUMBER: _builtins.int
     agent_instance: _builtins.str
     agent_version: _builtins.str
     link: _node_pb2.LinkMode.ValueType
@@ -334,6 +339,8 @@ class AttachHello(_message.Message):
     """The job whose doorbell woke the agent; empty otherwise."""
     clock_follows: _builtins.bool
     """`clock` follows the welcome, and says better than `agent_time` what the agent's clock shows."""
+    takes_clock: _builtins.bool
+    """The agent understands `ControllerClock`. One that does not is cut off instead, and measures when it attaches anew."""
     @_builtins.property
     def tags(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -354,10 +361,11 @@ class AttachHello(_message.Message):
         runs: _abc.Iterable[Global___KnownRun] | None = ...,
         woken_by_job: _builtins.str = ...,
         clock_follows: _builtins.bool = ...,
+        takes_clock: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["agent_time", b"agent_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "agent_time", b"agent_time", "agent_version", b"agent_version", "boot_id", b"boot_id", "clock_follows", b"clock_follows", "link", b"link", "runs", b"runs", "tags", b"tags", "woken_by_job", b"woken_by_job"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["agent_instance", b"agent_instance", "agent_time", b"agent_time", "agent_version", b"agent_version", "boot_id", b"boot_id", "clock_follows", b"clock_follows", "link", b"link", "runs", b"runs", "tags", b"tags", "takes_clock", b"takes_clock", "woken_by_job", b"woken_by_job"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -365,7 +373,7 @@ Global___AttachHello: _TypeAlias = AttachHello  # noqa: Y015
 
 @_typing.final
 class AgentClock(_message.Message):
-    """Said once, right after the welcome. The hello is made before there is a connection, and where thousands of agents
+    """Said right after the welcome, and again when either side's clock was set. The hello is made before there is a connection, and where thousands of agents
     connect at once it waits for seconds, which would count as a slow clock.
     """
 
@@ -386,6 +394,28 @@ class AgentClock(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___AgentClock: _TypeAlias = AgentClock  # noqa: Y015
+
+@_typing.final
+class ControllerClock(_message.Message):
+    """The controller's clock was set: orders that come behind this one were made by the new time."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CONTROLLER_TIME_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def controller_time(self) -> _timestamp_pb2.Timestamp: ...
+    def __init__(
+        self,
+        *,
+        controller_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["controller_time", b"controller_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["controller_time", b"controller_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ControllerClock: _TypeAlias = ControllerClock  # noqa: Y015
 
 @_typing.final
 class KnownRun(_message.Message):

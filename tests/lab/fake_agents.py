@@ -26,10 +26,19 @@ from shovey_trio.core.jobs.events import (
     RunReport,
 )
 from shovey_trio.core.jobs.model import LinkMode, OutputChunk, ProofKind, StreamName
-from shovey_trio.core.trust.orders import Order, OrderKind, RefusalReason
+from shovey_trio.core.trust.orders import NodeIdentity, Order, OrderKind, RefusalReason, judge_order
 from shovey_trio.nursery.handles import PushedChunk
 from shovey_trio.nursery.inbound import AgentInbox
-from shovey_trio.nursery.ports import Clock, SendDetachOk, SendFollow, SendForget, SendOrder, SendReportDurable, ToAgent
+from shovey_trio.nursery.ports import (
+    Clock,
+    SendClock,
+    SendDetachOk,
+    SendFollow,
+    SendForget,
+    SendOrder,
+    SendReportDurable,
+    ToAgent,
+)
 from shovey_trio.rpc.order_codec import parse_order
 
 # How long an on-demand agent stays after it has nothing to do any more.
@@ -107,6 +116,7 @@ class FakeAgent:
         orders: every order that reached it.
         heard: called with every message before it is handled.
         link: the open stream, if there is one.
+        controller_ahead: of this agent's clock, as a welcome would say; a test that sets the controller's sets it.
     """
 
     def __init__(
@@ -131,6 +141,7 @@ class FakeAgent:
         self.messages: list[ToAgent] = []
         self.heard: Callable[[ToAgent], None] = self.messages.append
         self.link: FakeLink | None = None
+        self.controller_ahead = 0.0
         self._clock = clock
         self._nonces: set[bytes] = set()
         self._void: set[str] = set()
@@ -219,6 +230,8 @@ class FakeAgent:
                         run.cancelled.set()
                     else:
                         self.spool.pop(run_id, None)
+                case SendClock(now=now):
+                    self.controller_ahead = now - self._clock.now()
                 case SendDetachOk():
                     return
                 case SendFollow():
@@ -243,11 +256,9 @@ class FakeAgent:
     def _refusal(self, order: Order) -> RefusalReason | None:
         if order.run_id in self._void or order.nonce in self._nonces:
             return RefusalReason.REPLAYED
-        if order.agent_instance != self.instance:
-            return RefusalReason.OTHER_INSTANCE
-        if order.expires_at < self._clock.now():
-            return RefusalReason.EXPIRED
-        return self.script.refuse
+        now = self._clock.now() + self.controller_ahead
+        identity = NodeIdentity(organization=self.organization, node=self.node, agent_instance=self.instance)
+        return judge_order(order, identity=identity, controller_now=now, lowest_epoch=0) or self.script.refuse
 
     async def _cancel(self, link: FakeLink, order: Order, run: SpooledRun | None) -> None:
         if run is None:

@@ -22,7 +22,7 @@ from shovey_trio.core.trust.order_signing import SigningKey
 from shovey_trio.nursery.engine import Engine, open_engine
 from shovey_trio.nursery.inbound import AgentInbox
 from shovey_trio.nursery.links import Links
-from shovey_trio.nursery.ports import Clock, Doorbell, OrderSigner
+from shovey_trio.nursery.ports import Doorbell, NurseryClock, OrderSigner
 from shovey_trio.nursery.presence import NodePresence
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.route import NodeRoute, Routes
@@ -140,7 +140,7 @@ class NurseryRig:
 async def open_rig(
     store: Store,
     *,
-    clock: Clock,
+    clock: NurseryClock,
     doorbell: Doorbell | None = None,
     signer: OrderSigner | None = None,
     timing: Timing | None = None,

@@ -82,7 +82,7 @@ async def test_killed_in_the_middle_of_a_cancel_no_job_is_half_cancelled(
     steps: int, cancel_at: int, autojump_clock: object
 ) -> None:
     store = FailpointStore()
-    async with open_agents(NAMES, script=Script(run_for=300, output=OUTPUT)) as agents:
+    async with open_agents(NAMES, script=Script(run_for=3000, output=OUTPUT)) as agents:
         await _first_life(store, agents, steps, cancel_at=cancel_at)
         asked = [stored.job.cancel_requested for stored in store._jobs.values()]
         await _second_life(store, agents)

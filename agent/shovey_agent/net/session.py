@@ -45,6 +45,9 @@ AttachStream = ClientStream[pb.AttachRequest, pb.AttachResponse]
 
 # How long the controller may take to answer a hello, or a wish to leave.
 _ANSWER = 20.0
+# Seconds by which this node's clock must be set for a word, and how often it is looked at: four wake-ups a minute.
+_STEP = 1.0
+_LOOK_AT_CLOCK = 15.0
 
 _KNOWN = {
     RunPhase.ACCEPTED: pb.KNOWN_RUN_STATE_ACCEPTED,
@@ -132,6 +135,7 @@ class Session:
                     started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._tell, stream)
+                nursery.start_soon(self._watch_own_clock)
                 nursery.start_soon(self._shipper.ship, channel)
                 if linger is not None:
                     nursery.start_soon(self._leave_when_idle, 0.0 if self._nothing_waits else linger, linger)
@@ -154,6 +158,7 @@ class Session:
                     runs=[pb.KnownRun(run_id=run.run_id, state=_KNOWN[run.phase]) for run in runs],
                     woken_by_job=self._woken_by,
                     clock_follows=True,
+                    takes_clock=True,
                 )
             )
         )
@@ -165,7 +170,7 @@ class Session:
             raise NodeProtocolError("the controller's first message is no welcome")
         welcome = first.welcome
         self._controller_offset = seconds(welcome.controller_time) - trio.current_time()
-        await stream.send(pb.AttachRequest(clock=pb.AgentClock(agent_time=timestamp(time.time()))))
+        await stream.send(_agent_clock())
         self._nothing_waits = not welcome.pending_orders
         await self._new_keys(keys_value(welcome.signing_keys))
         durable = {position.run_id: position.durable_position for position in welcome.positions}
@@ -208,6 +213,16 @@ class Session:
         self._outbox.append(message)
         self._work.set()
 
+    async def _watch_own_clock(self) -> None:
+        """Says what this node's clock shows when it was set: the controller moves the times of reports by it."""
+        ahead = time.time() - trio.current_time()
+        while True:
+            await trio.sleep(_LOOK_AT_CLOCK)
+            before, ahead = ahead, time.time() - trio.current_time()
+            if abs(ahead - before) >= _STEP:
+                _log.warning("clock.stepped", seconds=round(ahead - before, 3))
+                self._say(_agent_clock())
+
     # -- down
 
     async def _listen(self, stream: AttachStream) -> None:
@@ -234,6 +249,9 @@ class Session:
                 await self._desk.follow(message.follow.run_id, followed=message.follow.followed)
             case "ask_whitelist":
                 await self._answer(message.ask_whitelist)
+            case "clock":
+                self._controller_offset = seconds(message.clock.controller_time) - trio.current_time()
+                self._say(_agent_clock())
             case "signing_keys":
                 await self._new_keys(keys_value(message.signing_keys))
             case other:
@@ -306,6 +324,10 @@ class Session:
                 self._say(pb.AttachRequest(detach=pb.Detach(last_run_id=self._last_run_id)))
                 with trio.move_on_after(_ANSWER):
                     await self._activity.wait()
+
+
+def _agent_clock() -> pb.AttachRequest:
+    return pb.AttachRequest(clock=pb.AgentClock(agent_time=timestamp(time.time())))
 
 
 def _run_of(verdict: Verdict) -> str:

@@ -189,6 +189,16 @@ class SecretsLost:
     """The node has no order, and none can be made: the secrets that belong to it are lost."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClockSet:
+    """The controller's clock was set: what was made by the old time cannot be compared with the new one.
+
+    ``nonce`` is for an order that was never made, so that it is one of the new time.
+    """
+
+    nonce: bytes
+
+
 @dataclass(frozen=True, slots=True)
 class CancelUnproven:
     """The cancel of a run was sent and there is nothing more to wait for: the node proves no end."""
@@ -214,6 +224,7 @@ RunEvent = (
     | NodeHeard
     | OrderUnusable
     | CancelUnproven
+    | ClockSet
     | SecretsLost
 )
 

@@ -28,6 +28,7 @@ from shovey_trio.core.jobs.events import (
     AcceptanceOver,
     CancelAsked,
     CancelUnproven,
+    ClockSet,
     ConfirmReport,
     Effect,
     EndTold,
@@ -150,6 +151,8 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
             if run.attempts == 0 and run.state is RunState.PENDING:
                 return Outcome(run=_end(run, RunState.UNAVAILABLE, now, cause=cause, detail=detail))
             return Outcome(run=run)
+        case ClockSet():
+            return Outcome(run=_clock_set(run, event, now))
         case SecretsLost():
             if run.state not in UNANSWERED_RUN_STATES:
                 return Outcome(run=run)
@@ -296,6 +299,8 @@ def _while_held(run: Run, event: RunEvent, now: float) -> Outcome:
             return Outcome(run=_end(run, RunState.SKIPPED, now, cause=cause, detail=detail))
         case CancelAsked(by=by):
             return Outcome(run=_never_started(run, by, now))
+        case ClockSet(nonce=nonce):
+            return Outcome(run=replace(run, nonce=nonce, updated_at=now))
         case NodeAttached(agent_instance=instance) if run.agent_instance not in (None, instance):
             return _attached(run, event, now)
         case InternalFailure(detail=detail):
@@ -325,6 +330,15 @@ def _acceptance_over(run: Run, now: float) -> Outcome:
         detail = "no route led to the node in time"
         return Outcome(run=_end(run, RunState.UNAVAILABLE, now, cause="no_route", detail=detail))
     return Outcome(run=_to(run, RunState.UNKNOWN, now, unknown_since=now, cause="not_confirmed"))
+
+
+def _clock_set(run: Run, event: ClockSet, now: float) -> Run:
+    if run.accepted_at is not None:
+        return run
+    if run.attempts == 0:
+        return replace(run, nonce=event.nonce, released_at=now, updated_at=now)
+    # A copy with another expiry could run beside the first one: what the node does not have yet, it never gets.
+    return replace(run, order_expires_at=min(run.order_expires_at or now, now), updated_at=now)
 
 
 def _after_the_end(run: Run, event: RunEvent, now: float) -> Outcome:

@@ -6,14 +6,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import StrEnum
 
 from shovey_trio.core.jobs.command_input import NO_INPUT, CommandInput
 
 NONCE_BYTES = 16
+# The first bytes of a nonce that says by which time its order was made: of others, one in 65,536 looks like it.
+_FRAMED = b"\xf7\x0e"
+_FRAME_END = 8
 # How far an agent's clock and the controller's may differ where they are compared without a measured offset.
 MAX_CLOCK_SKEW = 900.0
+
+
+def make_nonce(*, epoch: int, frame: int, random_bytes: Callable[[int], bytes]) -> bytes:
+    """A nonce for an order that is made now.
+
+    Args:
+        epoch: of the controller's start.
+        frame: how often it has followed a step of its clock since then.
+        random_bytes: makes the rest of it, 8 bytes.
+    """
+    time_frame = (epoch % 2**32).to_bytes(4, "big") + (frame % 2**16).to_bytes(2, "big")
+    return _FRAMED + time_frame + random_bytes(NONCE_BYTES - _FRAME_END)
+
+
+def frame_of(nonce: bytes) -> bytes:
+    """What is the same in all nonces whose orders' times can be compared; empty when a nonce says nothing of it."""
+    return nonce[:_FRAME_END] if nonce.startswith(_FRAMED) and len(nonce) == NONCE_BYTES else b""
 
 
 class OrderKind(StrEnum):

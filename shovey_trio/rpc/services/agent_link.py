@@ -10,6 +10,7 @@ import trio
 from shovey_trio.core.jobs.model import LinkMode
 from shovey_trio.nursery.ports import (
     SendAskWhitelist,
+    SendClock,
     SendDetachOk,
     SendFollow,
     SendForget,
@@ -19,7 +20,7 @@ from shovey_trio.nursery.ports import (
     ToAgent,
 )
 from shovey_trio.rpc.bridge import ServerCall
-from shovey_trio.rpc.convert import keys_message, signed_order_message
+from shovey_trio.rpc.convert import keys_message, signed_order_message, timestamp
 from shovey_trio.v1 import agent_service_pb2 as pb
 
 _log = structlog.get_logger(__name__)
@@ -36,10 +37,20 @@ AttachCall: TypeAlias = ServerCall[pb.AttachRequest, pb.AttachResponse]
 class AttachedAgent:
     """Messages for one agent, in order. There are thousands of these: no task, and no more than what is needed."""
 
-    __slots__ = ("_call", "agent_instance", "mode", "node", "organization", "scope")
+    __slots__ = ("_call", "agent_instance", "mode", "node", "organization", "scope", "takes_clock")
 
-    def __init__(self, call: AttachCall, *, organization: str, node: str, agent_instance: str, mode: LinkMode) -> None:
+    def __init__(
+        self,
+        call: AttachCall,
+        *,
+        organization: str,
+        node: str,
+        agent_instance: str,
+        mode: LinkMode,
+        takes_clock: bool = False,
+    ) -> None:
         self._call = call
+        self.takes_clock = takes_clock
         self.organization = organization
         self.node = node
         self.agent_instance = agent_instance
@@ -48,7 +59,10 @@ class AttachedAgent:
 
     def send_nowait(self, message: ToAgent) -> None:
         """Queues a message; see ``nursery.ports.AgentLink``."""
-        self.queue(_to_wire(message))
+        if isinstance(message, SendClock) and not self.takes_clock:
+            self.close("the controller's clock was set: it measures it when it attaches anew")
+        else:
+            self.queue(_to_wire(message))
 
     def queue(self, message: pb.AttachResponse) -> None:
         if self._call.posted >= _OUTBOX:
@@ -74,6 +88,8 @@ def _to_wire(message: ToAgent) -> pb.AttachResponse:
             return pb.AttachResponse(forget=pb.ForgetRun(run_id=run_id))
         case SendKeys(keys=keys):
             return pb.AttachResponse(signing_keys=keys_message(keys))
+        case SendClock(now=now):
+            return pb.AttachResponse(clock=pb.ControllerClock(controller_time=timestamp(now)))
         case SendAskWhitelist(ask_id=ask_id, command=command, input=given):
             ask = pb.AskWhitelist(
                 ask_id=ask_id,

@@ -260,6 +260,7 @@ class AgentService:
             node=principal.name,
             agent_instance=hello.agent_instance,
             mode=mode,
+            takes_clock=hello.takes_clock,
         )
         positions = await self._inbox.positions(link, [run.run_id for run in hello.runs])
         keys = self._identities.keys(principal.organization)

@@ -196,9 +196,9 @@ class SchobDispatcher:
     def _payload(self, batch: _Batch) -> bytes | None:
         now = self._clock.now()
         signed = self._signed.get(batch)
-        if signed is not None and now - signed[0] < _SIGNATURE_FRESH:
+        if signed is not None and 0 <= now - signed[0] < _SIGNATURE_FRESH:
             return signed[1]
-        self._signed = {key: value for key, value in self._signed.items() if now - value[0] < _SIGNATURE_FRESH}
+        self._signed = {key: value for key, value in self._signed.items() if 0 <= now - value[0] < _SIGNATURE_FRESH}
         order = next(iter(self._waiting.get(batch, {}).values()), None)
         if order is None:
             return None

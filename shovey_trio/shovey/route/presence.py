@@ -23,7 +23,7 @@ from shovey_trio.core.jobs.events import NodeHeard, NodeSilent
 from shovey_trio.core.jobs.model import Node, Presence
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.nursery.handles import RunHandle
-from shovey_trio.nursery.ports import Clock, MemberChange
+from shovey_trio.nursery.ports import MemberChange, NurseryClock
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.settings import Timing
 from shovey_trio.shovey.kind import KIND, SchobTiming
@@ -46,7 +46,7 @@ class SchobPresence:
         registry: NodeRegistry,
         bell: SchobBell,
         changes: Callable[[], AsyncIterator[MemberChange]],
-        clock: Clock,
+        clock: NurseryClock,
         timing: Timing,
         waits: SchobTiming,
         runs_of_node: Callable[[str, str], list[RunHandle]],
@@ -60,7 +60,7 @@ class SchobPresence:
         self._waits = waits
         self._runs_of_node = runs_of_node
         # A restart is, to presence, a moment in which every node had just been heard.
-        self._began = clock.now()
+        self._began = trio.current_time()
 
     async def said(self, name: str, status: str) -> bool:
         """Takes a heartbeat from the ring; returns whether it is to be answered.
@@ -99,9 +99,9 @@ class SchobPresence:
             for node in self._registry.all():
                 if node.link != KIND or node.presence is not Presence.UP:
                     continue
-                since = max(node.last_seen_at or 0.0, self._began)
-                if since + self._waits.fresh <= now:
-                    await self._down(node, "heartbeat_lost", since)
+                since = max(self._clock.moment_of(node.last_seen_at or 0.0), self._began)
+                if since + self._waits.fresh <= trio.current_time():
+                    await self._down(node, "heartbeat_lost", self._clock.time_of(since))
                 elif (status := self._serf(node)) not in ("alive", "unknown"):
                     await self._down(node, f"serf_{status}", now)
 
