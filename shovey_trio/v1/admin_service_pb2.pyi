@@ -283,6 +283,7 @@ class GetServerInfoResponse(_message.Message):
     NODES_ATTACHED_FIELD_NUMBER: _builtins.int
     UNADDRESSABLE_NODES_FIELD_NUMBER: _builtins.int
     CALLER_FIELD_NUMBER: _builtins.int
+    CLOCK_STEPS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     organization: _builtins.str
     epoch: _builtins.int
@@ -290,6 +291,8 @@ class GetServerInfoResponse(_message.Message):
     nodes_attached: _builtins.int
     caller: _builtins.str
     """Caller as the server sees it, for instance "user/admin"."""
+    clock_steps: _builtins.int
+    """How often the controller has followed a step of its host's clock since it started."""
     @_builtins.property
     def started_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -313,10 +316,11 @@ class GetServerInfoResponse(_message.Message):
         nodes_attached: _builtins.int = ...,
         unaddressable_nodes: _abc.Iterable[_builtins.str] | None = ...,
         caller: _builtins.str = ...,
+        clock_steps: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["serf", b"serf", "server_time", b"server_time", "started_at", b"started_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "epoch", b"epoch", "jobs_running", b"jobs_running", "nodes_attached", b"nodes_attached", "organization", b"organization", "serf", b"serf", "server_time", b"server_time", "started_at", b"started_at", "unaddressable_nodes", b"unaddressable_nodes", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller", b"caller", "clock_steps", b"clock_steps", "epoch", b"epoch", "jobs_running", b"jobs_running", "nodes_attached", b"nodes_attached", "organization", b"organization", "serf", b"serf", "server_time", b"server_time", "started_at", b"started_at", "unaddressable_nodes", b"unaddressable_nodes", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

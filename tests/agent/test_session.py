@@ -62,6 +62,7 @@ class Controller:
     welcome: pb.AttachResponse | None = None
     hold: trio.Event | None = None
     ended: int = 0
+    clocks: int = 0
     hellos: list[pb.AttachHello] = field(default_factory=list)
     heard: list[pb.AttachRequest] = field(default_factory=list)
     call: ServerCall[Any, Any] | None = None
@@ -85,7 +86,9 @@ class Controller:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._cut_when_told, nursery.cancel_scope)
                 async for message in call:
-                    if not message.HasField("clock"):  # said once after every welcome, and no news
+                    if message.HasField("clock"):
+                        self.clocks += 1
+                    else:
                         self.heard.append(message)
                     self._note()
                     if message.WhichOneof("message") == "detach" and self.allow_leave:
@@ -228,6 +231,23 @@ async def test_a_good_order_runs_once_however_often_it_comes(tmp_path: Path) -> 
         assert (report.outcome, report.exit_code, report.output_bytes) == (pb.REPORT_OUTCOME_EXITED, 0, 8)
         assert [run.run_id for run in agent.executor.known_runs()] == [order.run_id]
         assert agent.epochs.of(order.job_id) == EPOCH
+
+
+@within(30)
+@pytest.mark.parametrize("step", [3600.0, -3600.0, 31 * 86_400.0, -31 * 86_400.0])
+async def test_orders_are_judged_by_the_time_that_the_controller_told_last(tmp_path: Path, step: float) -> None:
+    async with _rig(tmp_path) as (controller, _):
+        await _works(controller)
+        assert controller.call is not None
+        now = time.time() + step
+        await controller.call.send(pb.AttachResponse(clock=pb.ControllerClock(controller_time=timestamp(now))))
+        order = make_order(command="true", issued_at=now, expires_at=now + 60)
+        await controller.send_order(_sign(order))
+        assert (await controller.report_of(order.run_id)).exit_code == 0
+        late = make_order(command="true", issued_at=now - 100, expires_at=now - 40)
+        await controller.send_order(_sign(late))
+        assert await controller.refusal_of(late.run_id) == "expired"
+        assert controller.clocks == 2, "the node's own clock is measured anew"
 
 
 @within(30)

@@ -32,7 +32,7 @@ async def open_stepped(*names: str, script: Script, mode: LinkMode = LinkMode.AT
         open_fleet(*names, script=script, mode=mode, doorbell=FakeDoorbell()) as fleet,
         trio.open_nursery() as nursery,
     ):
-        nursery.start_soon(ClockSteps(fleet.clock, fleet.rig.services, fleet.rig.supervisor).serve)
+        nursery.start_soon(ClockSteps(fleet.clock, fleet.rig.services, fleet.rig.supervisor).serve)  # noqa: ASYNC113 - it waits a second first
         yield fleet
         nursery.cancel_scope.cancel(reason="test over")
 

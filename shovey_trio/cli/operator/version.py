@@ -40,6 +40,8 @@ def version(options: OperatorOptions, *, output: Format | None) -> None:
             case Format.TABLE:
                 click.echo(f"controller  {printable(info.version)} at {settings.client.server}")
                 click.echo(f"you are     {printable(info.caller)} of {printable(info.organization)}")
+                if info.clock_steps:
+                    click.echo(f"its clock   was set {info.clock_steps} times since it started")
                 click.echo(f"certificate {own.file}, until {moment(own.expires_at)}")
             case Format.NAME:
                 click.echo(info.version)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from shovey_trio.application.identities import Identities
 from shovey_trio.application.nodes import Nodes
-from shovey_trio.nursery.ports import Clock, Doorbell
+from shovey_trio.nursery.ports import Doorbell, NurseryClock
 from shovey_trio.nursery.supervisor import Supervisor
 from shovey_trio.rpc import methods
 from shovey_trio.rpc.bridge import Served, serve_unary
@@ -39,7 +39,7 @@ class AdminService:
         nodes: Nodes,
         supervisor: Supervisor,
         doorbell: Doorbell,
-        clock: Clock,
+        clock: NurseryClock,
     ) -> None:
         self._facts = facts
         self._identities = identities
@@ -112,4 +112,5 @@ class AdminService:
             nodes_attached=self._nodes.attached_count(),
             unaddressable_nodes=self._nodes.unaddressable(principal),
             caller=principal.label,
+            clock_steps=self._clock.frame,
         )
