@@ -26,7 +26,7 @@ class Outbox:
 
 
 @pytest.mark.parametrize("takes_clock", [True, False], ids=["new", "old"])
-def test_an_agent_that_does_not_know_the_message_attaches_anew_when_the_clock_is_set(takes_clock: bool) -> None:
+async def test_an_agent_that_does_not_know_the_message_attaches_anew_when_the_clock_is_set(takes_clock: bool) -> None:
     outbox = Outbox()
     link = AttachedAgent(
         cast(AttachCall, outbox),
