@@ -49,6 +49,7 @@ class Exit(Enum):
     BUSY = 8
     INTERNAL = 9
     DETACHED = 10
+    TRUNCATED = 11
     # As shells report SIGINT and SIGPIPE.
     INTERRUPTED = 130
     OUTPUT_CLOSED = 141

@@ -419,7 +419,7 @@ class Run(_message.Message):
     """Durable output, in bytes; filled by GetRun and ListRuns, 0 in WatchJob."""
     stderr_bytes: _builtins.int
     dropped_bytes: _builtins.int
-    """Bytes that the node dropped because of its cap on output."""
+    """Bytes of output that are missing: more was written than is kept of a run. A chunk's dropped_before says where."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property

@@ -103,6 +103,14 @@ async def test_cap_keeps_head_and_tail_and_counts_what_lies_between(open_runner:
     _compare(chunks, expected)
 
 
+async def test_a_cap_of_the_entry_stands_in_place_of_the_agents(open_runner: OpenRunner) -> None:
+    async with open_runner(limits=SpoolLimits(head_cap=1000, tail_cap=1000)) as runner:
+        whole = await runner.run("head", "-c", "300000", "/dev/zero", output_cap=400_000)
+        cut = await runner.run("head", "-c", "300000", "/dev/zero", output_cap=100_000)
+    assert (whole.output_bytes, whole.dropped_bytes) == (300_000, 0)
+    assert 0 < cut.dropped_bytes == 300_000 - cut.output_bytes
+
+
 async def test_byte_by_byte_output_over_the_cap_stays_within_memory(open_runner: OpenRunner) -> None:
     limits = SpoolLimits(head_cap=1000, tail_cap=10_000)
     program = "import os\nfor i in range(20_000): os.write(1 + i % 2, b'x')"

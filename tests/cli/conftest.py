@@ -121,7 +121,7 @@ async def rig(client_directory: Path, operator_authority: CertificateAuthority) 
     listener = Listener(
         name="control",
         address="127.0.0.1:0",
-        routes=controller.routes(),
+        serves=controller.serves(),
         tls=operator_authority.server_tls(mutual=True),
     )
     async with open_server([listener], map_error=status_of) as server, trio.open_nursery() as nursery:

@@ -90,3 +90,8 @@ def test_refusal_is_an_acknowledgement() -> None:
     refused = run_view(run(RunState.NACKED, finished_at=5.0))
     assert refused["ack_time"] == refused["end_time"] == "1970-01-01T00:00:05Z"
     assert run_view(run(RunState.UNAVAILABLE, finished_at=5.0))["ack_time"] == "0001-01-01T00:00:00Z"
+
+
+def test_the_bytes_that_are_missing_are_a_number_only_where_some_are() -> None:
+    assert "dropped_bytes" not in run_view(run(RunState.SUCCEEDED))
+    assert run_view(run(RunState.SUCCEEDED, dropped_bytes=9))["dropped_bytes"] == 9

@@ -206,6 +206,11 @@ async def test_output_over_the_cap_keeps_its_head_and_its_tail_and_says_what_is_
         assert run.dropped_bytes > 0
         assert run.dropped_bytes + len(text) == 8 * 2**20
         assert len(text) < 3 * 2**20
+        async with operator.client.read_output(finished.job.id, node) as answers:
+            [tail] = [answer.chunk async for answer in answers if answer.chunk.dropped_before]
+        assert tail.dropped_before == run.dropped_bytes
+        # What was left out is as much as stood between what is before the hole and what is behind it.
+        assert text[tail.position :].splitlines()[1] == b"%015d" % ((tail.position + run.dropped_bytes) // 16 + 1)
 
 
 @within(60)

@@ -67,8 +67,8 @@ class FakeRun:
         run.stdout_bytes = run.stderr_bytes = 0
         return run
 
-    def write(self, data: bytes, *, stderr: bool = False) -> None:
-        """Append a chunk of output, durable at once."""
+    def write(self, data: bytes, *, stderr: bool = False, dropped_before: int = 0) -> None:
+        """Append a chunk of output, durable at once; before it so many bytes were left out."""
         written = self.message.stderr_bytes if stderr else self.message.stdout_bytes
         chunk = job_pb.OutputChunk(
             stream=job_pb.OUTPUT_STREAM_STDERR if stderr else job_pb.OUTPUT_STREAM_STDOUT,
@@ -76,7 +76,9 @@ class FakeRun:
             stream_offset=written,
             read_at=_now(),
             data=data,
+            dropped_before=dropped_before,
         )
+        self.message.dropped_bytes += dropped_before
         if stderr:
             self.message.stderr_bytes += len(data)
         else:
@@ -190,6 +192,7 @@ class FakeController:
             serve_unary(methods.LIST_JOBS, self._list_jobs),
             serve_unary(methods.CANCEL_JOB, self._cancel_job),
             serve_server_stream(methods.WATCH_JOB, self._watch_job),
+            serve_unary(methods.GET_RUN, self._get_run),
             serve_unary(methods.LIST_RUNS, self._list_runs),
             serve_server_stream(methods.READ_OUTPUT, self._read_output),
             serve_unary(methods.LIST_NODES, self._list_nodes),
@@ -364,6 +367,9 @@ class FakeController:
         page, token = _page(found, request.page_size, request.page_token)
         return jobs_pb.ListJobsResponse(jobs=page, next_page_token=token)
 
+    async def _get_run(self, request: jobs_pb.GetRunRequest, _: ServerCall[Any, Any]) -> jobs_pb.GetRunResponse:
+        return jobs_pb.GetRunResponse(run=self._job(request.job_id).runs[request.node].message)
+
     async def _list_runs(self, request: jobs_pb.ListRunsRequest, _: ServerCall[Any, Any]) -> jobs_pb.ListRunsResponse:
         runs = [run.message for _, run in sorted(self._job(request.job_id).runs.items())]
         page, token = _page(runs, request.page_size, request.page_token)
@@ -512,4 +518,5 @@ def _beyond(chunk: job_pb.OutputChunk, request: jobs_pb.ReadOutputRequest) -> jo
         stream_offset=chunk.stream_offset + skip,
         read_at=chunk.read_at,
         data=chunk.data[skip:],
+        dropped_before=0 if skip else chunk.dropped_before,
     )

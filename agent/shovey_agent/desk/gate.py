@@ -145,6 +145,7 @@ class OrderGate:
             secrets=order.input.secrets,
             lock=entry.lock,
             concurrency=entry.concurrency,
+            output_cap=entry.output_cap,
         )
 
     async def clear(self, command: str, given: CommandInput) -> Cleared | Refusal:

@@ -93,6 +93,7 @@ class RunSpec:
         secrets: what of ``env`` and ``stdin`` is sensitive; its variables are not in ``env``.
         lock: of all runs with this word one is taken at a time; empty for none.
         concurrency: how many runs of this command are taken at a time; 0 for any number.
+        output_cap: bytes of log kept from the beginning of its output; None for the spool's own limit.
     """
 
     run_id: str
@@ -116,6 +117,7 @@ class RunSpec:
     secrets: Secrets = NO_SECRETS
     lock: str = ""
     concurrency: int = 0
+    output_cap: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

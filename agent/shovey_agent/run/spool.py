@@ -317,7 +317,7 @@ class Spool:
             "timeout": spec.timeout,
             "deadline_at": spec.deadline_at,
             "grace": spec.grace,
-            "head_cap": self._limits.head_cap,
+            "head_cap": spec.output_cap or self._limits.head_cap,
             "tail_cap": self._limits.tail_cap,
             "boot_id": boot_id,
             "accepted_at": accepted_at,

@@ -44,7 +44,7 @@ class Attachment:
         self._display = _display(output, self._view)
         self._left: Exit | None = None
 
-    async def follow(self) -> Exit:
+    async def follow(self, *, fail_on_truncation: bool = False) -> Exit:
         """Follow the job until it ends or a signal ends that; return the exit code of the command.
 
         Formats that show one result show it when the job has ended.
@@ -74,7 +74,7 @@ class Attachment:
             click.echo(f"{_FAREWELLS[self._left]}; {how_to_return}", err=True)
             return self._left
         await self._write_result()
-        return self._view.exit()
+        return self._view.exit(fail_on_truncation=fail_on_truncation)
 
     def _take(self, event: WatchJobResponse) -> None:
         self._display.show(event, self._view.apply(event))

@@ -93,7 +93,7 @@ class PlainDisplay(QuietDisplay):
                 self._lines.feed(event.output.node, event.output.chunk)
         for run in changed:
             if run_ended(run) and event.WhichOneof("event") != "snapshot":
-                self._lines.finish(run.node)
+                self._lines.end(run)
         sys.stdout.flush()
         for run in changed:
             if run_word(run) in _UNREMARKABLE:
@@ -105,6 +105,8 @@ class PlainDisplay(QuietDisplay):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._lines.finish()
+        for run in self._view.runs.values():
+            self._lines.end(run)
         sys.stdout.flush()
         if self._view.ended:
             self.note(f"job {self._view.job.id} {self._view.summary()}")

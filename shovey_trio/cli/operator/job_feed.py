@@ -81,7 +81,7 @@ class Positions:
             position=chunk.position + known,
             stream_offset=chunk.stream_offset + known,
             read_at=chunk.read_at,
-            data=chunk.data[known:],
+            data=chunk.data[known:],  # what is missing before the chunk was told with its beginning
         )
 
 

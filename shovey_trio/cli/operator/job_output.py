@@ -7,13 +7,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shovey_trio.cli.operator.options import OperatorOptions, full_job_id
+from shovey_trio.cli.operator.options import OperatorOptions, fail_on_truncation_option, full_job_id
 from shovey_trio.core.errors import Exit
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from shovey_trio.cli.operator.labelled_output import LineCollector
     from shovey_trio.cli.operator.session import ControllerSession
     from shovey_trio.rpc.bridge import RpcError
-    from shovey_trio.v1.job_pb2 import OutputStream
+    from shovey_trio.v1.job_pb2 import OutputStream, Run
     from shovey_trio.v1.job_service_pb2 import WatchJobResponse
 
 
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 @click.option("--stream", type=click.Choice(["stdout", "stderr"]), help="Only this stream.  [default: both]")
 @click.option("--follow/--no-follow", default=True, show_default=True, help="Go on until the runs end.")
 @click.option("--raw", is_flag=True, help="The exact bytes of one NODE, on a terminal too.")
+@fail_on_truncation_option
 @click.option("--timestamps", is_flag=True, help="When the node read each line, by its clock, in front of it.")
 @click.pass_obj
 def output(
@@ -34,6 +38,7 @@ def output(
     follow: bool,
     raw: bool,
     timestamps: bool,
+    fail_on_truncation: bool,
 ) -> None:
     """Read what the commands of the job ID wrote, following it until the runs end.
 
@@ -53,19 +58,20 @@ def output(
     async def work(session: ControllerSession) -> Exit:
         found = await session.job_id(job_id)
         if node is None:
-            await _read_all(session, found, wanted, follow=follow, timestamps=timestamps)
+            cut = await _read_all(session, found, wanted, follow=follow, timestamps=timestamps)
         elif raw or not (timestamps or sys.stdout.isatty()):
-            await _copy_one(session, found, node, wanted, follow=follow)
+            cut = await _copy_one(session, found, node, wanted, follow=follow)
         else:
-            await _read_one(session, found, node, wanted, follow=follow, timestamps=timestamps)
-        return Exit.OK
+            cut = await _read_one(session, found, node, wanted, follow=follow, timestamps=timestamps)
+        return Exit.TRUNCATED if cut and fail_on_truncation else Exit.OK
 
     run_session(settings, work)
 
 
 async def _read_all(
     session: ControllerSession, job_id: str, wanted: OutputStream.ValueType, *, follow: bool, timestamps: bool
-) -> None:
+) -> bool:
+    """Show the output of all runs; return whether some of it is missing, as the others here do."""
     from shovey_trio.cli.operator.job_feed import Positions, feed_job, output_ends, replay_output
     from shovey_trio.cli.operator.job_view import run_ended
     from shovey_trio.cli.operator.labelled_output import LineCollector, LineStyle, label_width, write_line
@@ -81,7 +87,7 @@ async def _read_all(
                 lines.feed(event.output.node, event.output.chunk)
                 sys.stdout.flush()
             case "run_changed" if run_ended(event.run_changed.run):
-                lines.finish(event.run_changed.run.node)
+                lines.end(event.run_changed.run)
                 sys.stdout.flush()
 
     if follow:
@@ -89,6 +95,8 @@ async def _read_all(
     else:
         await replay_output(session.client, job_id, ends, handle, shown=Positions())
     lines.finish()
+    with session.call():
+        return _end(lines, await session.client.list_runs(job_id).take())
 
 
 async def _read_one(
@@ -99,7 +107,7 @@ async def _read_one(
     *,
     follow: bool,
     timestamps: bool,
-) -> None:
+) -> bool:
     from shovey_trio.cli.operator.labelled_output import LineCollector, LineStyle, write_line
 
     style = LineStyle(label=False, timestamps=timestamps, split_streams=True)
@@ -109,11 +117,14 @@ async def _read_one(
             lines.feed(node, response.chunk)
             sys.stdout.flush()
     lines.finish()
+    with session.call():
+        return _end(lines, [await session.client.get_run(job_id, node)])
 
 
 async def _copy_one(
     session: ControllerSession, job_id: str, node: str, wanted: OutputStream.ValueType, *, follow: bool
-) -> None:
+) -> bool:
+    from shovey_trio.cli.operator.labelled_output import gap_text
     from shovey_trio.v1.job_pb2 import OUTPUT_STREAM_STDERR
 
     async with session.client.read_output(job_id, node, stream=wanted, follow=follow, on_lost=_say_lost) as responses:
@@ -121,6 +132,19 @@ async def _copy_one(
             into = sys.stderr if response.chunk.stream == OUTPUT_STREAM_STDERR else sys.stdout
             into.buffer.write(response.chunk.data)
             into.flush()
+    with session.call():
+        run = await session.client.get_run(job_id, node)
+    if run.dropped_bytes:
+        click.echo(gap_text(run.dropped_bytes), err=True)
+    return run.dropped_bytes > 0
+
+
+def _end(lines: LineCollector, runs: Sequence[Run]) -> bool:
+    """Say what is missing and was not said yet; return whether anything is."""
+    for run in runs:
+        lines.end(run)
+    sys.stdout.flush()
+    return any(run.dropped_bytes for run in runs)
 
 
 def _say_lost(_: RpcError) -> None:

@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from shovey_trio.cli.operator.command_input import input_options, read_input
-from shovey_trio.cli.operator.options import OperatorOptions, positive_seconds, tag_pairs
+from shovey_trio.cli.operator.options import (
+    OperatorOptions,
+    fail_on_truncation_option,
+    positive_seconds,
+    tag_pairs,
+)
 from shovey_trio.cli.text.output_formats import Column, Format, Shape, output_option, write_document, write_listing
 from shovey_trio.core.errors import Exit, Unreachable
 
@@ -51,6 +56,7 @@ if TYPE_CHECKING:
 @click.option("--dry-run", is_flag=True, help="Show which nodes it would run on, and start nothing.")
 @click.option("--request-id", metavar="ID", help="Start at most one job for this id.  [default: a fresh one]")
 @click.option("--no-output", is_flag=True, help="Do not show what the commands write.")
+@fail_on_truncation_option
 @output_option
 @click.pass_obj
 def start(
@@ -70,6 +76,7 @@ def start(
     dry_run: bool,
     request_id: str | None,
     no_output: bool,
+    fail_on_truncation: bool,
     output: Format | None,
     **given: Any,
 ) -> None:
@@ -113,7 +120,9 @@ def start(
         if background:
             _write_started(answer, chosen)
             return Exit.OK
-        return await _stay_attached(session, answer, chosen, include_output=not no_output)
+        return await _stay_attached(
+            session, answer, chosen, include_output=not no_output, fail_on_truncation=fail_on_truncation
+        )
 
     run_session(settings, work)
 
@@ -141,7 +150,12 @@ async def _start(session: ControllerSession, request: StartJobRequest) -> StartJ
 
 
 async def _stay_attached(
-    session: ControllerSession, answer: StartJobResponse, output: Format, *, include_output: bool
+    session: ControllerSession,
+    answer: StartJobResponse,
+    output: Format,
+    *,
+    include_output: bool,
+    fail_on_truncation: bool,
 ) -> Exit:
     from shovey_trio.cli.operator.attach import Attachment
 
@@ -149,7 +163,7 @@ async def _stay_attached(
     if output is not Format.JSONL:
         click.echo(f"job {job.id} started on {job.run_total} node{'s' if job.run_total != 1 else ''}", err=True)
     attachment = Attachment(session, job.id, output, include_output=include_output)
-    return await attachment.follow()
+    return await attachment.follow(fail_on_truncation=fail_on_truncation)
 
 
 def _write_started(answer: StartJobResponse, output: Format) -> None:

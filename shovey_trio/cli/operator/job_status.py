@@ -59,7 +59,7 @@ def _write(job: Job, runs: Sequence[Run], output: Format) -> None:
 
 def run_shape() -> Shape[Run]:
     """How runs are listed."""
-    from shovey_trio.cli.operator.job_view import explain_run, proof_word, run_elapsed, run_word
+    from shovey_trio.cli.operator.job_view import explain_run, proof_word, run_elapsed, run_word, size_words
 
     now = time.time()
 
@@ -73,7 +73,7 @@ def run_shape() -> Shape[Run]:
             Column(title="STATE", of=run_word),
             Column(title="EXIT", of=lambda run: str(run.exit_code) if run.HasField("exit_code") else ""),
             Column(title="ELAPSED", of=lambda run: run_elapsed(run, now=now)),
-            Column(title="OUTPUT", of=lambda run: _size(run.stdout_bytes + run.stderr_bytes)),
+            Column(title="OUTPUT", of=lambda run: size_words(run.stdout_bytes + run.stderr_bytes)),
             Column(title="PROOF", of=proof_word),
             Column(title="WHY", of=why),
         ),
@@ -108,9 +108,3 @@ def _late_word(run: Run) -> str:
     from shovey_trio.v1.job_pb2 import RunState
 
     return enum_word(RunState.DESCRIPTOR, run.late_report.state) or "unspecified"
-
-
-def _size(size: int) -> str:
-    if size < 1024:
-        return f"{size} B"
-    return f"{size / 1024:.1f} KiB" if size < 1024**2 else f"{size / 1024**2:.1f} MiB"

@@ -54,6 +54,8 @@ def explain_run(run: job_pb2.Run) -> list[str]:
         notes.append(run.cause)
     if run.cancelling and not run_ended(run):
         notes.append("cancelling")
+    if run.dropped_bytes:
+        notes.append(f"{size_words(run.dropped_bytes)} of output missing")
     return notes
 
 
@@ -63,6 +65,13 @@ def describe_run(run: job_pb2.Run) -> str:
     if run_word(run) == RunState.CANCELLED.value and proof_word(run):
         notes.append(f"proof: {proof_word(run)}")
     return run_word(run) + (f" ({', '.join(notes)})" if notes else "")
+
+
+def size_words(size: int) -> str:
+    """A number of bytes for a person."""
+    if size < 1024:
+        return f"{size} B"
+    return f"{size / 1024:.1f} KiB" if size < 1024**2 else f"{size / 1024**2:.1f} MiB"
 
 
 def run_elapsed(run: job_pb2.Run, *, now: float) -> str:
@@ -109,12 +118,15 @@ class JobView:
         state = job_word(self.job) + (f" ({why})" if why and self.ended and job_word(self.job) != "complete" else "")
         return f"{state}: {parts}" if parts else state
 
-    def exit(self) -> Exit:
+    def exit(self, *, fail_on_truncation: bool = False) -> Exit:
         """The exit code that a terminal job stands for."""
         if job_word(self.job) == JobState.QUORUM_FAILED.value:
             return Exit.QUORUM
         every_run_succeeded = all(run_word(run) == RunState.SUCCEEDED.value for run in self.runs.values())
-        return Exit.OK if job_word(self.job) == JobState.COMPLETE.value and every_run_succeeded else Exit.RUNS_FAILED
+        if job_word(self.job) != JobState.COMPLETE.value or not every_run_succeeded:
+            return Exit.RUNS_FAILED
+        cut = fail_on_truncation and any(run.dropped_bytes for run in self.runs.values())
+        return Exit.TRUNCATED if cut else Exit.OK
 
     def _take(self, run: job_pb2.Run) -> bool:
         known = self.runs.get(run.node)

@@ -1,12 +1,13 @@
 """Output of many nodes as lines that say whose they are: ``node | text``.
 
 On a terminal the text is made harmless and undecodable bytes are replaced; into a pipe or a file every line goes byte
-for byte.
+for byte. Where output is missing a line says so, in its place on a terminal and else on stderr.
 """
 
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -24,12 +25,16 @@ _WIDEST_LABEL: Final = 28
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
-    """One line of a run's output, without its newline; ``read_at`` in unix seconds, by the node's clock."""
+    """One line of a run's output, without its newline; ``read_at`` in unix seconds, by the node's clock.
+
+    ``is_gap``: it is no output and says what is missing of it.
+    """
 
     node: str
     is_stderr: bool
     read_at: float
     data: bytes
+    is_gap: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,13 +68,22 @@ def label_width(nodes: list[str]) -> int:
 
 def write_line(line: Line, style: LineStyle) -> None:
     """Write a line to stdout, or to stderr for ``split_streams``; not flushed."""
-    stream = sys.stderr if style.split_streams and line.is_stderr else sys.stdout
+    away = line.is_gap and not sys.stdout.isatty()
+    stream = sys.stderr if away or (style.split_streams and line.is_stderr) else sys.stdout
     prefix = style.prefix(line)
     if stream.isatty():
         text = printable(line.data)
-        stream.write(prefix + (click.style(text, fg="red") if line.is_stderr and style.label else text) + "\n")
+        colour = "yellow" if line.is_gap else "red" if line.is_stderr and style.label else None
+        stream.write(prefix + click.style(text, fg=colour) + "\n")
     else:
         stream.buffer.write(prefix.encode() + line.data + b"\n")
+        if line.is_gap:
+            stream.flush()  # before what else is said there
+
+
+def gap_text(size: int) -> str:
+    """What is said where so many bytes of output are missing."""
+    return f"[{size:,} bytes of output are missing here: more was written than is kept of a run]"
 
 
 class LineCollector:
@@ -79,9 +93,12 @@ class LineCollector:
         self._emit = emit
         self._assemblers: dict[tuple[str, bool], LineAssembler] = {}
         self._last_read: dict[tuple[str, bool], float] = {}
+        self._missing: Counter[str] = Counter()
 
     def feed(self, node: str, chunk: job_pb2.OutputChunk) -> None:
         """Emit the lines that are complete with ``chunk``."""
+        if chunk.dropped_before:
+            self._tell_gap(node, chunk.dropped_before, unix(chunk.read_at))
         key = (node, chunk.stream == job_pb2.OUTPUT_STREAM_STDERR)
         assembler = self._assemblers.setdefault(key, LineAssembler())
         began = self._last_read.get(key, unix(chunk.read_at)) if assembler.partial else unix(chunk.read_at)
@@ -90,12 +107,23 @@ class LineCollector:
             began = unix(chunk.read_at)
         self._last_read[key] = began
 
+    def end(self, run: job_pb2.Run) -> None:
+        """Emit the unfinished last lines of a run that has ended, and what is missing and was not told yet."""
+        self.finish(run.node)
+        if (missing := run.dropped_bytes - self._missing[run.node]) > 0:
+            self._tell_gap(run.node, missing, unix(run.finished_at))
+
     def finish(self, node: str | None = None) -> None:
         """Emit unfinished last lines, of one node or of all."""
         for key, assembler in self._assemblers.items():
             if node in {None, key[0]}:
                 for data in assembler.flush():
                     self._emit(Line(node=key[0], is_stderr=key[1], read_at=self._last_read[key], data=data))
+
+    def _tell_gap(self, node: str, size: int, at: float) -> None:
+        self.finish(node)
+        self._missing[node] += size
+        self._emit(Line(node=node, is_stderr=False, read_at=at, data=gap_text(size).encode(), is_gap=True))
 
     def partial(self, node: str) -> bytes:
         """What there is of the node's stdout line in progress, such as a prompt or a progress bar."""

@@ -85,7 +85,7 @@ class LiveDisplay:
                 if partial := printable(self._collector.partial(event.output.node)).strip():
                     self._last_lines[event.output.node] = partial
             case "run_changed" if run_ended(event.run_changed.run):
-                self._collector.finish(event.run_changed.run.node)
+                self._collector.end(event.run_changed.run)
 
     def note(self, text: str) -> None:
         """Shows ``text`` below the nodes until the next note; drawn at once, it may be a question of seconds."""
@@ -106,6 +106,8 @@ class LiveDisplay:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._collector.finish()
+        for run in self._view.runs.values():
+            self._collector.end(run)
         self._print_lines()
         self._live.update(Text(""), refresh=True)
         self._live.stop()
@@ -117,7 +119,9 @@ class LiveDisplay:
         if text.strip():
             self._last_lines[line.node] = text.strip()
         label_style = "red" if line.is_stderr else "cyan"
-        self._waiting.append(Text.assemble((self._style.prefix(line), label_style), text))
+        self._waiting.append(
+            Text.assemble((self._style.prefix(line), label_style), (text, "yellow" if line.is_gap else ""))
+        )
         if len(self._waiting) >= _MOST_LINES:
             self._print_lines()
 

@@ -26,6 +26,11 @@ class OperatorOptions:
     overrides: tuple[tuple[str, object], ...] = ()
 
 
+fail_on_truncation_option = click.option(
+    "--fail-on-truncation", is_flag=True, help="Exit with 11 if output is missing and all else went well."
+)
+
+
 def positive_seconds(_ctx: click.Context, _param: click.Parameter, value: str | None) -> float | None:
     """Click's view of a duration such as 90, 90s, 15m or 2h: seconds above 0, or None when the option is absent."""
     if value is None:

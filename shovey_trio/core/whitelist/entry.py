@@ -26,7 +26,7 @@ _LOCK = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _KEYS = frozenset(
     {
         *("argv", "args", "user", "users", "group", "cwd", "env", "umask", "timeout", "nice", "limits"),
-        *("stdin", "lock", "concurrency"),
+        *("stdin", "lock", "concurrency", "output_cap"),
     }
 )
 _LIMITS = frozenset({"memory", "cpu_seconds", "open_files", "processes"})
@@ -81,6 +81,7 @@ class Entry:
         stdin: bytes that an order may send as standard input; 0 for none.
         lock: of all commands with this word at most one runs; empty for none.
         concurrency: how many of this command may run; 0 for any number.
+        output_cap: bytes kept of a run's output; None for what the agent's settings say.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Entry:
     stdin: int = 0
     lock: str = ""
     concurrency: int = 0
+    output_cap: int | None = None
 
 
 class Pairs(list[tuple[str, Any]]):
@@ -144,6 +146,7 @@ def read_entry(name: str, value: Any) -> Entry:
         stdin=_stdin_cap(keys.get("stdin", False)) or 0,
         lock=keys.get("lock", ""),
         concurrency=keys.get("concurrency", 0),
+        output_cap=_size(keys.get("output_cap")),
     )
 
 
@@ -268,6 +271,8 @@ def _problems_of_running(keys: dict[str, Any]) -> Iterator[str]:
         yield "'concurrency' must be a number of runs"
     if "lock" in keys and not (isinstance(keys["lock"], str) and _LOCK.fullmatch(keys["lock"])):
         yield "'lock' must be a word of letters, digits and . _ -"
+    if "output_cap" in keys and not _size(keys["output_cap"]):
+        yield "'output_cap' must be a number of bytes above 0 or a size such as \"1GiB\""
     if _stdin_cap(keys.get("stdin", False)) is None:
         yield f"'stdin' must be true, false or a size of at most {MAX_STDIN} bytes"
 

@@ -40,7 +40,7 @@ def run_view(run: Run) -> dict[str, Any]:
     acknowledged = run.accepted_at or run.started_at
     if acknowledged is None and run.state in _REFUSED:
         acknowledged = run.finished_at
-    return {
+    view = {
         "ack_time": fine_time(acknowledged),
         "end_time": fine_time(run.finished_at),
         "error": run_error(run),
@@ -49,6 +49,8 @@ def run_view(run: Run) -> dict[str, Any]:
         "run_id": run.job_id,
         "status": run_name(run.state),
     }
+    # Which goiardi does not know: there only where output is missing.
+    return {**view, "dropped_bytes": run.dropped_bytes} if run.dropped_bytes else view
 
 
 def node_view(node: Node, *, url: str | None = None) -> dict[str, Any]:
