@@ -30,8 +30,10 @@ from shovey_trio.core.audit.records import (
     AuditOutcome,
     chain_record,
 )
+from shovey_trio.core.jobs.model import Role, User
 from shovey_trio.core.trust.key_sets import encode_key_set, sign_key_set
 from shovey_trio.core.trust.orders import RefusalReason
+from shovey_trio.core.trust.rights import RevokedCertificate, Rights, decode_rights, encode_rights
 from shovey_trio.http.plain_head import read_plain_head
 from shovey_trio.identity.files import FileUnusable
 from shovey_trio.identity.key_places import VaultCredentials, VaultOptions
@@ -122,6 +124,18 @@ def _audit_head(data: bytes) -> None:
 
 def _audit_head_seeds() -> Iterator[bytes]:
     yield encode_head(sign_head(chain_record(GENESIS, _ENTRY).head, 1.8e9, signing_key().private_key)).encode()
+
+
+def _rights(data: bytes) -> None:
+    key = signing_key().private_key
+    rights = decode_rights(data, key.public_key())
+    assert decode_rights(encode_rights(rights, key), key.public_key()) == rights
+
+
+def _rights_seeds() -> Iterator[bytes]:
+    user = User(name="ada", organization="default", role=Role.ADMIN, created_at=1.8e9)
+    void = RevokedCertificate(serial="0a", organization="default", subject="user/bob", expires_at=1.8e9)
+    yield encode_rights(Rights(revoked=(void,), users=(user,)), signing_key().private_key)
 
 
 _ENTRY: Final = AuditEntry(
@@ -221,6 +235,7 @@ TARGETS: Final = (
     Target(name="plain-head", decode=_plain_head, seeds=_plain_head_seeds, max_len=2048),
     Target(name="audit-export", decode=_audit_export, seeds=_audit_seeds, max_len=2048),
     Target(name="audit-head", decode=_audit_head, seeds=_audit_head_seeds, refusals=(AuditBroken,), max_len=512),
+    Target(name="kept-rights", decode=_rights, seeds=_rights_seeds, refusals=(AuditBroken,), max_len=1024),
     Target(name="signing-keys-file", decode=_keys_file, seeds=_keys_seeds, refusals=(FileUnusable,), max_len=1024),
     Target(
         name="launcher-files", decode=_launcher_directory, seeds=_launcher_seeds, refusals=(FileUnusable,), max_len=1024

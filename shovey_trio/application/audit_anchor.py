@@ -1,7 +1,8 @@
-"""Signs the head of the audit log now and then, so that an end that is cut off is found.
+"""Signs the head of the audit log now and then, so that an end that is cut off is found, or an old copy of the store.
 
 Before it signs, it checks that what was added follows the head it signed before: a log that somebody has written anew
-under a running controller is never signed, it is reported.
+under a running controller is never signed, it is reported. Beside the head it keeps who may do what, so that what was
+taken from somebody stays taken when an older copy is put back.
 """
 
 from __future__ import annotations
@@ -14,20 +15,40 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from shovey_trio.core.audit.chain import ChainVerifier
 from shovey_trio.core.audit.head import SignedHead, sign_head
-from shovey_trio.core.audit.records import AuditBroken, AuditHead
+from shovey_trio.core.audit.records import AuditBroken, AuditHead, AuditRecord
 from shovey_trio.core.errors import ShoveyError
+from shovey_trio.core.trust.rights import Rights
 from shovey_trio.nursery.ports import Clock
-from shovey_trio.store.contract import AuditStore
+from shovey_trio.store.contract import RestorableStore
 
 _log = structlog.get_logger(__name__)
 
-EVERY: Final = 60.0
+# Seconds between two heads: what an older copy of the store may lack without being noticed.
+EVERY: Final = 5.0
+# Seconds between two heads that are told to the log.
+TOLD_EVERY: Final = 60.0
 # Records read at a time: some 500 bytes each.
 PAGE: Final = 500
+# Records of what changes nobody's rights; the form of a record begins with its action.
+_NO_RIGHTS: Final = tuple(
+    f'{{"action":"{word}'
+    for word in (
+        "audit.",
+        "authentication.",
+        "call",
+        "certificate.",
+        "controller.",
+        "enrollment.",
+        "job.",
+        "keys.",
+        "order.",
+        "run.",
+    )
+)
 
 
 class HeadFile(Protocol):
-    """Where the newest signed head is kept; methods block."""
+    """Where the newest signed head is kept, and who may do what; methods block."""
 
     def ensure_key(self) -> Ed25519PrivateKey:
         """See ``identity.audit_files.AuditFiles``."""
@@ -41,6 +62,14 @@ class HeadFile(Protocol):
         """See ``identity.audit_files.AuditFiles``."""
         ...
 
+    def read_rights(self) -> Rights | None:
+        """See ``identity.audit_files.AuditFiles``."""
+        ...
+
+    def write_rights(self, rights: Rights) -> None:
+        """See ``identity.audit_files.AuditFiles``."""
+        ...
+
 
 class AuditAnchor:
     """Made by ``open_anchor``."""
@@ -48,7 +77,7 @@ class AuditAnchor:
     def __init__(
         self,
         *,
-        store: AuditStore,
+        store: RestorableStore,
         file: HeadFile,
         clock: Clock,
         key: Ed25519PrivateKey,
@@ -63,37 +92,55 @@ class AuditAnchor:
         self.broken = broken
         # The head on disk does not hold: it is evidence, and stays until somebody has looked at it.
         self._refuses = bool(broken)
+        # A change of rights may be several commits: they are kept now, and once more the next time.
+        self._keep_rights = 2
+        self._told_at = 0.0
 
     async def serve(self) -> None:
-        """Signs a head a minute while there is something new, until cancelled."""
+        """Signs a head every few seconds while there is something new, until cancelled."""
         while True:
             await self.sign()
             await trio.sleep(EVERY)
 
     async def sign(self) -> None:
         """Signs the present head, if what was added follows the one signed before; otherwise says what is wrong."""
-        if self._refuses:
-            return
         try:
-            await self._sign()
+            signed = await self.sign_or_raise()
         except AuditBroken as error:
             if self.broken != error.message:
                 _log.critical("audit.broken", error=error.message)
             self.broken = error.message
         except (ShoveyError, OSError) as error:
             _log.warning("audit.not_signed", error=str(error))
+        else:
+            self.broken = ""
+            if signed is not None and not 0 <= signed.at - self._told_at < TOLD_EVERY:
+                # Also for whoever ships the journal elsewhere: a head that nobody here can take back.
+                _log.info("audit.head", head=str(signed.head))
+                self._told_at = signed.at
 
-    async def _sign(self) -> None:
+    async def sign_or_raise(self) -> SignedHead | None:
+        """As ``sign``; returns the head if there was something new to sign.
+
+        Raises:
+            AuditBroken: what was added does not follow the head that was signed before, or that does not hold.
+            StoreUnavailable, OSError: it cannot be read or written now.
+        """
+        if self._refuses:
+            raise AuditBroken(self.broken)
         head = await self._store.audit_head()
         before = self._signed.head if self._signed is not None else None
+        if head != before and head.seq:
+            await self._check(before, head)
+        if self._keep_rights:
+            await trio.to_thread.run_sync(self._file.write_rights, await self._store.read_rights())
+            self._keep_rights -= 1
         if head == before or head.seq == 0:
-            return
-        await self._check(before, head)
+            return None
         signed = sign_head(head, self._clock.now(), self._key)
         await trio.to_thread.run_sync(self._file.write_head, signed)
-        self._signed, self.broken = signed, ""
-        # Also for whoever ships the journal elsewhere: a head that nobody here can take back.
-        _log.info("audit.head", head=str(head))
+        self._signed = signed
+        return signed
 
     async def _check(self, before: AuditHead | None, head: AuditHead) -> None:
         start = await self._store.audit_start()
@@ -106,16 +153,22 @@ class AuditAnchor:
             for record in records:
                 if record.seq <= head.seq:
                     verifier.feed(record)
+                    self._keep_rights = 2 if _changes_rights(record) else self._keep_rights
             if not records:
                 raise AuditBroken(f"record {verifier.head.seq + 1} is missing", seq=str(verifier.head.seq + 1))
         if verifier.head != head:
             raise AuditBroken(f"record {head.seq} was exchanged while it was read", seq=str(head.seq))
 
 
-async def open_anchor(*, store: AuditStore, file: HeadFile, clock: Clock) -> AuditAnchor:
+def _changes_rights(record: AuditRecord) -> bool:
+    return not record.body.startswith(_NO_RIGHTS)
+
+
+async def open_anchor(*, store: RestorableStore, file: HeadFile, clock: Clock, anew: bool = False) -> AuditAnchor:
     """An anchor that goes on from the head that was signed last.
 
-    A head that does not hold, or that the log does not reach, is reported and never signed over.
+    A head that does not hold, or that the log does not reach, is reported and never signed over; ``anew`` begins
+    without it.
 
     Raises:
         InsecureFile, FileUnusable: the key cannot be used.
@@ -125,7 +178,7 @@ async def open_anchor(*, store: AuditStore, file: HeadFile, clock: Clock) -> Aud
     signed: SignedHead | None = None
     broken = ""
     try:
-        signed = await trio.to_thread.run_sync(file.read_head)
+        signed = None if anew else await trio.to_thread.run_sync(file.read_head)
     except AuditBroken as error:
         broken = error.message
         _log.critical("audit.broken", error=broken)

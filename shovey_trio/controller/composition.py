@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from shovey_trio.application.organization_keys import OrganizationKeys
+from shovey_trio.application.restored import accept_restore, check_store
 from shovey_trio.chef.callers import StoredChefCallers
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.controller.file_watch import marks, reload_on_change
@@ -34,11 +35,13 @@ from shovey_trio.controller.settings import (
 )
 from shovey_trio.controller.use_cases import make_use_cases
 from shovey_trio.http.server import HttpServer
+from shovey_trio.identity.audit_files import AuditFiles
 from shovey_trio.identity.key_places import KeySource
 from shovey_trio.nursery.clock import SteadyClock, WallClock
 from shovey_trio.nursery.clock_steps import ClockSteps
 from shovey_trio.nursery.engine import open_engine
 from shovey_trio.nursery.links import Links
+from shovey_trio.nursery.ports import Clock
 from shovey_trio.nursery.presence import NodePresence
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.nursery.route import Routes
@@ -51,6 +54,7 @@ from shovey_trio.shovey.keys import SCHOB_KEYS
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.opening import open_shovey, serf_events
 from shovey_trio.shovey.rest.listener import open_rest
+from shovey_trio.store.contract import Store
 from shovey_trio.store.opening import open_store
 
 _log = structlog.get_logger(__name__)
@@ -125,10 +129,14 @@ class Controller:
 
 
 @asynccontextmanager
-async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]:
+async def open_controller(settings: ServerSettings, *, restored: bool = False) -> AsyncIterator[Controller]:
     """Runs a controller for the block: unfinished jobs are taken up, then the listeners open.
 
     Leaving the block stops at once (``Controller.drain`` before that gives callers time).
+
+    Args:
+        settings: of this controller.
+        restored: somebody says that the store is an older copy that was put back; see ``application.restored``.
 
     Raises:
         ShoveyError: something needed is missing, damaged or open to others; the message names it.
@@ -144,6 +152,7 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
         # Beside a signed head of its log there was a store: a new one in its place would have forgotten everything.
         is_first = not settings.directory.audit_head.exists()
         store = await enter(open_store(settings.store_path, create=is_first))
+        await _check_age(settings, store, clock, restored=restored)
         epoch = await store.next_epoch(clock.now())
         records = await enter(open_records(settings, store=store, keys=keys, clock=clock, epoch=epoch))
         ring = await enter(
@@ -236,6 +245,15 @@ async def open_controller(settings: ServerSettings) -> AsyncIterator[Controller]
             reload=reload,
         )
         helpers.cancel_scope.cancel(reason="the controller stops")
+
+
+async def _check_age(settings: ServerSettings, store: Store, clock: Clock, *, restored: bool) -> None:
+    files = AuditFiles(settings.directory)
+    if restored:
+        organization = settings.server.organization
+        done = await accept_restore(store, files, clock=clock, organization=organization, principal="controller")
+        _log.warning("store.restored", unknown_runs=done.runs, rights_kept=done.rights_kept)
+    await check_store(store, files)
 
 
 async def _renew_daily(reload: Reload) -> None:

@@ -16,7 +16,7 @@ from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.audit.records import AuditAction
 from shovey_trio.identity.audit_files import AuditFiles
 from shovey_trio.nursery.ports import Clock
-from shovey_trio.store.contract import AuditStore
+from shovey_trio.store.contract import RestorableStore
 
 # Seconds for the last records of the audit log, and its signed head.
 _LAST_RECORDS = 5.0
@@ -32,7 +32,7 @@ class Records:
 
 @asynccontextmanager
 async def open_records(
-    settings: ServerSettings, *, store: AuditStore, keys: OrganizationKeys, clock: Clock, epoch: int
+    settings: ServerSettings, *, store: RestorableStore, keys: OrganizationKeys, clock: Clock, epoch: int
 ) -> AsyncIterator[Records]:
     """Records the start, then what happens in the block; at its end what is left is written and the head signed.
 

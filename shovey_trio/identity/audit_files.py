@@ -1,4 +1,4 @@
-"""The audit key and the newest signed head as they lie on disk, beside the store and not in it."""
+"""The audit key, and what it has signed last: the head of the audit log and who may do what. Beside the store."""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from shovey_trio.core.audit.head import SignedHead, decode_head, encode_head
+from shovey_trio.core.trust.rights import Rights, decode_rights, encode_rights
 from shovey_trio.identity.files import FileUnusable, make_secret_directory, read_public, read_secret, write_secret
 from shovey_trio.identity.layout import DataDirectory
 
 
 class AuditFiles:
-    """Both files; every method blocks."""
+    """The three files; every method blocks."""
 
     def __init__(self, directory: DataDirectory) -> None:
         self._key = directory.audit_key
         self._head = directory.audit_head
+        self._rights = directory.audit_rights
 
     def ensure_key(self) -> Ed25519PrivateKey:
         """The key, made where a data directory is older than it.
@@ -63,6 +65,21 @@ class AuditFiles:
             OSError: it cannot be written; the old one is untouched.
         """
         write_secret(self._head, encode_head(signed).encode("ascii"))
+
+    def read_rights(self) -> Rights | None:
+        """Who may do what, as it was last kept; None when there is no file of it.
+
+        Raises:
+            AuditBroken: it is there and does not hold.
+            InsecureFile, FileUnusable: key or file cannot be read.
+        """
+        if not self._rights.exists():
+            return None
+        return decode_rights(read_public(self._rights), self.public_key())
+
+    def write_rights(self, rights: Rights) -> None:
+        """As ``write_head``."""
+        write_secret(self._rights, encode_rights(rights, self.ensure_key()))
 
 
 def _parse(path: Path, pem: bytes) -> Ed25519PrivateKey:

@@ -73,6 +73,11 @@ class DataDirectory:
         """The newest signed head of the audit log."""
         return self.root / "audit" / "head.json"
 
+    @property
+    def audit_rights(self) -> Path:
+        """Who may do what, signed as the head is: for a store that is restored from an older copy."""
+        return self.root / "audit" / "rights.json"
+
     def private_paths(self) -> Sequence[Path]:
         """What nobody but the owner may read or write: the directories, keys, and the store. Reads the directory."""
         folders = [path for path in sorted(self.root.glob("*")) if path.is_dir()]

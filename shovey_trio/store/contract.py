@@ -39,6 +39,7 @@ from shovey_trio.core.jobs.model import (
     User,
 )
 from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.core.trust.rights import Rights
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -419,6 +420,23 @@ class AuditStore(Protocol):
         ...
 
 
+class RestorableStore(AuditStore, Protocol):
+    """What is kept beside a store, and what an older copy of it is put right with."""
+
+    async def read_rights(self) -> Rights:
+        """Who may do what, as of one moment."""
+        ...
+
+    async def accept_restore(self, *, rights: Rights | None, now: float, audit: AuditEntry) -> Sequence[Run]:
+        """Puts an older copy right, in one commit, before anything else is done with it; again does no harm.
+
+        Every enrolment token is void. Rights are those given: certificates that were revoked are, and users, grants and
+        Chef principals are these; without, they are as in the copy. Every run that has not ended is unknown
+        (``store_restored``), and no order goes out to start it. Returns those.
+        """
+        ...
+
+
 class Housekeeping(Protocol):
     """The store itself: its health, its age, and what is too old to keep."""
 
@@ -460,7 +478,7 @@ class Store(
     ChefPrincipalStore,
     GrantStore,
     CredentialStore,
-    AuditStore,
+    RestorableStore,
     Housekeeping,
     Protocol,
 ):

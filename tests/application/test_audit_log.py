@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import trio
-from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from trio.testing import MockClock
 
+from lab.kept_heads import KeptHeads
 from lab.limits import within
 from lab.memory_store import MemoryStore
 from shovey_trio.application.attempts import FailedAttempts
@@ -19,7 +19,6 @@ from shovey_trio.application.audit import AuditLog, CallOrigin, audit_entry, set
 from shovey_trio.application.audit_anchor import open_anchor
 from shovey_trio.application.audit_verify import export_line, read_all, verify_audit, verify_export
 from shovey_trio.core.addresses import peer_address
-from shovey_trio.core.audit.head import SignedHead
 from shovey_trio.core.audit.records import AuditAction, AuditBroken, AuditRecord, chain_record
 from shovey_trio.core.audit.tally import KINDS, WINDOW
 from shovey_trio.core.errors import PermissionDenied, TooManyFailures, Unauthenticated
@@ -32,26 +31,6 @@ ADA = Principal(organization="default", role=Role.OPERATOR, name="ada")
 class FixedClock:
     def now(self) -> float:
         return NOW
-
-
-@dataclass
-class Kept:
-    """Where heads are kept, in memory."""
-
-    key: Ed25519PrivateKey = field(default_factory=Ed25519PrivateKey.generate)
-    head: SignedHead | None = None
-    damaged: bool = False
-
-    def ensure_key(self) -> Ed25519PrivateKey:
-        return self.key
-
-    def read_head(self) -> SignedHead | None:
-        if self.damaged:
-            raise AuditBroken("the signed head was changed")
-        return self.head
-
-    def write_head(self, signed: SignedHead) -> None:
-        self.head = signed
 
 
 def opened(store: MemoryStore) -> AuditLog:
@@ -208,7 +187,7 @@ async def add(store: MemoryStore, count: int = 1) -> None:
 
 @within(30)
 async def test_head_is_signed_when_what_was_added_follows_the_last() -> None:
-    store, kept = MemoryStore(), Kept()
+    store, kept = MemoryStore(), KeptHeads()
     await add(store, 3)
     anchor = await open_anchor(store=store, file=kept, clock=FixedClock())
     await anchor.sign()
@@ -222,7 +201,7 @@ async def test_head_is_signed_when_what_was_added_follows_the_last() -> None:
 
 @within(30)
 async def test_log_that_was_written_anew_is_never_signed() -> None:
-    store, kept = MemoryStore(), Kept()
+    store, kept = MemoryStore(), KeptHeads()
     await add(store, 3)
     anchor = await open_anchor(store=store, file=kept, clock=FixedClock())
     await anchor.sign()
@@ -240,7 +219,7 @@ async def test_log_that_was_written_anew_is_never_signed() -> None:
 
 @within(30)
 async def test_log_that_was_cut_off_is_never_signed() -> None:
-    store, kept = MemoryStore(), Kept()
+    store, kept = MemoryStore(), KeptHeads()
     await add(store, 3)
     anchor = await open_anchor(store=store, file=kept, clock=FixedClock())
     await anchor.sign()
@@ -253,7 +232,7 @@ async def test_log_that_was_cut_off_is_never_signed() -> None:
 
 @within(30)
 async def test_head_that_does_not_hold_is_left_for_somebody_to_look_at() -> None:
-    store, kept = MemoryStore(), Kept(damaged=True)
+    store, kept = MemoryStore(), KeptHeads(damaged=True)
     await add(store)
     anchor = await open_anchor(store=store, file=kept, clock=FixedClock())
     await anchor.sign()

@@ -12,6 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from shovey_trio.core.errors import IllegalTransition
 from shovey_trio.core.jobs.events import (
     BY_DEADLINE,
+    STORE_RESTORED,
     AcceptanceOver,
     CancelAsked,
     ConfirmReport,
@@ -19,6 +20,7 @@ from shovey_trio.core.jobs.events import (
     InternalFailure,
     NodeAccepted,
     NodeAttached,
+    NodeHeard,
     NodeKnows,
     NodeRefused,
     NodeReported,
@@ -26,6 +28,7 @@ from shovey_trio.core.jobs.events import (
     NodeStarted,
     NodeUnavailable,
     OrderSent,
+    OrderUnusable,
     ReconnectGraceOver,
     Released,
     ReportOutcome,
@@ -34,6 +37,7 @@ from shovey_trio.core.jobs.events import (
     SendCancel,
     SendStart,
     Skipped,
+    StoreRestored,
 )
 from shovey_trio.core.jobs.model import ProofKind, Run
 from shovey_trio.core.jobs.run_machine import Outcome, handle
@@ -115,13 +119,15 @@ class LifeOfARun(RuleBasedStateMachine):
         self.now = NOW
         self.sent = False
         self.proven = False
+        self.restored = False
 
-    @rule(event=heard | caused, later=st.floats(0, 100))
+    @rule(event=heard | caused | st.just(StoreRestored()), later=st.floats(0, 100))
     def happens(self, event: RunEvent, later: float) -> None:
         self.now += later
         if isinstance(event, NodeReported):
             self.proven = self.proven or event.report.proof is not None
         outcome = handle(self.run, event, self.now)
+        self.restored = self.restored or isinstance(event, StoreRestored)
         self._check(event, outcome)
         self.run = outcome.run
         self.past.append(outcome.run)
@@ -145,6 +151,7 @@ class LifeOfARun(RuleBasedStateMachine):
         if isinstance(event, NodeReported):
             assert outcome.effects == (ConfirmReport(),), "whatever it says, the node may clear its spool"
         if SendStart() in outcome.effects:
+            assert not self.restored, "an older copy never starts a run"
             assert not run.cancelling
             assert not run.is_terminal
             assert run.accepted_at is None
@@ -410,3 +417,56 @@ def test_the_note_of_a_cancel_that_the_jobs_row_has_is_waited_for_by_nobody() ->
     running = after(SENT, ACCEPTED, STARTED).run
     assert handle(running, CancelAsked(by="user/ops"), NOW).durable
     assert not handle(running, CancelAsked(by="user/ops", is_stored=True), NOW).durable
+
+
+LIVES: dict[str, tuple[RunEvent, ...]] = {
+    "pending": (),
+    "dispatched": (SENT,),
+    "accepted": (SENT, ACCEPTED),
+    "running": (SENT, ACCEPTED, STARTED),
+    "unknown": (SENT, ACCEPTED, STARTED, SILENT),
+    "cancelling": (SENT, ACCEPTED, STARTED, CANCEL),
+}
+NOTHING = NodeAttached(agent_instance="i-1", knows=NodeKnows.NOTHING)
+VOIDED = reported(ReportOutcome.CANCELLED, exit_code=None, proof=ProofKind.NEVER_STARTED)
+
+
+@pytest.mark.parametrize("life", LIVES)
+@pytest.mark.parametrize("event", [NOTHING, ReconnectGraceOver(), VOIDED], ids=["nothing", "silent", "voided"])
+def test_run_of_a_restored_store_that_the_node_does_not_know_has_crashed_by_the_restore(
+    life: str, event: RunEvent
+) -> None:
+    outcome = after(*LIVES[life], StoreRestored(), event)
+    assert (outcome.run.state, outcome.run.cause) == (RunState.CRASHED, STORE_RESTORED)
+    assert SendStart() not in outcome.effects
+
+
+@pytest.mark.parametrize("life", LIVES)
+def test_run_of_a_restored_store_becomes_what_the_node_still_knows(life: str) -> None:
+    knows = NodeAttached(agent_instance="i-1", knows=NodeKnows.RUNNING)
+    assert after(*LIVES[life], StoreRestored(), knows).run.state is RunState.RUNNING
+    assert after(*LIVES[life], StoreRestored(), reported()).run.state is RunState.SUCCEEDED
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        NodeRefused(kind=OrderKind.START, reason=RefusalReason.REPLAYED),
+        OrderUnusable(),
+        NodeHeard(),
+        AcceptanceOver(),
+        SILENT,
+        StoreRestored(),
+    ],
+)
+@pytest.mark.parametrize("life", LIVES)
+def test_nothing_but_the_node_and_time_moves_a_run_of_a_restored_store(life: str, event: RunEvent) -> None:
+    outcome = after(*LIVES[life], StoreRestored(), event)
+    assert (outcome.run.state, outcome.run.cause) == (RunState.UNKNOWN, STORE_RESTORED)
+    assert SendStart() not in outcome.effects
+
+
+def test_held_run_of_a_restored_store_is_not_released_again() -> None:
+    unknown = handle(HELD, StoreRestored(), NOW + 1).run
+    assert unknown.state is RunState.UNKNOWN
+    assert handle(unknown, Released(), NOW + 2).effects == ()

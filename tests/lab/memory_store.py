@@ -20,6 +20,7 @@ from lab.memory_audit import MemoryAudit
 from shovey_trio.core.audit.records import AuditEntry
 from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.errors import HistoryGone, NotFound, RequestIdReused, StoreUnavailable
+from shovey_trio.core.jobs.events import StoreRestored
 from shovey_trio.core.jobs.model import (
     Grant,
     Job,
@@ -33,7 +34,9 @@ from shovey_trio.core.jobs.model import (
     StreamName,
     User,
 )
+from shovey_trio.core.jobs.run_machine import handle
 from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.trust.rights import RevokedCertificate, Rights
 from shovey_trio.store.contract import (
     Committed,
     CreatedJob,
@@ -73,6 +76,7 @@ class _KeptJob:
 class _Certificate:
     organization: str
     subject: str
+    expires_at: float
     revoked: bool = False
 
 
@@ -422,7 +426,7 @@ class MemoryStore(MemoryAudit):
                 raise StoreConflict(f"a certificate with serial {serial} is stored already")
             if renews in self._certificates and self._certificates[renews].revoked:
                 return False
-            self._certificates[serial] = _Certificate(organization, subject)
+            self._certificates[serial] = _Certificate(organization, subject, expires_at)
             self._record_change(audit)
             return True
 
@@ -463,6 +467,42 @@ class MemoryStore(MemoryAudit):
             token.used = True
             self._record_change(audit)
             return True
+
+    async def read_rights(self) -> Rights:
+        await trio.lowlevel.checkpoint()
+        return Rights(
+            revoked=tuple(
+                RevokedCertificate(
+                    serial=serial, organization=kept.organization, subject=kept.subject, expires_at=kept.expires_at
+                )
+                for serial, kept in sorted(self._certificates.items())
+                if kept.revoked
+            ),
+            users=tuple(await self.load_users()),
+            grants=tuple(grant for _, grant in sorted(self._grants.items())),
+            chef_principals=tuple(await self.load_chef_principals()),
+        )
+
+    async def accept_restore(self, *, rights: Rights | None, now: float, audit: AuditEntry) -> Sequence[Run]:
+        async with _write(self):
+            self._tokens.clear()
+            if rights is not None:
+                for void in rights.revoked:
+                    self._certificates[void.serial] = _Certificate(
+                        void.organization, void.subject, void.expires_at, revoked=True
+                    )
+                self._users = {(user.organization, user.name): user for user in rights.users}
+                self._grants = {
+                    (grant.organization, grant.user, grant.command, grant.nodes): grant for grant in rights.grants
+                }
+                self._chef_principals = {(who.organization, who.kind, who.name): who for who in rights.chef_principals}
+            live = [run for kept in self._jobs.values() if not kept.job.is_terminal for run in kept.runs.values()]
+            unsure = [(run, handle(run, StoreRestored(), now).run) for run in live if not run.is_terminal]
+            for run, restored in unsure:
+                if restored is not run:
+                    self._write_run(restored)
+            self._record_change(audit)
+            return [restored for run, restored in unsure if restored is not run]
 
     async def next_epoch(self, now: float) -> int:
         async with _write(self):

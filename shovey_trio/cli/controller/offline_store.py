@@ -6,6 +6,7 @@ import getpass
 import os
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,8 +14,12 @@ import click
 import trio
 
 from shovey_trio.application.audit import Actor, CallOrigin
+from shovey_trio.application.audit_anchor import open_anchor
 from shovey_trio.config.server import ServerSettings
+from shovey_trio.core.errors import ShoveyError
+from shovey_trio.identity.audit_files import AuditFiles
 from shovey_trio.identity.files import FileUnusable
+from shovey_trio.nursery.clock import WallClock
 from shovey_trio.store.contract import Store
 from shovey_trio.store.opening import open_store
 
@@ -52,10 +57,26 @@ def change_store(settings: ServerSettings, change: Callable[[Store, Actor], Awai
         tell: False for what a controller looks up when it needs it.
     """
     actor = host_actor(settings.server.organization)
-    result = run_with_store(settings.store_path, lambda store: change(store, actor))
+
+    async def work(store: Store) -> T:
+        result = await change(store, actor)
+        await _keep_beside(settings, store)
+        return result
+
+    result = run_with_store(settings.store_path, work)
     if tell:
         note_change(settings)
     return result
+
+
+async def _keep_beside(settings: ServerSettings, store: Store) -> None:
+    """Keeps what was changed beside the store, as the controller does, which may not be running."""
+    if not settings.directory.audit_head.exists():
+        return  # no controller has served it yet
+    # The change is made; what is wrong with the log is the controller's to report.
+    with suppress(ShoveyError, OSError):
+        anchor = await open_anchor(store=store, file=AuditFiles(settings.directory), clock=WallClock())
+        await anchor.sign_or_raise()
 
 
 def note_change(settings: ServerSettings) -> None:

@@ -9,9 +9,15 @@ from shovey_trio.config.server import ServerSettings
 
 
 @click.command()
+@click.option(
+    "--restored",
+    is_flag=True,
+    help="Accept, this once, a store that was put back from an older copy: enrolment tokens are void, what was revoked "
+    "stays revoked, runs that the copy does not know the end of are asked for and never started again.",
+)
 @with_settings
-def serve(settings: ServerSettings) -> None:
+def serve(settings: ServerSettings, *, restored: bool) -> None:
     """Run the controller in the foreground. TERM drains and stops, HUP reloads certificates and keys."""
     from shovey_trio.controller.daemon import run  # grpc and the store: not for --help or for bad settings
 
-    run(settings)
+    run(settings, restored=restored)

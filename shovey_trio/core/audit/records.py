@@ -66,6 +66,7 @@ class AuditAction(StrEnum):
     KEYS_CHANGED = "keys.changed"
     CONTROLLER_STARTED = "controller.started"
     AUDIT_PRUNED = "audit.pruned"
+    STORE_RESTORED = "store.restored"
 
 
 class AuditOutcome(StrEnum):

@@ -184,6 +184,15 @@ class OrderUnusable:
     """The node could not act on the start order as it was made; one that is made anew may do."""
 
 
+STORE_RESTORED = "store_restored"
+"""Why a run is unknown, or has ended as crashed: the store is an older copy and the node has not told its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreRestored:
+    """The store is an older copy: whatever may happen to a run may have happened, its end included."""
+
+
 @dataclass(frozen=True, slots=True)
 class SecretsLost:
     """The node has no order, and none can be made: the secrets that belong to it are lost."""
@@ -226,6 +235,7 @@ RunEvent = (
     | CancelUnproven
     | ClockSet
     | SecretsLost
+    | StoreRestored
 )
 
 

@@ -4,7 +4,8 @@
 nothing. The caller (``nursery.run_scope``) writes the run, durably where ``durable`` says so, and only then carries
 out the effects. Rules beyond the table in ``states``:
 
-* A held run is moved by its job alone, and by what ends it: a cancel, a bug, another agent in the place of its own.
+* A held run is moved by its job alone, by what ends it (a cancel, a bug, another agent in the place of its own), and by
+  a restore of the store.
 * What a node says about a run that has ended is never an error: the same words again are confirmed again, others
   are kept as a late report.
 * ``unavailable`` is entered only when no order can still start: none was ever sent, or the node itself attached
@@ -14,6 +15,9 @@ out the effects. Rules beyond the table in ``states``:
 * A run that the controller's own deadline has cancelled is ``timed_out``: nobody asked for its cancel.
 * A node that proves nothing tells a run's end once, perhaps before the last of its output. Until that is here the end
   is held (``held_end``), durably, and the run is not terminal; whatever else happens meanwhile changes nothing.
+* A run of a store that was restored from an older copy is ``unknown`` (``store_restored``) and is never started again.
+  What the node still knows of it is the truth; where it knows nothing, the run may have ended there and been cleared,
+  so nothing is concluded from that, and a cancel that finds nothing proves nothing.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from typing import Any
 
 from shovey_trio.core.jobs.events import (
     BY_DEADLINE,
+    STORE_RESTORED,
     AcceptanceOver,
     CancelAsked,
     CancelUnproven,
@@ -55,6 +60,7 @@ from shovey_trio.core.jobs.events import (
     SendCancel,
     SendStart,
     Skipped,
+    StoreRestored,
 )
 from shovey_trio.core.jobs.model import ProofKind, Run, ToldEnd
 from shovey_trio.core.jobs.states import ACTIVE_RUN_STATES, UNANSWERED_RUN_STATES, RunState, check_run_transition
@@ -117,8 +123,16 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
         return _after_the_end(run, event, now)
     if run.held_end is not None and not isinstance(event, OutputOver | InternalFailure):
         return Outcome(run=run)
+    if isinstance(event, StoreRestored):
+        return Outcome(run=_restored(run, now))
     if run.state is RunState.HELD:
         return _while_held(run, event, now)
+    if _is_restored(run):
+        return _while_restored(run, event, now)
+    return _while_live(run, event, now)
+
+
+def _while_live(run: Run, event: RunEvent, now: float) -> Outcome:
     match event:
         case OrderSent():
             return _order_sent(run, event, now)
@@ -141,8 +155,8 @@ def handle(run: Run, event: RunEvent, now: float) -> Outcome:
             return Outcome(run=_to(run, RunState.UNKNOWN, now, unknown_since=since, cause=reason))
         case NodeAttached():
             return _attached(run, event, now)
-        case Released() | Skipped():
-            return Outcome(run=run)  # it was released before
+        case Released() | Skipped() | StoreRestored():
+            return Outcome(run=run)  # it was released before; what a restore means is said above
         case CancelAsked():
             return _cancel_asked(run, event, now)
         case AcceptanceOver():
@@ -307,6 +321,40 @@ def _while_held(run: Run, event: RunEvent, now: float) -> Outcome:
             return Outcome(run=_end(run, RunState.CRASHED, now, cause="internal_error", detail=detail))
         case _:
             return Outcome(run=run)
+
+
+def _restored(run: Run, now: float) -> Run:
+    if run.state is RunState.HELD:
+        run = _to(run, RunState.PENDING, now, released_at=now)
+    if run.state is not RunState.UNKNOWN:
+        run = _to(run, RunState.UNKNOWN, now)
+    return replace(run, cause=STORE_RESTORED, unknown_since=now, updated_at=now)
+
+
+def _is_restored(run: Run) -> bool:
+    return run.state is RunState.UNKNOWN and run.cause == STORE_RESTORED
+
+
+def _while_restored(run: Run, event: RunEvent, now: float) -> Outcome:
+    match event:
+        case NodeAttached(agent_instance=instance, knows=NodeKnows.NOTHING) if run.agent_instance in (None, instance):
+            return Outcome(run=_lost_by_restore(run, now))
+        case NodeReported(report=RunReport(outcome=ReportOutcome.CANCELLED, proof=ProofKind.NEVER_STARTED)):
+            # The answer to a cancel by a node that does not know the run: it may have run, and been cleared.
+            return Outcome(run=_lost_by_restore(run, now), effects=(ConfirmReport(),))
+        case ReconnectGraceOver():
+            return Outcome(run=_lost_by_restore(run, now))
+        case NodeHeard() | OrderUnusable():
+            return Outcome(run=run)
+        case NodeRefused(kind=OrderKind.START):
+            return Outcome(run=run)  # of an order from before; this store has sent none
+        case _:
+            return _while_live(run, event, now)
+
+
+def _lost_by_restore(run: Run, now: float) -> Run:
+    detail = "the store was restored from an older copy, and the node does not know the run any more"
+    return _end(run, RunState.CRASHED, now, cause=STORE_RESTORED, detail=detail)
 
 
 def _never_started(run: Run, by: str, now: float) -> Run:

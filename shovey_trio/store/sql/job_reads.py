@@ -144,6 +144,11 @@ def unfinished_jobs(connection: Connection) -> Sequence[JobSnapshot]:
     )
 
 
+def unfinished_runs(connection: Connection) -> Sequence[Run]:
+    """The runs of unfinished jobs that have not ended."""
+    return [run for job in unfinished_jobs(connection) for run in job.runs if not run.is_terminal]
+
+
 def snapshot_job(connection: Connection, organization: str, job_id: str) -> JobSnapshot | None:
     row = _JOB.find(connection, job_id=job_id, organization=organization)
     return None if row is None else _snapshot(connection, row[-1], JOB.decode(row))

@@ -38,6 +38,10 @@ def load_grants(connection: Connection, organization: str, user: str) -> Sequenc
     return load_values(connection, GRANT, grants.c.organization == organization, grants.c.user == user)
 
 
+def load_all_grants(connection: Connection) -> Sequence[Grant]:
+    return load_values(connection, GRANT)
+
+
 def write_chef_principals(transaction: WriteTransaction, principals: Sequence[ChefPrincipal]) -> None:
     """Stores principals, in place of those of the same kind and name."""
     for principal in principals:

@@ -9,6 +9,7 @@ from shovey_trio.core.audit.records import AuditEntry, AuditHead, AuditRecord
 from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.jobs.model import Grant, Job, Node, NodeStatus, OutputChunk, OutputExtent, Run, StreamName, User
 from shovey_trio.core.jobs.states import RunState
+from shovey_trio.core.trust.rights import Rights
 from shovey_trio.observe import failpoints
 from shovey_trio.store.contract import (
     CommitNews,
@@ -30,6 +31,7 @@ from shovey_trio.store.sql import (
     nodes,
     output_reads,
     people,
+    restore,
     retention,
 )
 from shovey_trio.store.sql.audit import recorded
@@ -241,6 +243,12 @@ class SqlStore:
             node=node,
             now=now,
         )
+
+    async def read_rights(self) -> Rights:
+        return await self._reader.read(restore.read_rights)
+
+    async def accept_restore(self, *, rights: Rights | None, now: float, audit: AuditEntry) -> Sequence[Run]:
+        return await self._write(recorded(restore.accept_restore, audit), 0, rights, now)
 
     async def append_audit(self, entries: Sequence[AuditEntry]) -> AuditHead:
         return await self._write(audit_log.append_audit, len(entries) * BASE_COST, tuple(entries))

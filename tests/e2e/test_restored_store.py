@@ -1,0 +1,107 @@
+"""An older copy of the store is put back under a real fleet: nobody gets in again, and nothing runs twice."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from lab.limits import within
+from shovey_trio.core.errors import Exit
+from shovey_trio.demo.commands import commands
+from shovey_trio.demo.fleet import Fleet, NodeSpec, open_fleet, run_program
+from shovey_trio.demo.operator import open_operator, state_of
+from shovey_trio.demo.processes import ProcessFailed
+
+pytestmark = pytest.mark.slow
+
+
+def copy_store(source: Path, target: Path) -> None:
+    """As somebody's nightly job does."""
+    with closing(sqlite3.connect(source)) as store, closing(sqlite3.connect(target)) as copy:
+        store.backup(copy)
+    target.chmod(0o600)
+
+
+def put_back(copy: Path, store: Path) -> None:
+    copy.replace(store)
+    for name in ("-wal", "-shm"):
+        store.with_name(store.name + name).unlink(missing_ok=True)
+
+
+@contextmanager
+def restored_once(fleet: Fleet) -> Iterator[None]:
+    """The controller that is started in the block is told that its store was restored."""
+    fleet.controller.command.append("--restored")
+    try:
+        yield
+    finally:
+        fleet.controller.command.remove("--restored")
+
+
+def times_held(directory: Path, node: str) -> int:
+    return len((directory / f"{node}.held").read_text().splitlines())
+
+
+@within(110)
+async def test_older_copy_starts_only_when_it_is_meant_and_then_lets_nobody_in_and_runs_nothing_twice(
+    tmp_path: Path,
+) -> None:
+    # Their own gates: one command ends before the copy is put back, the other after.
+    gates = {node: tmp_path / node / "gate" for node in ("a", "b")}
+    for gate in gates.values():
+        gate.parent.mkdir(parents=True)
+    specs = [
+        NodeSpec(name=node, whitelist=commands(str(gate.parent)), settings={"reconnect.delay_max": "0.5s"})
+        for node, gate in gates.items()
+    ]
+    data = "--data-dir", str(tmp_path / "fleet" / "controller")
+    (tmp_path / "fleet").mkdir()
+    async with open_fleet(tmp_path / "fleet", specs, serf=False) as fleet:
+        async with open_operator(fleet) as operator:
+            jobs = {node: await operator.start("held", node) for node in gates}
+            for node, job in jobs.items():
+                await operator.lines(job, node, 1)
+            await run_program(
+                "shovey-trio", "user", "cert", "bob", "--role", "operator", "--out", str(tmp_path / "bob"), *data
+            )
+            await run_program("shovey", "--config", str(tmp_path / "bob"), "node", "list")
+            join = (await run_program("shovey-trio", "node", "token", "c", "-q", *data)).strip()
+            copy_store(fleet.data.store, tmp_path / "copy")
+
+            (gates["a"].parent / "go").touch()
+            assert state_of((await operator.finished(jobs["a"])).runs["a"]) == "failed"
+            await run_program("shovey-trio", "user", "revoke", "bob", *data)
+            await run_program("shovey-agent", "enroll", join, "--state-dir", str(tmp_path / "c"))
+        assert await fleet.controller.stop() == 0
+
+        put_back(tmp_path / "copy", fleet.data.store)
+        await fleet.controller.start()
+        assert await fleet.controller.wait() == Exit.CONFLICT.value
+        assert "start once with --restored" in fleet.controller.tail(3)
+
+        with restored_once(fleet):
+            await fleet.controller.start()
+            await fleet.wait_up()
+        async with open_operator(fleet) as operator:
+            ended = (await operator.finished(jobs["a"])).runs["a"]
+            assert (state_of(ended), ended.cause) == ("crashed", "store_restored")
+            await operator.reached(jobs["b"], "b", "running")
+            (gates["b"].parent / "go").touch()
+            assert (await operator.finished(jobs["b"])).runs["b"].exit_code == 7
+        assert [times_held(gate.parent, node) for node, gate in gates.items()] == [1, 1]
+        with pytest.raises(ProcessFailed, match="revoked"):
+            await run_program("shovey", "--config", str(tmp_path / "bob"), "node", "list")
+        with pytest.raises(ProcessFailed, match="INVALID_ENROLLMENT_TOKEN"):
+            await run_program("shovey-agent", "enroll", join, "--state-dir", str(tmp_path / "again"))
+        await run_program("shovey-trio", "audit", "verify", *data)
+        assert "store.restored" in await run_program("shovey-trio", "audit", "export", *data)
+
+        # Once is enough.
+        assert await fleet.controller.stop() == 0
+        await fleet.controller.start()
+        await fleet.wait_up()
+        assert not fleet.noise()
