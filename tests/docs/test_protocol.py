@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import re
 from pathlib import Path
 
+from shovey_agent.run.runs import ExecutorRefusal, ExitCause
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core import errors
 from shovey_trio.core.jobs.model import Role
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES, JobState, RunState
 from shovey_trio.core.trust.authz import METHODS, PERMITTED
+from shovey_trio.core.trust.orders import RefusalReason
 
 DOCS = Path(__file__).parents[2] / "docs"
+PACKAGE = DOCS.parent / "shovey_trio"
 PROTOCOL = (DOCS / "protocol.md").read_text("utf-8")
 ARCHITECTURE = (DOCS / "architecture.md").read_text("utf-8")
 POLICY_COLUMNS = (Role.ADMIN, Role.OPERATOR, Role.VIEWER, Role.NODE)
@@ -48,6 +52,46 @@ def test_every_method_is_told_with_who_may_call_it() -> None:
 def test_every_state_of_a_run_is_told_with_whether_it_is_the_end() -> None:
     told = {RunState(state.strip("`")): ended == "yes" for state, _, ended in rows(PROTOCOL, "States")}
     assert told == {state: state in TERMINAL_RUN_STATES for state in RunState}
+
+
+def test_every_cause_of_a_run_is_told() -> None:
+    told = {cause.strip("`") for cause, *_ in rows(PROTOCOL, "Causes")}
+    of_jobs = {"quorum_not_met", "run_timeout"}
+    of_nodes = {*map(str, ExitCause), *map(str, RefusalReason), *map(str, ExecutorRefusal)}
+    assert told | of_jobs == _written_causes() | of_nodes
+
+
+def test_the_states_of_causes_are_states() -> None:
+    told = {state.strip("` ") for _, states, _ in rows(PROTOCOL, "Causes") for state in states.split(",")}
+    assert told <= set(RunState)
+
+
+def _written_causes() -> set[str]:
+    """The words that are given as a ``cause`` in the code of jobs, by name or in a tuple."""
+    found: set[str] = set()
+    for folder in ("core/jobs", "nursery", "routes", "application", "shovey"):
+        for path in (PACKAGE / folder).rglob("*.py"):
+            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+                for value in _causes_at(node):
+                    words = (word.value for word in ast.walk(value) if isinstance(word, ast.Constant))
+                    found |= {word for word in words if isinstance(word, str) and word.isidentifier()}
+    return found
+
+
+def _causes_at(node: ast.AST) -> list[ast.expr]:
+    match node:
+        case ast.Call(func=ast.Name(id="Unauthenticated")):
+            return []  # why a certificate is refused: no run's
+        case ast.Call(keywords=keywords):
+            return [keyword.value for keyword in keywords if keyword.arg == "cause"]
+        case ast.Assign(targets=[ast.Name(id="cause")], value=value):
+            return [value]
+        case ast.Assign(targets=[ast.Tuple(elts=names)], value=value):
+            at = next((at for at, name in enumerate(names) if isinstance(name, ast.Name) and name.id == "cause"), None)
+            either = [value.body, value.orelse] if isinstance(value, ast.IfExp) else [value]
+            return [] if at is None else [each.elts[at] for each in either if isinstance(each, ast.Tuple)]
+        case _:
+            return []
 
 
 def test_every_state_of_a_job_is_told() -> None:
