@@ -77,7 +77,7 @@ def _spool(data: bytes) -> None:
         timestamp(known.started_at)
         if known.exit is not None:
             report_message(known.exit).SerializeToString()
-        spool.is_waiting(_RUN, boot_id="boot", now=1_800_000_000.0)
+        spool.is_waiting(_RUN, boot_id="boot", elapsed=1_000_000.0)
         read_record(str(directory), name)
     finally:
         file.unlink()

@@ -287,7 +287,7 @@ async def test_run_that_was_durable_when_its_agent_died_is_started_by_the_next_o
     assert tally.read_text() == "x\n"
 
 
-@pytest.mark.parametrize("changes", [{"deadline_at": 1.0}, {"boot_id": "another"}], ids=["time over", "other boot"])
+@pytest.mark.parametrize("changes", [{"ends_by": 1.0}, {"boot_id": "another"}], ids=["time over", "other boot"])
 async def test_run_whose_time_is_over_or_whose_boot_is_another_is_not_started_by_the_next_agent(
     open_runner: OpenRunner, changes: dict[str, object]
 ) -> None:

@@ -63,7 +63,7 @@ async def test_deadline_ends_the_run_as_timed_out(open_runner: OpenRunner) -> No
 
 async def test_absolute_deadline_counts_when_it_is_earlier(open_runner: OpenRunner) -> None:
     async with open_runner() as runner:
-        report = await runner.run("sleep", "1000", timeout=1000, deadline_at=1.0)
+        report = await runner.run("sleep", "1000", timeout=1000, ends_by=1.0)
         assert report.cause is ExitCause.TIMED_OUT
 
 

@@ -12,7 +12,8 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_agent.desk.nonces import NonceLedger, NonceVerdict, open_nonces, parse_nonces
+from shovey_agent.desk.nonces import NonceLedger, NonceVerdict, open_nonces, parse_nonces, written
+from shovey_trio.core.trust.orders import make_nonce
 
 FRESH, REPLAYED = NonceVerdict.FRESH, NonceVerdict.REPLAYED
 NOW = 1_000_000.0
@@ -25,16 +26,16 @@ def path(tmp_path: Path) -> Path:
 
 
 async def test_nonce_is_admitted_once_also_after_a_restart(path: Path) -> None:
-    nonces = await open_nonces(path, now=NOW)
+    nonces = await open_nonces(path)
     assert await nonces.admit(b"a", expires_at=NOW + 60, now=NOW) is FRESH
     assert await nonces.admit(b"a", expires_at=NOW + 60, now=NOW) is REPLAYED
-    again = await open_nonces(path, now=NOW)
+    again = await open_nonces(path)
     assert await again.admit(b"a", expires_at=NOW + 60, now=NOW) is REPLAYED
     assert await again.admit(b"b", expires_at=NOW + 60, now=NOW) is FRESH
 
 
 async def test_thousand_deliveries_at_once_admit_one(path: Path) -> None:
-    nonces = await open_nonces(path, now=NOW)
+    nonces = await open_nonces(path)
     verdicts: list[NonceVerdict] = []
 
     async def deliver() -> None:
@@ -47,28 +48,71 @@ async def test_thousand_deliveries_at_once_admit_one(path: Path) -> None:
     assert verdicts.count(REPLAYED) == 999
 
 
-async def test_forgotten_order_is_refused_even_with_the_clock_set_back(path: Path) -> None:
-    nonces = await open_nonces(path, now=NOW)
+async def test_forgotten_order_is_refused_even_with_the_clock_set_back(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_at_once(monkeypatch)
+    nonces = await open_nonces(path)
     await nonces.admit(b"a", expires_at=NOW + 60, now=NOW)
-    later = await open_nonces(path, now=NOW + 61)
-    assert later.floor == NOW + 60
+    await nonces.admit(b"later", expires_at=NOW + 3600, now=NOW + 61)
+    assert not nonces.holds(b"a")
     # The clock is an hour behind, and the order looks as good as new.
-    assert await later.admit(b"a", expires_at=NOW + 60, now=NOW - 3600) is NonceVerdict.BELOW_FLOOR
-    assert await later.admit(b"b", expires_at=NOW + 60, now=NOW - 3600) is NonceVerdict.BELOW_FLOOR
-    assert await later.admit(b"c", expires_at=NOW + 60.5, now=NOW - 3600) is FRESH
-    reopened = await open_nonces(path, now=NOW - 7200)
-    assert await reopened.admit(b"a", expires_at=NOW + 60, now=NOW - 7200) is NonceVerdict.BELOW_FLOOR
+    for opened in (nonces, await open_nonces(path)):
+        assert await opened.admit(b"a", expires_at=NOW + 60, now=NOW - 3600) is NonceVerdict.BELOW_FLOOR
+        assert await opened.admit(b"b", expires_at=NOW + 60, now=NOW - 3600) is NonceVerdict.BELOW_FLOOR
+    assert await nonces.admit(b"c", expires_at=NOW + 60.5, now=NOW - 3600) is FRESH
+
+
+def nonce_of(frame: int, number: int) -> bytes:
+    return make_nonce(epoch=7, frame=frame, random_bytes=lambda size: number.to_bytes(size, "big"))
+
+
+def forget_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("shovey_agent.desk.nonces._PRUNE_AT", 1)
+
+
+@pytest.mark.parametrize("ahead", [3600.0, 86_400.0, 31 * 86_400.0])
+async def test_what_was_forgotten_by_a_clock_that_was_ahead_does_not_bind_the_corrected_one(
+    path: Path, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    forget_at_once(monkeypatch)
+    wrong, old = NOW + ahead, nonce_of(1, 1)
+    nonces = await open_nonces(path)
+    assert await nonces.admit(old, expires_at=wrong + 60, now=wrong) is FRESH
+    assert await nonces.admit(nonce_of(1, 2), expires_at=wrong + 160, now=wrong + 100) is FRESH
+    assert not nonces.holds(old)
+    for opened in (nonces, await open_nonces(path)):
+        assert await opened.admit(nonce_of(2, 1), expires_at=NOW + 60, now=NOW) in (FRESH, REPLAYED)
+        # Whoever has recorded the old order can neither use it now, nor when its time comes.
+        assert await opened.admit(old, expires_at=wrong + 60, now=NOW) is NonceVerdict.BELOW_FLOOR
+        assert await opened.admit(old, expires_at=wrong + 60, now=wrong) is NonceVerdict.BELOW_FLOOR
+
+
+async def test_nodes_own_clock_makes_it_forget_nothing(path: Path) -> None:
+    nonces = await open_nonces(path)
+    await nonces.admit(b"a", expires_at=1.0, now=0.0)
+    assert (await open_nonces(path)).holds(b"a"), "by this machine's clock it has expired long ago"
+
+
+async def test_void_runs_can_be_voided_again_whatever_was_forgotten(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forget_at_once(monkeypatch)
+    voided = await open_nonces(path, keeps_floor=False)
+    assert await voided.admit(b"run", expires_at=NOW + 86_400, now=NOW + 86_000) is FRESH
+    assert await voided.admit(b"other", expires_at=NOW + 90_000, now=NOW + 89_000) is FRESH
+    assert await voided.admit(b"new", expires_at=NOW + 3600, now=NOW) is FRESH
 
 
 async def test_order_that_would_have_to_be_remembered_for_ever_is_refused(path: Path) -> None:
-    nonces = await open_nonces(path, now=NOW, longest_life=LIFE)
+    nonces = await open_nonces(path, longest_life=LIFE)
     assert await nonces.admit(b"a", expires_at=NOW + LIFE + 1, now=NOW) is NonceVerdict.TOO_FAR_AHEAD
     assert await nonces.admit(b"a", expires_at=math.inf, now=NOW) is NonceVerdict.TOO_FAR_AHEAD
     assert await nonces.admit(b"a", expires_at=math.nan, now=NOW) is NonceVerdict.BELOW_FLOOR
 
 
 async def test_file_stays_bounded_by_what_is_still_valid(path: Path) -> None:
-    nonces = await open_nonces(path, now=NOW)
+    nonces = await open_nonces(path)
     with trio.fail_after(60):
         for number in range(3000):
             # Each is valid for ten others.
@@ -78,7 +122,7 @@ async def test_file_stays_bounded_by_what_is_still_valid(path: Path) -> None:
 
 
 async def test_order_is_not_admitted_when_its_nonce_cannot_be_kept(path: Path) -> None:
-    nonces = await open_nonces(path, now=NOW)
+    nonces = await open_nonces(path)
     await nonces.admit(b"before", expires_at=NOW + 60, now=NOW)
     size = path.stat().st_size
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -90,27 +134,26 @@ async def test_order_is_not_admitted_when_its_nonce_cannot_be_kept(path: Path) -
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert path.stat().st_size == size
     assert await nonces.admit(b"b", expires_at=NOW + 60, now=NOW) is FRESH
-    again = await open_nonces(path, now=NOW)
+    again = await open_nonces(path)
     assert await again.admit(b"b", expires_at=NOW + 60, now=NOW) is REPLAYED
 
 
 async def test_unfinished_last_line_is_an_order_that_never_ran(path: Path) -> None:
-    nonces = await open_nonces(path, now=NOW)
+    nonces = await open_nonces(path)
     await nonces.admit(b"a", expires_at=NOW + 60, now=NOW)
     with path.open("ab") as file:
         file.write(b"1000060.0 6")
-    again = await open_nonces(path, now=NOW)
-    assert again.floor == -math.inf
+    again = await open_nonces(path)
     assert await again.admit(b"a", expires_at=NOW + 60, now=NOW) is REPLAYED
     assert await again.admit(b"b", expires_at=NOW + 60, now=NOW) is FRESH
 
 
 async def test_damaged_file_refuses_whatever_it_may_have_admitted(path: Path) -> None:
-    nonces = await open_nonces(path, now=NOW, longest_life=LIFE)
+    nonces = await open_nonces(path, longest_life=LIFE)
     await nonces.admit(b"a", expires_at=NOW + LIFE, now=NOW)
     path.write_bytes(os.urandom(100) + b"\n")
     os.utime(path, (NOW, NOW))
-    again = await open_nonces(path, now=NOW, longest_life=LIFE)
+    again = await open_nonces(path, longest_life=LIFE)
     assert await again.admit(b"a", expires_at=NOW + LIFE, now=NOW) is NonceVerdict.BELOW_FLOOR
     assert await again.admit(b"b", expires_at=NOW + LIFE + 1, now=NOW + 1) is FRESH
 
@@ -123,22 +166,36 @@ def test_any_file_is_read(text: bytes) -> None:
 
 @given(
     st.lists(
-        st.tuples(st.sampled_from(["admit", "prune"]), st.integers(0, 9), st.floats(0, 100), st.floats(0, 100)),
+        st.tuples(
+            st.sampled_from(["admit", "prune", "reopen"]), st.integers(0, 9), st.floats(0, 100), st.floats(0, 100)
+        ),
         max_size=60,
-    )
+    ),
+    st.lists(st.one_of(st.none(), st.integers(0, 3)), min_size=10, max_size=10),
+    st.integers(1, 4),
 )
-def test_no_history_of_clocks_and_prunings_admits_a_nonce_twice(history: list[tuple[str, int, float, float]]) -> None:
+def test_no_history_of_clocks_and_prunings_admits_a_nonce_twice(
+    history: list[tuple[str, int, float, float]], frames: list[int | None], kept: int
+) -> None:
     ledger = NonceLedger()
-    # A nonce belongs to one order, and an order has one expiry.
+    # A nonce belongs to one order and to one frame, and an order has one expiry.
     expiries: dict[int, float] = {}
     admitted: list[int] = []
-    for action, number, expires_at, now in history:
-        if action == "prune":
-            ledger.prune(now)
-            continue
-        nonce = b"%d" % number
-        expiry = expiries.setdefault(number, expires_at)
-        if ledger.judge(nonce, expires_at=expiry, now=now, longest_life=1000.0) is FRESH:
-            ledger.used[nonce] = expiry
-            admitted.append(number)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shovey_agent.desk.nonces._FRAMES", kept)
+        for action, number, expires_at, now in history:
+            if action == "prune":
+                ledger.prune(now)
+                continue
+            if action == "reopen":
+                ledger, damaged = parse_nonces(b"".join(written(ledger)))
+                assert not damaged
+                continue
+            frame = frames[number]
+            nonce = bytes([number]) * 16 if frame is None else nonce_of(frame, number)
+            expiry = expiries.setdefault(number, expires_at)
+            if ledger.judge(nonce, expires_at=expiry, now=now, longest_life=1000.0) is FRESH:
+                ledger.used[nonce] = expiry
+                admitted.append(number)
     assert len(admitted) == len(set(admitted))
+    assert len(ledger.floors) <= max(kept, 5)

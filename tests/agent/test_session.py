@@ -175,7 +175,6 @@ async def _rig(
     whitelist = directory / "whitelist.json"
     whitelist.write_text('{"true": "true", "cat": "sh -c \'echo out; echo err >&2\'", "sleep": "sleep 60"}')
     epochs = JobEpochs()
-    now = time.time()
     identity = authority.client_tls("shovey://org/node/n")
     assert identity.certificate is not None
     assert identity.private_key is not None
@@ -194,8 +193,8 @@ async def _rig(
         gate = OrderGate(
             identity=IDENTITY,
             keys=key_set_of("org", KEY),
-            nonces=await open_nonces(directory / "nonces", now=now, longest_life=7200),
-            voided=await open_nonces(directory / "voided", now=now, longest_life=14400),
+            nonces=await open_nonces(directory / "nonces", longest_life=7200),
+            voided=await open_nonces(directory / "voided", longest_life=14400),
             epochs=epochs,
             whitelist=WhitelistFile(whitelist),
         )

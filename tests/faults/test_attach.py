@@ -136,7 +136,7 @@ async def test_an_order_that_time_forbids_is_refused_with_the_clocks_it_was_judg
     directory = tmp_path
     write_whitelist(directory / "whitelist", {})
     key = make_signing_key(1.0)
-    nonces = await open_nonces(directory / "nonces", now=1.0)
+    nonces = await open_nonces(directory / "nonces")
     gate = OrderGate(
         identity=NodeIdentity(organization="default", node="web-1", agent_instance="instance"),
         keys=key_set_of("default", key),

@@ -81,13 +81,13 @@ import sys, trio
 from functools import partial
 from pathlib import Path
 from shovey_agent.desk.nonces import open_nonces
-print(trio.run(partial(open_nonces, Path(sys.argv[1]), now=1.0)).holds(b"used"))
+print(trio.run(partial(open_nonces, Path(sys.argv[1]))).holds(b"used"))
 """
 
 
 async def test_an_agent_on_a_full_disk_comes_up_with_its_nonces_and_cuts_half_a_line(tmp_path: Path) -> None:
     path, plan = tmp_path / "nonces", tmp_path / "plan"
-    nonces = await open_nonces(path, now=1.0)
+    nonces = await open_nonces(path)
     assert await nonces.admit(b"used", expires_at=50.0, now=1.0) is NonceVerdict.FRESH
     with path.open("ab") as file:
         file.write(b"60.0 ab")
@@ -98,5 +98,5 @@ async def test_an_agent_on_a_full_disk_comes_up_with_its_nonces_and_cuts_half_a_
     assert done.stdout.splitlines()[-1] == b"True"
     assert failpoints.passes(str(plan), "spool.nonces.new.empty") == 1
     assert path.read_bytes().endswith(b"\n")
-    again = await open_nonces(path, now=1.0)
+    again = await open_nonces(path)
     assert await again.admit(b"used", expires_at=50.0, now=1.0) is NonceVerdict.REPLAYED

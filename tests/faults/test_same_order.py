@@ -117,11 +117,10 @@ class Node:
         self._address = address
         write_whitelist(self._whitelist, whitelist(self.ledger))
 
-    async def attach(self, *, link: LinkMode, clock: float = 0.0) -> None:
+    async def attach(self, *, link: LinkMode) -> None:
         """One life of the agent with one stream, which the controller ends."""
-        now = time.time() + clock
-        nonces = await open_nonces(self._state / "nonces", now=now, longest_life=7200.0)
-        voided = await open_nonces(self._state / "voided", now=now, longest_life=10_800.0)
+        nonces = await open_nonces(self._state / "nonces", longest_life=7200.0)
+        voided = await open_nonces(self._state / "voided", longest_life=10_800.0)
         keys = TrustedKeys.unset(self._state / "signing-keys.json", "default")
 
         async def learn(offered: PublishedKeys) -> None:
@@ -203,18 +202,18 @@ async def test_an_order_that_comes_a_thousand_times_runs_once(tmp_path: Path, li
         controller.batch, controller.answered = shuffled(), everything_reported
         await node.attach(link=link)
         assert {report.exit_code for report in controller.reported.values()} == {0}
-        # The clocks of node and controller go back, and this time the agent may forget its runs.
+        # The controller's clock, by which the node judges, goes back, and this time the agent may forget its runs.
         controller.clock, controller.confirm = -BACK, True
         controller.reported.clear()
         controller.batch = []
-        await node.attach(link=link, clock=-BACK)
+        await node.attach(link=link)
         while list((tmp_path / "state" / "runs").iterdir()):
             controller.reported.clear()
-            await node.attach(link=link, clock=-BACK)
+            await node.attach(link=link)
         # Nothing but the nonces knows the orders now; they are valid still, by a clock that was set back.
         controller.batch = shuffled()
         controller.answered = lambda: len(controller.refused) >= len(controller.batch)
         controller.refused.clear()
-        await node.attach(link=link, clock=-BACK)
+        await node.attach(link=link)
         assert {refused.reason for refused in controller.refused} == {"replayed"}
         assert starts(node.ledger) == {f"run-{number}": 1 for number in range(RUNS)}

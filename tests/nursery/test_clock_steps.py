@@ -11,6 +11,7 @@ import trio
 from lab.failpoint_store import FailpointStore
 from lab.fake_agents import OnCancel, Script
 from lab.fake_doorbell import FakeDoorbell
+from lab.nursery_rig import OPERATOR
 from shovey_trio.core.jobs.model import LinkMode, Presence
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.trust.orders import frame_of
@@ -190,3 +191,32 @@ async def test_a_slewed_clock_is_followed_without_a_new_frame(autojump_clock: ob
         fleet.clock.ahead = 0.4
         await trio.sleep(2)
         assert (fleet.clock.step(), fleet.clock.frame) == (0, 0)
+
+
+@pytest.mark.parametrize("ahead", [0.0, 30.0, -HOUR])
+async def test_all_copies_of_a_start_order_have_one_nonce_and_one_expiry_also_by_another_clock(
+    ahead: float, autojump_clock: object
+) -> None:
+    store = FailpointStore()
+    async with open_agents(["a"], script=Script(silent=True)) as agents:
+        agent = agents["a"]
+        async with open_rig(store, clock=TrioClock()) as rig:
+            await rig.register(["a"])
+            agent.connect(rig.inbox)
+            job = await rig.start("a")
+            for _ in range(2):
+                await trio.sleep(1)
+                agent.disconnect()
+                agent.connect()
+            await trio.sleep(1)
+            rig.crash(agents.values())
+        async with open_rig(store, clock=TrioClock(1_800_000_000.0 + trio.current_time() + ahead)) as rig:
+            agent.connect(rig.inbox)
+            await trio.sleep(1)
+            assert len({order.epoch for order in agent.orders}) == 2
+            assert len({(order.run_id, order.nonce, order.expires_at) for order in agent.orders}) == 1
+            await rig.jobs.cancel(OPERATOR, job.id, [])
+            agent.script = Script()
+            agent.disconnect()
+            agent.connect()
+            await rig.ended(job.id)

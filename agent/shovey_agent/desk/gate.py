@@ -17,6 +17,7 @@ from shovey_agent.desk.nonces import NonceFile, NonceVerdict
 from shovey_agent.desk.whitelist_file import WhitelistFile
 from shovey_agent.run.accounts import Account, AccountUnusable, resolve_account
 from shovey_agent.run.runs import RunSpec
+from shovey_agent.supervisor.proc_posix import elapsed_clock
 from shovey_trio.core.jobs.command_input import CommandInput
 from shovey_trio.core.trust.order_signing import OrderKeys, verify_order
 from shovey_trio.core.trust.orders import NodeIdentity, Order, OrderKind, RefusalReason, SignedOrder, judge_order
@@ -134,7 +135,7 @@ class OrderGate:
             env=permitted.env,
             umask=0o022 if entry.umask is None else entry.umask,
             timeout=timeout,
-            deadline_at=time.time() + timeout,
+            ends_by=elapsed_clock() + timeout,
             grace=order.kill_grace,
             order=signed.order,
             signature=signed.signature,

@@ -6,7 +6,6 @@ Used by an agent that is one process, and by the launcher, which serves it to a 
 from __future__ import annotations
 
 import errno
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -166,15 +165,16 @@ async def open_local_desk(
         OSError: the state directory is not one to work with.
         LaunchFailed: not even one process can be started.
     """
-    now = time.time()
     directory = config.state_dir
     async with open_executor(config) as executor:
         await executor.adopt()
         gate = OrderGate(
             identity=identity,
             keys=keys,
-            nonces=await open_nonces(directory / "nonces", now=now, longest_life=_LONGEST_ORDER),
-            voided=await open_nonces(directory / "voided", now=now, longest_life=_LONGEST_ORDER + VOID_LIFETIME),
+            nonces=await open_nonces(directory / "nonces", longest_life=_LONGEST_ORDER),
+            voided=await open_nonces(
+                directory / "voided", longest_life=_LONGEST_ORDER + VOID_LIFETIME, keeps_floor=False
+            ),
             epochs=JobEpochs((run.job_id, run.epoch) for run in executor.known_runs()),
             whitelist=whitelist,
         )

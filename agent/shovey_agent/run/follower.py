@@ -28,7 +28,7 @@ from shovey_agent.run.runs import (
 )
 from shovey_agent.run.spool import Spool
 from shovey_agent.run.zygote_client import LaunchFailed, Zygote, receive_pidfds
-from shovey_agent.supervisor.proc_posix import boot_id
+from shovey_agent.supervisor.proc_posix import boot_id, elapsed_clock
 from shovey_agent.supervisor.spool_files import OUTPUT
 from shovey_trio.core.jobs.events import RunReport
 
@@ -136,7 +136,7 @@ class RunFollower:
             self.note_cancelling()
 
     def _is_waiting(self) -> bool:
-        return self._spool.is_waiting(self.known.run_id, boot_id=boot_id(), now=time.time())
+        return self._spool.is_waiting(self.known.run_id, boot_id=boot_id(), elapsed=elapsed_clock())
 
     async def _listen(self, channel: trio.socket.SocketType) -> None:
         """Hears what a new supervisor says, until it has said all."""

@@ -84,7 +84,7 @@ class RunSpec:
         argv: never empty; ``argv[0]`` without a slash is looked up in the PATH of ``env``.
         env: added to the clean environment; cannot replace the ``SHOVEY_…`` variables.
         timeout: seconds the command may run, above 0.
-        deadline_at: when it must have ended by this node's clock as it is now; whichever is earlier counts.
+        ends_by: when it must have ended, by ``elapsed_clock`` of this boot, waiting included; the earlier counts.
         grace: seconds between SIGTERM and SIGKILL.
         order: the signed order as received, kept with the run.
         signature: of those bytes.
@@ -106,7 +106,7 @@ class RunSpec:
     env: Mapping[str, str] = field(default_factory=dict)
     umask: int = 0o022
     timeout: float
-    deadline_at: float | None = None
+    ends_by: float | None = None
     grace: float
     order: bytes = b""
     signature: bytes = b""

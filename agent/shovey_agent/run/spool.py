@@ -201,7 +201,7 @@ class Spool:
         except (KeyError, TypeError, ValueError):
             return None
 
-    def is_waiting(self, run_id: str, *, boot_id: str, now: float) -> bool:
+    def is_waiting(self, run_id: str, *, boot_id: str, elapsed: float) -> bool:
         """Whether a run was made durable, nobody has claimed it, and it may still be started.
 
         Not in another boot, where the order of things is lost, and not when its time is over. Starting it is safe
@@ -214,10 +214,10 @@ class Spool:
         spec = _read(directory, SPEC)
         if spec is None or spec.get("boot_id") != boot_id or os.path.exists(os.path.join(directory, SUPERVISOR)):
             return False
-        if spec.get("deadline_at") is None:
-            return True
-        deadline_at = _number(spec, "deadline_at")
-        return deadline_at is not None and now < deadline_at
+        if spec.get("ends_by") is None:
+            return "deadline_at" not in spec  # by a wall clock, of an agent up to 0.1: nobody knows when that is
+        ends_by = _number(spec, "ends_by")
+        return ends_by is not None and elapsed < ends_by
 
     def claim_for_agent(self, run_id: str) -> bool:
         """Takes the run from any supervisor that has not claimed it yet; returns whether that was in time."""
@@ -315,7 +315,7 @@ class Spool:
             "account": None if spec.account is None else [spec.account.uid, spec.account.gid, *spec.account.groups],
             "lock": spec.lock,
             "timeout": spec.timeout,
-            "deadline_at": spec.deadline_at,
+            "ends_by": spec.ends_by,
             "grace": spec.grace,
             "head_cap": spec.output_cap or self._limits.head_cap,
             "tail_cap": self._limits.tail_cap,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from pathlib import Path
 
 import httpx2
@@ -46,7 +45,7 @@ async def run_legacy_agent(settings: AgentSettings) -> None:
         # No deadline of the client's own: each report has one.
         async with open_executor(_executor_config(settings)) as executor, httpx2.AsyncClient(timeout=None) as client:
             await executor.adopt()
-            runs = await open_nonces(state_dir / "legacy-runs", now=time.time(), longest_life=MEMORY + legacy.time_slew)
+            runs = await open_nonces(state_dir / "legacy-runs", longest_life=MEMORY + legacy.time_slew)
             files = await trio.to_thread.run_sync(ProgressFiles, state_dir / "legacy")
             gate = LegacyGate(
                 node=identity.node,

@@ -20,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 from shovey_agent.desk.nonces import NonceFile, NonceVerdict
 from shovey_agent.desk.whitelist_file import WhitelistFile
 from shovey_agent.run.runs import RunSpec
+from shovey_agent.supervisor.proc_posix import elapsed_clock
 from shovey_trio.core.chef.signing import load_public_key
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.whitelist.whitelist import NotWhitelisted
@@ -113,7 +114,7 @@ class LegacyGate:
             cwd=entry.cwd or "/",
             env=entry.env,
             timeout=timeout,
-            deadline_at=now + timeout,
+            ends_by=elapsed_clock() + timeout,
             grace=_KILL_GRACE,
             order=payload,
         )

@@ -394,12 +394,9 @@ def _readable(data: bytes) -> int:
 
 
 def time_allowed(spec: dict[str, Any]) -> float:
-    """Seconds a command may run. Asked once: later changes of the wall clock do not count."""
-    timeout = float(spec["timeout"])
-    deadline_at = spec["deadline_at"]
-    if deadline_at is None:
-        return timeout
-    return max(0.0, min(timeout, float(deadline_at) - time.time()))
+    """Seconds a command may still run."""
+    timeout, ends_by = float(spec["timeout"]), spec.get("ends_by")
+    return timeout if ends_by is None else max(0.0, min(timeout, float(ends_by) - elapsed_clock()))
 
 
 def ending(request: dict[str, Any]) -> tuple[str, str]:
