@@ -61,7 +61,7 @@ async def check_store(store: RestorableStore, file: HeadFile) -> None:
 async def accept_restore(
     store: RestorableStore, file: HeadFile, *, clock: Clock, organization: str, principal: str
 ) -> Restored:
-    """Makes an older copy fit to be served; see ``Store.accept_restore``. Recorded, and signed when it is done.
+    """Makes an older copy fit to be served, once ``sign_anew`` is done too; see ``Store.accept_restore``. Recorded.
 
     Interrupted, it is done again with no harm. Rights are those that were kept last, unless the store is newer.
 
@@ -89,9 +89,17 @@ async def accept_restore(
         },
     )
     runs = await store.accept_restore(rights=rights, now=clock.now(), audit=entry)
+    return Restored(runs=len(runs), rights_kept=rights is not None)
+
+
+async def sign_anew(store: RestorableStore, file: HeadFile, *, clock: Clock) -> None:
+    """Signs the head of a store that was accepted, in the place of the one that it does not have.
+
+    Raises:
+        StoreUnavailable, OSError: it cannot be written now.
+    """
     anchor = await open_anchor(store=store, file=file, clock=clock, anew=True)
     await anchor.sign_or_raise()
-    return Restored(runs=len(runs), rights_kept=rights is not None)
 
 
 async def _lacks(store: RestorableStore, signed: AuditHead) -> bool:

@@ -14,7 +14,7 @@ import structlog
 import trio
 
 from shovey_trio.application.organization_keys import OrganizationKeys
-from shovey_trio.application.restored import accept_restore, check_store
+from shovey_trio.application.restored import accept_restore, check_store, sign_anew
 from shovey_trio.chef.callers import StoredChefCallers
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.controller.file_watch import marks, reload_on_change
@@ -252,6 +252,7 @@ async def _check_age(settings: ServerSettings, store: Store, clock: Clock, *, re
     if restored:
         organization = settings.server.organization
         done = await accept_restore(store, files, clock=clock, organization=organization, principal="controller")
+        await sign_anew(store, files, clock=clock)
         _log.warning("store.restored", unknown_runs=done.runs, rights_kept=done.rights_kept)
     await check_store(store, files)
 

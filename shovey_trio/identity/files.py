@@ -131,6 +131,15 @@ def make_secret_directory(path: Path) -> None:
     path.mkdir(mode=SECRET_DIRECTORY_MODE, exist_ok=True)
 
 
+def sync_file(path: Path) -> None:
+    """Makes what was written to a file durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_directory(path: Path) -> None:
     """Makes the names in a directory durable: a renamed file is not, until its directory is synced."""
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

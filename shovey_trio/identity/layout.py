@@ -85,6 +85,12 @@ class DataDirectory:
         # SQLite's files beside the store hold what the store will.
         return (self.root, *folders, *secrets, *sorted(self.root.glob("store.sqlite3*")))
 
+    def lasting_files(self) -> Sequence[Path]:
+        """What a controller needs beside its store to be set up again elsewhere. Reads the directory."""
+        folders = ("ca", "tls", "signing", "audit", self.admin.name)
+        found = [self.configuration, *(file for name in folders for file in sorted((self.root / name).rglob("*")))]
+        return [file for file in found if file.is_file() and file.suffix != ".lock"]
+
     @property
     def admin(self) -> Path:
         """The first admin's client directory."""

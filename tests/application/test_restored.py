@@ -10,7 +10,7 @@ import pytest
 from lab.kept_heads import KeptHeads
 from lab.memory_store import MemoryStore
 from shovey_trio.application.audit_anchor import open_anchor
-from shovey_trio.application.restored import StoreOlder, accept_restore, check_store
+from shovey_trio.application.restored import StoreOlder, accept_restore, check_store, sign_anew
 from shovey_trio.core.audit.records import AuditAction, AuditBroken, AuditEntry, AuditOutcome
 from shovey_trio.core.jobs.model import Role, User
 
@@ -41,6 +41,7 @@ async def signed(records: int) -> tuple[MemoryStore, KeptHeads]:
 
 async def accept(store: MemoryStore, kept: KeptHeads) -> bool:
     done = await accept_restore(store, kept, clock=FixedClock(), organization="default", principal="controller")
+    await sign_anew(store, kept, clock=FixedClock())
     return done.rights_kept
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sqlite3
+import sys
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
+import trio
 
 from lab.limits import within
 from shovey_trio.core.errors import Exit
@@ -17,6 +21,7 @@ from shovey_trio.demo.operator import open_operator, state_of
 from shovey_trio.demo.processes import ProcessFailed
 
 pytestmark = pytest.mark.slow
+OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
 
 
 def copy_store(source: Path, target: Path) -> None:
@@ -40,6 +45,30 @@ def restored_once(fleet: Fleet) -> Iterator[None]:
         yield
     finally:
         fleet.controller.command.remove("--restored")
+
+
+async def typed(fleet: Fleet, lines: list[str], directory: Path) -> None:
+    """What operations.md says to type, typed; the fleet's controller is the service."""
+    environ = {**os.environ, "SHOVEY_TRIO_CONFIG": str(fleet.data.configuration)}
+    environ["PATH"] = f"{Path(sys.executable).parent}:{environ['PATH']}"
+    for line in lines:
+        match line.split():
+            case ["systemctl", "stop", "shovey-trio"]:
+                await fleet.controller.stop()
+            case ["systemctl", "start", "shovey-trio"]:
+                await fleet.controller.start()
+                await fleet.wait_up()
+            case _:
+                done = await trio.run_process(
+                    ["sh", "-c", line], cwd=directory, env=environ, capture_stderr=True, check=False
+                )
+                assert done.returncode == 0, done.stderr.decode()
+
+
+def lines_of_the_walk() -> list[str]:
+    section = OPERATIONS.partition("\n### Backup and restore\n")[2].partition("\n## ")[0]
+    (block,) = re.findall(r"^```sh\n(.*?)^```", section, re.MULTILINE | re.DOTALL)
+    return [line.partition("#")[0].strip() for line in block.splitlines() if line.partition("#")[0].strip()]
 
 
 def times_held(directory: Path, node: str) -> int:
@@ -104,4 +133,25 @@ async def test_older_copy_starts_only_when_it_is_meant_and_then_lets_nobody_in_a
         assert await fleet.controller.stop() == 0
         await fleet.controller.start()
         await fleet.wait_up()
+        assert not fleet.noise()
+
+
+@within(110)
+async def test_backup_and_restore_as_operations_says_it(tmp_path: Path) -> None:
+    backup, *rest = lines_of_the_walk()
+    (tmp_path / "typed").mkdir()
+    specs = [NodeSpec(name="a", whitelist=commands(str(tmp_path)), settings={"reconnect.delay_max": "0.5s"})]
+    async with open_fleet(tmp_path, specs, serf=False) as fleet, open_operator(fleet) as operator:
+        before = await operator.run("true", "a")
+        job = await operator.start("held", "a")
+        await operator.lines(job, "a", 1)
+        await typed(fleet, [backup], tmp_path / "typed")
+        (tmp_path / "go").touch()
+        assert (await operator.finished(job)).runs["a"].exit_code == 7
+        await typed(fleet, rest, tmp_path / "typed")
+        ended = (await operator.finished(job)).runs["a"]
+        assert (state_of(ended), ended.cause) == ("crashed", "store_restored")
+        assert (await operator.finished(before.job.id)).states() == {"a": "succeeded"}
+        assert (await operator.run("true", "a")).states() == {"a": "succeeded"}
+        assert times_held(tmp_path, "a") == 1
         assert not fleet.noise()
