@@ -138,7 +138,7 @@ def serve_bridge() -> None:
     from shovey_trio.rpc.bridge import Listener, open_server
 
     async def run() -> None:
-        listener = Listener(name="a", address="127.0.0.1:0", routes=Probe().routes())
+        listener = Listener(name="a", address="127.0.0.1:0", serves=Probe().serves())
         async with open_server([listener]) as running:
             print(running.port("a"), flush=True)
             await trio.sleep_forever()

@@ -201,7 +201,7 @@ def _service(data: bytes, kind: type[Any], route: int) -> None:
         # What the gatekeeper does once a certificate is believed.
         callers._caller.set(_NODE)
         try:
-            await service.routes()[route].handler(PeerStream(messages(data, kind)))
+            await service.serves()[route].handler(PeerStream(messages(data, kind)))
         finally:
             with trio.CancelScope(shield=True):
                 await audit.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import structlog
@@ -140,8 +140,10 @@ class Nodes:
         return node
 
     def _view(self, node: Node) -> NodeView:
+        attached = self._services.links.get(node.organization, node.name) is not None
         return NodeView(
-            node=node,
-            attached=self._services.links.get(node.organization, node.name) is not None,
+            # Signs of life on a stream are not written down one by one: it is open because they come.
+            node=replace(node, last_seen_at=self._services.clock.now()) if attached else node,
+            attached=attached,
             serf_status=self._doorbell.member_status(node.organization, node.name),
         )

@@ -55,9 +55,9 @@ def test_a_rotation_is_one_command(cli: Commands) -> None:
     before = cli.ring.load().active.key_id
     cli("key", "rotate", "--overlap", "1h")
     keys = cli.ring.load()
-    lines = [line.split("\t") for line in cli("key", "list").splitlines()]
-    assert [(line[0], line[1]) for line in lines[:2]] == [(keys.active.key_id, "active"), (before, "retiring")]
-    assert lines[2][1:] == ["root", "here", f"serial {keys.keys.serial}"]
+    rows = [line.split()[:2] for line in cli("key", "list").splitlines()[1:]]
+    assert rows[:2] == [[keys.active.key_id, "active"], [before, "retiring"]]
+    assert [row[1] for row in rows[2:]] == ["root"]
     old = keys.keys.keys[1]
     assert old.not_after == keys.keys.keys[0].not_before + 3600
 
@@ -74,7 +74,7 @@ def test_a_revoked_key_is_replaced_and_named_for_what_it_is(cli: Commands) -> No
     cli("key", "revoke", stolen)
     keys = cli.ring.load()
     assert keys.keys.find(stolen, _LATER) is RefusalReason.REVOKED_KEY
-    assert f"{stolen}\trevoked" in cli("key", "list")
+    assert f"{stolen}  revoked" in cli("key", "list")
     assert "revoked already" in cli("key", "revoke", stolen, exit_code=2)
     assert cli("key", "revoke", "0" * 16, exit_code=3)
 
@@ -158,7 +158,7 @@ def test_revoking_a_user_voids_certificates_and_leaves_the_user(cli: Commands) -
     before = cli.directory.changed.stat().st_mtime_ns if cli.directory.changed.exists() else 0
     assert "1 certificate is void" in cli("user", "revoke", "ada")
     assert cli.directory.changed.stat().st_mtime_ns > before
-    assert "ada\tviewer" in cli("user", "list")
+    assert ["ada", "viewer", "-"] in [line.split() for line in cli("user", "list").splitlines()]
 
     async def revoked(store: Store) -> int:
         return len(await store.revoked_serials())

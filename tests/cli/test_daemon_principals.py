@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -60,6 +62,10 @@ class Commands:
         out, err = self._capsys.readouterr()
         return err if exit_code else out
 
+    def rows(self, *words: str) -> list[list[str]]:
+        """A table's cells, without its header."""
+        return [re.split(r" {2,}", line) for line in self(*words).splitlines()[1:]]
+
     def store(self, work: Callable[[Store], Awaitable[T]]) -> T:
         return run_with_store(self.directory.store, work)
 
@@ -84,7 +90,7 @@ def key_file(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def test_new_organization_has_keys_of_its_own_and_is_listed(cli: Commands) -> None:
     cli("org", "add", "acme")
-    assert cli("org", "list") == "acme\t0 users\t0 nodes\ndefault\t1 users\t0 nodes\town\n"
+    assert cli.rows("org", "list") == [["acme", "0", "0", "-"], ["default", "1", "0", "yes"]]
     own, acme = (SigningKeyFile(cli.directory.signing_keys(name)).load(name) for name in ("default", "acme"))
     assert own.active.key_id != acme.active.key_id
     old, new = (SCHOB_KEYS.file_of(cli.directory, name).load(name) for name in ("default", "acme"))
@@ -95,7 +101,7 @@ def test_new_organization_has_keys_of_its_own_and_is_listed(cli: Commands) -> No
 @pytest.mark.parametrize("name", ["default", "Upper", "a.b", "../x", ""])
 def test_organization_that_cannot_be_made_is_refused(cli: Commands, name: str) -> None:
     cli("org", "add", name, exit_code=2)
-    assert cli("org", "list") == "default\t1 users\t0 nodes\town\n"
+    assert cli("org", "list", "-o", "name") == "default\n"
 
 
 def test_organizations_do_not_share_names(cli: Commands, key_file: str) -> None:
@@ -103,10 +109,11 @@ def test_organizations_do_not_share_names(cli: Commands, key_file: str) -> None:
     cli("user", "add", "bob", "--role", "viewer")
     cli("user", "cert", "bob", "--role", "admin", "--org", "acme")
     cli("node", "add", "web-1", "--legacy", "--public-key", key_file, "--org", "acme")
-    assert cli("user", "list") == "admin\tadmin\t-\nbob\tviewer\t-\n"
-    assert cli("user", "list", "--org", "acme") == "bob\tadmin\t-\n"
+    assert cli.rows("user", "list") == [["admin", "admin", "-"], ["bob", "viewer", "-"]]
+    assert cli.rows("user", "list", "--org", "acme") == [["bob", "admin", "-"]]
     assert cli("node", "list") == ""
-    assert cli("node", "list", "--org", "acme").startswith("web-1\tlegacy\tnew\t")
+    [row] = cli.rows("node", "list", "--org", "acme")
+    assert row[:3] == ["web-1", "legacy", "new"]
     cli("user", "list", "--org", "elsewhere", exit_code=3)
 
 
@@ -126,13 +133,13 @@ def test_removed_organization_leaves_nothing_that_can_call(cli: Commands, key_fi
 
     cli.store(left)
     assert not list(cli.directory.signing_keys("acme").parent.glob("acme*"))
-    assert cli("org", "list") == "default\t1 users\t0 nodes\town\n"
+    assert cli("org", "list", "-o", "name") == "default\n"
     cli("org", "remove", "acme", exit_code=3)
 
 
 def test_controllers_own_organization_cannot_be_removed(cli: Commands) -> None:
     cli("org", "remove", "default", "--force", exit_code=2)
-    assert cli("user", "list") == "admin\tadmin\t-\n"
+    assert cli("user", "list", "-o", "name") == "admin\n"
 
 
 def test_organization_with_an_unfinished_job_is_removed_by_force_alone(cli: Commands) -> None:
@@ -142,7 +149,7 @@ def test_organization_with_an_unfinished_job_is_removed_by_force_alone(cli: Comm
     assert JOB.id in cli("org", "remove", "acme", exit_code=5)
     assert cli("node", "list", "--org", "acme") != ""
     cli("org", "remove", "acme", "--force")
-    assert cli("org", "list") == "default\t1 users\t0 nodes\town\n"
+    assert cli("org", "list", "-o", "name") == "default\n"
 
 
 # -- users
@@ -152,11 +159,11 @@ def test_user_is_made_once_listed_and_removed_with_everything(cli: Commands, key
     cli("user", "add", "alice", "--role", "operator", "--public-key", key_file)
     assert "operator" in cli("user", "add", "alice", "--role", "admin", exit_code=2)
     cli("user", "cert", "alice", "--role", "operator")
-    assert cli("user", "list").splitlines()[1].startswith("alice\toperator\t")
+    assert cli.rows("user", "list")[1][:2] == ["alice", "operator"]
     said = cli("user", "remove", "alice")
     assert "1 certificate is void" in said
     assert "no Chef key" in said
-    assert cli("user", "list") == "admin\tadmin\t-\n"
+    assert cli("user", "list", "-o", "name") == "admin\n"
     assert cli("user", "keys") == ""
     cli("user", "remove", "alice", exit_code=3)
 
@@ -178,7 +185,7 @@ def test_role_of_a_user_is_one_for_knife_and_grpc(cli: Commands, key_file: str) 
     cli("user", "key", "alice", key_file)
     assert role_at_the_shim() is Role.VIEWER
     cli("user", "key", "alice", key_file, "--role", "admin")
-    assert cli("user", "list").splitlines()[1].startswith("alice\tadmin\t")
+    assert cli.rows("user", "list")[1][:2] == ["alice", "admin"]
 
 
 # -- nodes
@@ -218,3 +225,27 @@ def test_grants_of_one_organization_are_not_anothers(cli: Commands) -> None:
         return len(await store.load_grants("acme", "bob")), len(await store.load_grants("default", "bob"))
 
     assert cli.store(read) == (1, 0)
+
+
+# -- listings
+
+
+def test_lists_have_headers_and_are_for_programs_too(cli: Commands, key_file: str) -> None:
+    cli("user", "add", "bob", "--role", "operator", "--public-key", key_file)
+    cli("user", "grant", "bob", "--command", "chef-*", "--nodes", "role=web")
+    assert cli("user", "list").splitlines()[0].split("  ")[0] == "NAME"
+    [_, bob] = json.loads(cli("user", "list", "-o", "json"))
+    assert (bob["name"], bob["role"], len(bob["chef_keys"])) == ("bob", "operator", 1)
+    assert cli("user", "keys", "-o", "name") == "bob\n"
+    assert json.loads(cli("user", "grants", "bob", "-o", "jsonl")) == {"command": "chef-*", "nodes": "role=web"}
+    [key, root] = json.loads(cli("key", "list", "-o", "json"))
+    assert (key["state"], key["until"], root["state"], root["place"]) == ("active", None, "root", "here")
+    cli("node", "add", "old-1", "--legacy")
+    cli("legacy", "key", "reset")
+    current, old = json.loads(cli("legacy", "key", "status", "-o", "json"))
+    assert (current["state"], current["nodes"], old["to_be_moved"]) == ("current", 0, ["old-1"])
+
+
+def test_empty_list_is_no_output_for_people_and_an_empty_one_for_programs(cli: Commands) -> None:
+    assert cli("node", "list") == ""
+    assert cli("node", "list", "-o", "json") == "[]\n"

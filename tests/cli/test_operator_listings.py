@@ -98,6 +98,13 @@ async def test_jobs_are_filtered(rig: OperatorRig) -> None:
     assert table[1].split()[1:5] == ["hello", "complete", "1/1", "user/tester"]
 
 
+async def test_jobs_of_a_user_are_found_by_name(rig: OperatorRig) -> None:
+    await rig.run("job", "start", "hello", "web-1")
+    whole = (await rig.run("job", "list", "--by", "user/tester", "-o", "name")).out
+    assert (await rig.run("job", "list", "--by", "tester", "-o", "name")).out == whole != ""
+    assert (await rig.run("job", "list", "--by", "other", "-o", "name")).out == ""
+
+
 async def test_job_status_has_the_job_and_its_runs(rig: OperatorRig) -> None:
     await rig.run("job", "start", "mixed", "web-1", "web-2")
     table = (await rig.run("job", "status", "last")).out

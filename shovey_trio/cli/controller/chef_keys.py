@@ -10,6 +10,7 @@ import click
 from shovey_trio.application.chef_keys import add_chef_key, list_chef_principals, remove_chef_key
 from shovey_trio.cli.controller.offline_store import change_store, run_with_store
 from shovey_trio.cli.controller.options import for_organization
+from shovey_trio.cli.text.output_formats import Format, output_option, row_shape, write_listing
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.chef.keys import ChefKey, read_chef_keys
 from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
@@ -65,13 +66,13 @@ def _key_command(kind: ChefPrincipalKind) -> click.Command:
 
 def _keys_command(kind: ChefPrincipalKind) -> click.Command:
     @click.command("keys", help=f"List the {kind}s that may call the REST shim, with the ids of their keys.")
+    @output_option
     @for_organization
-    def keys(settings: ServerSettings) -> None:
+    def keys(settings: ServerSettings, output: Format | None) -> None:
         organization = settings.server.organization
-        for stored in run_with_store(
-            settings.store_path, lambda store: list_chef_principals(store, organization, kind)
-        ):
-            click.echo(f"{stored.name}\t{stored.role}\t{','.join(key_ids(stored))}")
+        known = run_with_store(settings.store_path, lambda store: list_chef_principals(store, organization, kind))
+        rows = [{"name": stored.name, "role": stored.role.value, "chef_keys": key_ids(stored)} for stored in known]
+        write_listing(rows, row_shape("NAME", "ROLE", "CHEF KEYS", nothing=f"no {kind} has a Chef key"), output)
 
     return keys
 
@@ -90,7 +91,7 @@ def _remove_command(kind: ChefPrincipalKind) -> click.Command:
     return remove_key
 
 
-def key_ids(stored: ChefPrincipal | None) -> Sequence[str]:
+def key_ids(stored: ChefPrincipal | None) -> list[str]:
     """The ids of a principal's keys, for people to name them by."""
     return [] if stored is None else [key.key_id for key in read_chef_keys(stored.public_key)]
 

@@ -7,6 +7,7 @@ import click
 from shovey_trio.application.grants import give_grant, take_grant
 from shovey_trio.cli.controller.offline_store import change_store, run_with_store
 from shovey_trio.cli.controller.options import for_organization
+from shovey_trio.cli.text.output_formats import Format, output_option, row_shape, write_listing
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.jobs.model import Grant, Role
 from shovey_trio.identity.names import user_identity
@@ -51,16 +52,14 @@ def revoke_grant(settings: ServerSettings, name: str, command: str, nodes: str, 
 
 @click.command()
 @click.argument("name")
+@output_option
 @for_organization
-def grants(settings: ServerSettings, name: str) -> None:
+def grants(settings: ServerSettings, name: str, output: Format | None) -> None:
     """List the grants of the user NAME."""
     identity = user_identity(settings.server.organization, name)
-
     found = run_with_store(settings.store_path, lambda store: store.load_grants(identity.organization, identity.name))
-    for one in found:
-        click.echo(f"{one.command} on {one.nodes}")
-    if not found:
-        click.echo(f"user/{name} has no grants and is not narrowed", err=True)
+    rows = [{"command": one.command, "nodes": one.nodes} for one in found]
+    write_listing(rows, row_shape("COMMAND", "NODES", nothing=f"user/{name} has no grants and is not narrowed"), output)
 
 
 def _grant(settings: ServerSettings, name: str, command: str, nodes: str) -> Grant:

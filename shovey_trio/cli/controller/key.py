@@ -13,6 +13,7 @@ import click
 from shovey_trio.application.audit import keys_entry, record
 from shovey_trio.cli.controller.offline_store import change_store
 from shovey_trio.cli.controller.options import for_organization
+from shovey_trio.cli.text.output_formats import Format, Row, output_option, row_shape, write_listing
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.config.types import format_duration, parse_duration
 from shovey_trio.core.errors import NotFound
@@ -57,16 +58,26 @@ def key() -> None:
 
 
 @key.command("list")
+@output_option
 @for_organization
-def list_(settings: ServerSettings) -> None:
-    """List the signing keys: id, state, since when it may sign, until when it is believed; then the root key."""
+def list_(settings: ServerSettings, output: Format | None) -> None:
+    """List the signing keys, since when each may sign and until when it is believed; then the root key above them."""
     ring = _ring(settings)
     keys = ring.ensure_root(time.time())
-    for known in keys.keys.keys:
-        until = "-" if known.not_after is None else _moment(known.not_after)
-        click.echo(f"{known.key_id}\t{known.state}\t{_moment(known.not_before)}\t{until}")
+    rows: list[Row] = [
+        {
+            "key_id": known.key_id,
+            "state": known.state.value,
+            "since": _moment(known.not_before),
+            "until": None if known.not_after is None else _moment(known.not_after),
+            "place": "here",
+        }
+        for known in keys.keys.keys
+    ]
     place = "here" if ring.root_key_path.exists() else "kept elsewhere"
-    click.echo(f"{key_id_of(keys.root_public_key)}\troot\t{place}\tserial {keys.keys.serial}")
+    root_id = key_id_of(keys.root_public_key)
+    rows.append({"key_id": root_id, "state": "root", "since": None, "until": None, "place": place})
+    write_listing(rows, row_shape("KEY ID", "STATE", "SINCE", "UNTIL", "PLACE", nothing="no keys"), output)
 
 
 @key.command()

@@ -18,6 +18,7 @@ from shovey_trio.cli.controller.chef_keys import PUBLIC_KEY, add_key_commands, k
 from shovey_trio.cli.controller.offline_store import change_store, run_with_store
 from shovey_trio.cli.controller.options import for_organization
 from shovey_trio.cli.controller.removals import removed_words, revoke_all
+from shovey_trio.cli.text.output_formats import Format, output_option, row_shape, write_listing
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.config.types import format_duration, parse_duration
 from shovey_trio.controller.wings import NODE_KINDS
@@ -124,9 +125,10 @@ def add(settings: ServerSettings, name: str, kind: str, public_key: IO[str] | No
 
 
 @node.command("list")
+@output_option
 @for_organization
-def list_nodes(settings: ServerSettings) -> None:
-    """List the registered nodes: name, link, presence as last stored, ids of Chef keys. More: `shovey node list`."""
+def list_nodes(settings: ServerSettings, output: Format | None) -> None:
+    """List the registered nodes, with presence as last stored and the ids of Chef keys. More: `shovey node list`."""
     organization = settings.server.organization
 
     async def read(store: Store) -> tuple[Sequence[Node], Sequence[ChefPrincipal]]:
@@ -135,9 +137,16 @@ def list_nodes(settings: ServerSettings) -> None:
 
     nodes, keys = run_with_store(settings.store_path, read)
     by_name = {stored.name: stored for stored in keys}
-    for known in nodes:
-        ids = ",".join(key_ids(by_name.get(known.name))) or "-"
-        click.echo(f"{known.name}\t{known.link}\t{known.presence}\t{ids}")
+    rows = [
+        {
+            "name": known.name,
+            "link": known.link,
+            "presence": known.presence.value,
+            "chef_keys": key_ids(by_name.get(known.name)),
+        }
+        for known in nodes
+    ]
+    write_listing(rows, row_shape("NAME", "LINK", "PRESENCE", "CHEF KEYS", nothing="no nodes"), output)
 
 
 @node.command()

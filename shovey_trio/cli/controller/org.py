@@ -12,6 +12,7 @@ from shovey_trio.application.removal import remove_organization
 from shovey_trio.cli.controller.offline_store import change_store, note_change, run_with_store
 from shovey_trio.cli.controller.options import of_organization, with_settings
 from shovey_trio.cli.controller.removals import unfinished_words
+from shovey_trio.cli.text.output_formats import Format, output_option, row_shape, write_listing
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.controller.wings import KEY_KINDS
 from shovey_trio.core.audit.records import AuditAction
@@ -50,18 +51,21 @@ def add(settings: ServerSettings, name: str) -> None:
 
 
 @org.command("list")
+@output_option
 @with_settings
-def list_(settings: ServerSettings) -> None:
-    """List the organizations: name, number of users, number of nodes. The controller's own is marked."""
+def list_(settings: ServerSettings, output: Format | None) -> None:
+    """List the organizations, with the numbers of their users and nodes. The controller's own is marked."""
 
     async def read(store: Store) -> tuple[Counter[str], Counter[str]]:
         users = Counter(user.organization for user in await store.load_users())
         return users, Counter(node.organization for node in await store.load_nodes())
 
     users, nodes = run_with_store(settings.store_path, read)
-    for name in organizations(settings.directory):
-        own = "\town" if name == settings.server.organization else ""
-        click.echo(f"{name}\t{users[name]} users\t{nodes[name]} nodes{own}")
+    rows = [
+        {"name": name, "users": users[name], "nodes": nodes[name], "own": name == settings.server.organization}
+        for name in organizations(settings.directory)
+    ]
+    write_listing(rows, row_shape("NAME", "USERS", "NODES", "OWN", nothing="no organizations"), output)
 
 
 @org.command()

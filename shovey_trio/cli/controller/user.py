@@ -17,6 +17,7 @@ from shovey_trio.cli.controller.grants import grant, grants, revoke_grant
 from shovey_trio.cli.controller.offline_store import change_store, run_with_store
 from shovey_trio.cli.controller.options import for_organization
 from shovey_trio.cli.controller.removals import removed_words, revoke_all
+from shovey_trio.cli.text.output_formats import Format, output_option, row_shape, write_listing
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.jobs.model import Role, User
@@ -54,9 +55,10 @@ def add(settings: ServerSettings, name: str, role: str, public_key: IO[str] | No
 
 
 @user.command("list")
+@output_option
 @for_organization
-def list_users(settings: ServerSettings) -> None:
-    """List the users: name, role, ids of Chef keys."""
+def list_users(settings: ServerSettings, output: Format | None) -> None:
+    """List the users, with their roles and the ids of their Chef keys."""
     organization = settings.server.organization
 
     async def read(store: Store) -> tuple[Sequence[User], Sequence[ChefPrincipal]]:
@@ -67,8 +69,11 @@ def list_users(settings: ServerSettings) -> None:
     by_name = {stored.name: stored for stored in keys}
     # Who is known by a key alone has the role that came with it.
     roles = {stored.name: stored.role for stored in keys} | {known.name: known.role for known in users}
-    for name in sorted(roles):
-        click.echo(f"{name}\t{roles[name]}\t{','.join(key_ids(by_name.get(name))) or '-'}")
+    rows = [
+        {"name": name, "role": role.value, "chef_keys": key_ids(by_name.get(name))}
+        for name, role in sorted(roles.items())
+    ]
+    write_listing(rows, row_shape("NAME", "ROLE", "CHEF KEYS", nothing="no users"), output)
 
 
 @user.command()

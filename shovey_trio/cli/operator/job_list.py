@@ -22,7 +22,14 @@ if TYPE_CHECKING:
     "--state", "states", multiple=True, type=click.Choice([state.value for state in JobState]), help="Only this state."
 )
 @click.option("--command", default="", metavar="NAME", help="Only jobs of this command.")
-@click.option("--by", "created_by", default="", metavar="WHO", help="Only jobs started by, such as user/admin.")
+@click.option(
+    "--by",
+    "created_by",
+    default="",
+    callback=lambda _ctx, _param, who: f"user/{who}" if who and "/" not in who else who,
+    metavar="WHO",
+    help="Only jobs started by this user.",
+)
 @click.option("--limit", type=click.IntRange(min=0), default=50, show_default=True, help="At most so many; 0 for all.")
 @output_option
 @click.pass_obj

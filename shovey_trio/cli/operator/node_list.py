@@ -97,7 +97,7 @@ def _shape() -> Shape[Node]:
             Column(title="PRESENCE", of=presence_word),
             Column(title="LINK", of=link_word),
             Column(title="VERSION", of=lambda node: node.agent_version),
-            Column(title="LAST SEEN", of=lambda node: age(node.last_seen_at, now=now)),
+            Column(title="LAST SEEN", of=lambda node: "now" if node.attached else age(node.last_seen_at, now=now)),
             Column(title="CLOCK", of=skew_word),
             Column(title="TAGS", of=lambda node: ",".join(f"{key}={node.tags[key]}" for key in sorted(node.tags))),
         ),

@@ -82,7 +82,7 @@ def _headlines(node: Node) -> list[tuple[str, str]]:
         ("serf", node.serf_status),
         ("agent", f"{printable(node.agent_version)} {node.agent_instance}".strip()),
         ("clock", skew_word(node)),
-        ("seen", f"{local_time(node.last_seen_at)} ({age(node.last_seen_at, now=now)})"),
+        ("seen", "now" if node.attached else f"{local_time(node.last_seen_at)} ({age(node.last_seen_at, now=now)})"),
         ("enrolled", local_time(node.enrolled_at)),
         ("tags", printable(",".join(f"{key}={node.tags[key]}" for key in sorted(node.tags)))),
     ]

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, Generic, ParamSpec, TypeVar
+from functools import partial
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import click
 
-if TYPE_CHECKING:
-    from google.protobuf.message import Message
-
 P = ParamSpec("P")
 T = TypeVar("T")
-M = TypeVar("M", bound="Message")
+M = TypeVar("M")
+# What a command without messages lists: a row's values by name.
+Row = Mapping[str, Any]
 
 # Colours of words that stand for a state, wherever they are shown.
 STATE_COLOURS = {
@@ -59,7 +59,7 @@ class Column(Generic[M]):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Shape(Generic[M]):
-    """How a kind of message is listed.
+    """How a kind of message, or of rows, is listed.
 
     Attributes:
         columns: of the table.
@@ -70,6 +70,15 @@ class Shape(Generic[M]):
     columns: Sequence[Column[M]]
     name: Callable[[M], str]
     nothing: str
+
+
+def row_shape(*titles: str, nothing: str) -> Shape[Row]:
+    """Rows as a table: each title is a key of theirs in capitals, and the first is their name."""
+    keys = [title.lower().replace(" ", "_") for title in titles]
+    columns: list[Column[Row]] = [
+        Column(title=title, of=partial(_cell, key=key)) for title, key in zip(titles, keys, strict=True)
+    ]
+    return Shape(columns=columns, name=columns[0].of, nothing=nothing)
 
 
 def output_option(function: Callable[P, T]) -> Callable[P, T]:
@@ -84,9 +93,9 @@ def output_option(function: Callable[P, T]) -> Callable[P, T]:
     return option(function)
 
 
-def write_listing(items: Sequence[M], shape: Shape[M], output: Format) -> None:
-    """Write ``items`` to stdout."""
-    match output:
+def write_listing(items: Sequence[M], shape: Shape[M], output: Format | None) -> None:
+    """Write ``items`` to stdout; as a table if nothing is said."""
+    match output or Format.TABLE:
         case Format.TABLE:
             if items:
                 write_table(
@@ -100,9 +109,9 @@ def write_listing(items: Sequence[M], shape: Shape[M], output: Format) -> None:
                 click.echo(shape.name(item))
         case Format.JSONL:
             for item in items:
-                write_document(_plain(item), output)
-        case Format.JSON | Format.YAML:
-            write_document([_plain(item) for item in items], output)
+                write_document(_plain(item), Format.JSONL)
+        case Format.JSON | Format.YAML as chosen:
+            write_document([_plain(item) for item in items], chosen)
 
 
 def write_document(document: Any, output: Format) -> None:
@@ -134,7 +143,21 @@ def write_table(titles: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         click.echo("  ".join(coloured).rstrip())
 
 
-def _plain(item: Message) -> dict[str, Any]:
+def _plain(item: Any) -> Row:
+    if isinstance(item, Mapping):
+        return item
     from shovey_trio.cli.text.plain import plain_message
 
     return plain_message(item)
+
+
+def _cell(row: Row, key: str) -> str:
+    match row[key]:
+        case None | "" | False | []:
+            return "-"
+        case True:
+            return "yes"
+        case list() as several:
+            return ",".join(several)
+        case value:
+            return str(value)

@@ -10,6 +10,7 @@ import click
 from shovey_trio.application.audit import record
 from shovey_trio.cli.controller.offline_store import change_store, note_change, run_with_store
 from shovey_trio.cli.controller.options import for_organization
+from shovey_trio.cli.text.output_formats import Format, output_option, row_shape, write_listing
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.errors import NotFound
 from shovey_trio.identity.files import check_secret_directory
@@ -33,21 +34,29 @@ def key() -> None:
 
 @key.command()
 @click.option("--pem", is_flag=True, help="Print the current public key alone: what nodes are given.")
+@output_option
 @for_organization
-def status(settings: ServerSettings, pem: bool) -> None:
-    """Show the keys, and which node is signed for with which."""
+def status(settings: ServerSettings, pem: bool, output: Format | None) -> None:
+    """Show the keys, for how many nodes each signs, and which of them do not hold the current one yet."""
     keys = _file(settings).load(settings.server.organization)
     if pem:
         click.echo(keys.current.public_pem, nl=False)
         return
     registered = _registered(settings)
+    rows = []
     for known in reversed(keys.keys):
-        held = [node for node, at in registered.items() if keys.key_of(node, registered_at=at) is known]
-        what = "current" if known is keys.current else "old"
-        click.echo(f"{known.key_id}  {what:7}  made {_day(known.created_at)}  {len(held)} nodes")
-        if known is not keys.current:
-            for node in sorted(held):
-                click.echo(f"  {node}")
+        held = sorted(node for node, at in registered.items() if keys.key_of(node, registered_at=at) is known)
+        is_current = known is keys.current
+        rows.append(
+            {
+                "key_id": known.key_id,
+                "state": "current" if is_current else "old",
+                "made": _day(known.created_at),
+                "nodes": len(held),
+                "to_be_moved": [] if is_current else held,
+            }
+        )
+    write_listing(rows, row_shape("KEY ID", "STATE", "MADE", "NODES", "TO BE MOVED", nothing="no keys"), output)
 
 
 @key.command()
