@@ -59,6 +59,13 @@ def test_the_wheel_holds_both_packages_the_contract_and_the_licence_and_nothing_
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_units_accounts_and_a_whitelist_are_in_the_wheel(base: Path, tmp_path: Path) -> None:
+    done = run(str(base / "shovey-trio"), "install-units", "--root", str(tmp_path))
+    assert (done.returncode, done.stdout.count("is written")) == (0, 6)
+    unit = tmp_path / "etc" / "systemd" / "system" / "shovey-agent.service"
+    assert f"ExecStart={base}/shovey-agent run" in unit.read_text()
+
+
 def test_no_fakes_rigs_or_chaos_are_in_the_wheel(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         words = {name: set(re.split(r"[/._]", name)) for name in archive.namelist()}

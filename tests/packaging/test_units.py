@@ -15,7 +15,7 @@ from shovey_agent.cli import cli as agent_cli
 from shovey_agent.config import AgentSettings, load_agent_settings
 from shovey_trio.config.sources import parse_overrides
 
-UNITS = Path(__file__).parents[2] / "packaging" / "systemd"
+UNITS = Path(__file__).parents[2] / "shovey_trio" / "system" / "systemd"
 NAMES = sorted(path.name for path in UNITS.glob("*.service"))
 NETWORK, LAUNCHER, SINGLE = "shovey-agent.service", "shovey-agent-launcher.service", "shovey-agent-single.service"
 # Whatever is forbidden to a process is forbidden to all that it starts.

@@ -36,6 +36,10 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
             "shovey_trio.cli.controller.bench:bench",
             "Measure this version on this machine, with simulated agents.",
         ),
+        "install-units": (
+            "shovey_trio.cli.controller.install_units:install_units",
+            "Install systemd's units, their accounts and a first whitelist.",
+        ),
         "doctor": ("shovey_trio.cli.controller.doctor:doctor", "Check a set-up and say what to do."),
     }
 )
