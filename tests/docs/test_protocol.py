@@ -68,14 +68,25 @@ def test_the_states_of_causes_are_states() -> None:
 
 def _written_causes() -> set[str]:
     """The words that are given as a ``cause`` in the code of jobs, by name or in a tuple."""
-    found: set[str] = set()
-    for folder in ("core/jobs", "nursery", "routes", "application", "shovey"):
-        for path in (PACKAGE / folder).rglob("*.py"):
-            for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-                for value in _causes_at(node):
-                    words = (word.value for word in ast.walk(value) if isinstance(word, ast.Constant))
-                    found |= {word for word in words if isinstance(word, str) and word.isidentifier()}
-    return found
+    folders = ("core/jobs", "nursery", "routes", "application", "shovey")
+    paths = [path for folder in folders for path in (PACKAGE / folder).rglob("*.py")]
+    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text("utf-8")))]
+    named = {
+        node.targets[0].id: node.value.value
+        for node in nodes
+        if isinstance(node, ast.Assign)
+        and isinstance(node.targets[0], ast.Name)
+        and node.targets[0].id.isupper()
+        and isinstance(node.value, ast.Constant)
+    }
+    found: set[object] = set()
+    for value in (value for node in nodes for value in _causes_at(node)):
+        for word in ast.walk(value):
+            if isinstance(word, ast.Constant):
+                found.add(word.value)
+            elif isinstance(word, ast.Name) and word.id in named:
+                found.add(named[word.id])
+    return {word for word in found if isinstance(word, str) and word.isidentifier()}
 
 
 def _causes_at(node: ast.AST) -> list[ast.expr]:
