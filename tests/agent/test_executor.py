@@ -6,6 +6,7 @@ import json
 import os
 import resource
 import stat
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -13,8 +14,9 @@ import pytest
 import trio
 
 from shovey_agent.run.runs import Accepted, Duplicate, ExecutorRefusal, ExitCause, Refused, RunPhase, StartOutcome
-from shovey_agent.run.spool import SpoolLimits
+from shovey_agent.run.spool import Spool, SpoolLimits
 from shovey_agent.run.state_lock import StateDirectoryTaken
+from shovey_agent.supervisor.proc_posix import boot_id
 from shovey_trio.core.jobs.model import ProofKind, StreamName
 
 from .conftest import OpenRunner
@@ -264,6 +266,32 @@ async def test_forgetting_a_finished_run_removes_it_and_a_running_one_is_kept(op
         assert [path.name for path in (runner.state_dir / "runs").iterdir()] == [running]
         await runner.executor.cancel(running, grace=5)
         await runner.finished(running)
+
+
+async def test_run_whose_directory_nobody_has_adopted_is_taken_as_it_is_and_not_started_again(
+    open_runner: OpenRunner,
+) -> None:
+    async with open_runner() as runner:
+        ended = runner.spec("false")
+        await runner.executor.start(ended)
+        await runner.finished(ended.run_id)
+        waiting = runner.spec("sh", "-c", "echo once")
+    async with open_runner() as runner:
+        # Put there behind the back of an agent that has looked already.
+        moved = runner.directory("run-moved")
+        runner.directory(ended.run_id).rename(moved)
+        found = await runner.executor.start(replace(ended, run_id="run-moved"))
+        assert isinstance(found, Duplicate)
+        assert found.run.exit is not None
+        assert (found.run.run_id, found.run.phase, found.run.exit.exit_code) == ("run-moved", RunPhase.FINISHED, 1)
+        assert runner.executor.known_run("run-moved") == found.run
+        spool = Spool(runner.state_dir, SpoolLimits())
+        spool.create(waiting, accepted_at=time.time(), boot_id=boot_id(), cgroup=None)
+        found = await runner.executor.start(waiting)
+        assert isinstance(found, Duplicate)
+        assert found.run.phase is RunPhase.ACCEPTED
+        assert (await runner.finished(waiting.run_id)).exit_code == 0
+        assert await runner.output(waiting.run_id) == b"once\n"
 
 
 async def test_cancelled_start_leaves_a_run_that_is_whole_or_none_at_all(open_runner: OpenRunner) -> None:

@@ -12,7 +12,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shovey_agent.desk.nonces import NonceLedger, NonceVerdict, open_nonces, parse_nonces, written
+from shovey_agent.desk.nonces import _PRUNE_AT, NonceLedger, NonceVerdict, open_nonces, parse_nonces, written
 from shovey_trio.core.trust.orders import make_nonce
 
 FRESH, REPLAYED = NonceVerdict.FRESH, NonceVerdict.REPLAYED
@@ -119,6 +119,20 @@ async def test_file_stays_bounded_by_what_is_still_valid(path: Path) -> None:
             at = NOW + number
             assert await nonces.admit(b"%d" % number, expires_at=at + 10, now=at) is FRESH
     assert len(path.read_bytes().splitlines()) < 1100
+
+
+async def test_what_is_still_valid_survives_every_rewriting_of_the_file(path: Path) -> None:
+    nonces = await open_nonces(path)
+    await nonces.admit(b"long", expires_at=NOW + 10_000, now=NOW)
+    for number in range(_PRUNE_AT):
+        await nonces.admit(b"%d" % number, expires_at=NOW + 1 + number % 2, now=NOW + 1)
+    # Of the 1,024 that made it be written anew, those are left that have a second to live; one came after them.
+    kept = {b"long", *(b"%d" % number for number in range(1, _PRUNE_AT, 2))}
+    for _ in range(3):
+        assert set(parse_nonces(path.read_bytes())[0].used) == kept
+        again = await open_nonces(path)
+        assert await again.admit(b"long", expires_at=NOW + 10_000, now=NOW + 2) is REPLAYED
+        assert await again.admit(b"0", expires_at=NOW + 1, now=NOW) is NonceVerdict.BELOW_FLOOR
 
 
 async def test_order_is_not_admitted_when_its_nonce_cannot_be_kept(path: Path) -> None:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cryptography.hazmat.primitives.asymmetric import ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -236,6 +238,24 @@ def test_key_that_is_none_is_an_invalid_request(pem: str) -> None:
         load_public_key(pem)
     with pytest.raises(InvalidRequest):
         load_private_key(pem)
+
+
+def _public_pem(key: Any) -> str:
+    return str(key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode())
+
+
+@pytest.mark.parametrize("bits", [1024, 2048])
+def test_a_public_key_of_1024_bits_or_more_is_taken(bits: int) -> None:
+    pem = _public_pem(rsa.generate_private_key(public_exponent=65_537, key_size=bits))
+    assert load_public_key(f"\n {pem}\n").key_size == bits
+
+
+def test_a_public_key_that_is_shorter_or_of_another_kind_is_refused() -> None:
+    shorter = rsa.RSAPublicNumbers(65_537, 2**1022 + 1).public_key()
+    pem = shorter.public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo).decode()
+    for bad in (pem, _public_pem(ed25519.Ed25519PrivateKey.generate())):
+        with pytest.raises(InvalidRequest, match="at least 1024 bits"):
+            load_public_key(bad)
 
 
 @given(

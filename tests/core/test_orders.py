@@ -62,8 +62,22 @@ def test_every_defect_has_its_reason(changes: dict[str, Any], reason: RefusalRea
     assert judge(**changes) is reason
 
 
+@pytest.mark.parametrize("changes", [{"run_timeout": 0.0}, {"kill_grace": 0.0}])
+def test_no_time_at_all_is_not_malformed(changes: dict[str, Any]) -> None:
+    assert judge(**changes) is None
+
+
 def test_whom_an_order_is_for_is_judged_before_what_it_says() -> None:
     assert judge(node="web-2", nonce=b"", epoch=0, expires_at=0.0) is RefusalReason.OTHER_NODE
+
+
+@pytest.mark.parametrize("skew", [0.0, 5.0])
+def test_the_time_window_is_closed_at_both_ends_and_wider_by_the_skew(skew: float) -> None:
+    end, begin = NOW + 60 + skew, NOW - MAX_CLOCK_SKEW - skew
+    assert judge(now=end, skew=skew) is None
+    assert judge(now=end + 0.001, skew=skew) is RefusalReason.EXPIRED
+    assert judge(now=begin, skew=skew) is None
+    assert judge(now=begin - 0.001, skew=skew) is RefusalReason.FUTURE_DATED
 
 
 @given(late=st.floats(-1000, 1000), skew=st.floats(0, 900))

@@ -233,6 +233,19 @@ def test_what_is_wrong_with_an_entry_is_said(keys: dict[str, Any], problem: str)
     assert any(found.startswith(problem) for found in problems(**keys)), problems(**keys)
 
 
+@pytest.mark.parametrize("word", ["a\0b", "a\ud800"])
+def test_a_word_that_no_program_can_be_given_stands_nowhere_in_an_entry(word: str) -> None:
+    place = {"argv": ["p", "{a}"]}
+    rules: list[dict[str, Any]] = [{"type": "enum", "values": ["good", word]}, {"pattern": word}, {"default": word}]
+    for rule in rules:
+        assert any(found.startswith("argument 'a': ") for found in problems(**place, args={"a": rule})), rule
+
+
+@pytest.mark.parametrize("word", ["\ud7ff", "\ue000", "\x01", ""])
+def test_any_other_word_may_be_a_value(word: str) -> None:
+    assert accepts({"type": "enum", "values": [word]}, word)
+
+
 def warnings(**keys: Any) -> list[str]:
     found: list[Problem] = list(whitelist_warnings(parse_whitelist(json.dumps({"x": keys}).encode())))
     return [problem.message for problem in found]

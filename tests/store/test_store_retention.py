@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +14,8 @@ from shovey_trio.core.errors import HistoryGone, NotFound
 from shovey_trio.core.jobs.model import OutputExtent, StreamName
 from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.store.contract import Committed, JobFilter, Store
+from shovey_trio.store.opening import open_store
+from shovey_trio.store.sql import retention
 
 from .conftest import Make
 
@@ -92,6 +98,40 @@ async def test_big_job_is_deleted_in_slices_and_whole(store: Store, make: Make) 
     assert await delete(store, NOW) == 1
     assert await listed(store) == [kept]
     assert await store.find_run("default", runs[-1].id) is None
+
+
+async def test_what_a_deleted_job_left_goes_slice_by_slice_and_nothing_of_others(tmp_path: Path, make: Make) -> None:
+    path = tmp_path / "store.db"
+    rows = partial(_rows_by_job, path)
+    async with open_store(path) as store:
+        old, runs = make.job([f"node-{number:04}" for number in range(2_100)], state=JobState.COMPLETE)
+        await store.create_job(replace(old, finished_at=NOW - 1), runs, None)
+        await store.append_output(runs[0], make.chunks(*[(StreamName.STDOUT, b"x")] * 600))
+        await finish(store, make, NOW)
+        before = rows()
+        kept = {table: by_job[-1:] for table, by_job in before.items()}
+        assert [len(by_job) for by_job in before.values()] == [2, 2, 2]
+        assert await store._write(retention.hide_jobs, 0, NOW, 10) == 1
+        assert rows() == before, "nobody waits for the deletion of a whole job"
+        sizes = {table: by_job[0] for table, by_job in before.items()}
+        while await store._write(retention.sweep_jobs, 0):
+            left = {table: sum(by_job) - sum(kept[table]) for table, by_job in rows().items()}
+            gone = {table: sizes[table] - left[table] for table in left}
+            assert sum(bool(count) for count in gone.values()) <= 1
+            assert gone["output"] <= retention.SLICE_ROWS
+            assert max(gone.values()) <= 2_000
+            sizes = left
+        assert rows() == kept
+
+
+def _rows_by_job(path: Path) -> dict[str, list[int]]:
+    with closing(sqlite3.connect(path)) as reader:
+        return {
+            table: [
+                count for (count,) in reader.execute(f"SELECT count(*) FROM {table} GROUP BY job_pk ORDER BY job_pk")
+            ]
+            for table in ("output", "events", "runs")
+        }
 
 
 async def test_old_presence_is_deleted(store: Store, make: Make) -> None:
