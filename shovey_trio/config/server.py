@@ -175,7 +175,10 @@ class RestSection(Section):
     default_run_timeout: PositiveDuration = Field(
         default=300.0, description="time a run may take when a client of the shim does not say"
     )
-    cancel_wait: Duration = Field(default=5.0, description="how long a cancel waits for the nodes' proof")
+    cancel_wait: Duration = Field(
+        default=240.0,
+        description="longest that a cancel waits: it does for the kill grace and 15 s, or until all have ended",
+    )
     stream_hold: Duration = Field(
         default=20.0, description="how long a reader of a stream that is not complete is kept waiting"
     )

@@ -45,10 +45,12 @@ class NodeRoute(Protocol):
 
     Attributes:
         may_repeat: whether a start order may go out again, because its node acts on it once; see the rules above.
+        tells_once: whether a node tells a run's end once, by its time limit at the latest, and not when it comes back.
         output_patience: how many seconds the last output of a run is waited for once its node has told the end.
     """
 
     may_repeat: bool
+    tells_once: bool
     output_patience: float
 
     def acceptance_until(self, job: Job, run: Run) -> float:
@@ -121,6 +123,7 @@ class _Unserved:
     """The route to nodes of a kind that this controller does not serve."""
 
     may_repeat = False
+    tells_once = False
     output_patience = 0.0
 
     def acceptance_until(self, job: Job, run: Run) -> float:

@@ -20,6 +20,7 @@ controller can hear it again.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import structlog
@@ -85,26 +86,48 @@ def next_deadline(handle_: RunHandle, job: JobHandle, timing: Timing) -> tuple[f
     """When, on trio's clock, time itself is the run's next event, and which; None when only others can move it.
 
     A running run has two: at the first the controller asks the node to end it (the node's own deadline should
-    have come before), at the second it no longer believes what it last heard, whoever asked for the end.
+    have come before), at the second it no longer believes what it last heard, whoever asked for the end. A node that
+    tells an end once is not waited for when its time for that is over.
     """
     run = handle_.run
     if run.held_end is not None:
         return handle_.since + handle_.route.output_patience, OutputOver()
+    last_word = _last_word_of(handle_, job, timing) if handle_.route.tells_once else math.inf
     if run.state in UNANSWERED_RUN_STATES:
-        return handle_.moment_of_acceptance(handle_.route.acceptance_until(job.job, run)), AcceptanceOver()
+        acceptance = handle_.moment_of_acceptance(handle_.route.acceptance_until(job.job, run))
+        return min(acceptance, last_word), AcceptanceOver()
     if run.state is RunState.UNKNOWN:
-        return max(handle_.since, job.supervised_since) + timing.reconnect_grace, ReconnectGraceOver()
+        silence = max(handle_.since, job.supervised_since) + timing.reconnect_grace
+        return min(silence, last_word), ReconnectGraceOver()
     if run.state in ACTIVE_RUN_STATES:
-        overdue = handle_.began + job.job.run_timeout + job.job.kill_grace + timing.overdue_margin
-        if job.taken_up:
-            # How long it has run is known by what two clocks showed, and one of them may be wrong: the node's own
-            # deadline is not, and it is asked first.
-            overdue = max(overdue, job.supervised_since + timing.reconnect_grace)
+        if last_word < math.inf:
+            return last_word, NodeSilent(since=job.clock.time_of(last_word), reason="overdue")
+        overdue = _overdue(handle_.began, job, timing)
         if not run.cancelling:
             return overdue, CancelAsked(by=BY_DEADLINE)
         unheard = max(overdue, job.supervised_since) + job.job.kill_grace + timing.overdue_margin
         return unheard, NodeSilent(since=job.clock.time_of(unheard), reason="overdue")
     return None
+
+
+def _overdue(began: float, job: JobHandle, timing: Timing) -> float:
+    """When a run that began at a moment should have ended by its time limit, and been told."""
+    overdue = began + job.job.run_timeout + job.job.kill_grace + timing.overdue_margin
+    if job.taken_up:
+        # How long it has run is known by what two clocks showed, and one of them may be wrong: the node's own
+        # deadline is not, and it is asked first.
+        overdue = max(overdue, job.supervised_since + timing.reconnect_grace)
+    return overdue
+
+
+def _last_word_of(handle_: RunHandle, job: JobHandle, timing: Timing) -> float:
+    """Until when a node that has been sent an order can tell its end; infinite for one that has not been."""
+    run = handle_.run
+    if run.accepted_at is not None:
+        return _overdue(handle_.began, job, timing)
+    if run.dispatched_at is not None:
+        return _overdue(job.clock.moment_of(run.dispatched_at), job, timing)
+    return math.inf
 
 
 class _RunScope:

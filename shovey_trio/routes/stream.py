@@ -25,6 +25,7 @@ class StreamRoute:
     """Implements ``nursery.route.NodeRoute``."""
 
     may_repeat = True
+    tells_once = False
     # An agent repeats its report until it is confirmed, so none is held.
     output_patience = 0.0
 

@@ -169,7 +169,16 @@ def test_a_change_that_nobody_sees_is_no_change() -> None:
         (a_run("a", job_pb2.RUN_STATE_NACKED, cause="not_whitelisted"), "nacked (not_whitelisted)", True),
         (a_run("a", job_pb2.RUN_STATE_RUNNING, cancelling=True), "running (cancelling)", False),
         (a_run("a", job_pb2.RUN_STATE_CRASHED, cause="node_rebooted"), "crashed (node_rebooted)", False),
-        (a_run("a", job_pb2.RUN_STATE_CANCEL_UNPROVEN, cancelling=True), "cancel_unproven", False),
+        (
+            a_run("a", job_pb2.RUN_STATE_CANCEL_UNPROVEN, cause="cancelled"),
+            "cancel_unproven (the command may still run)",
+            False,
+        ),
+        (
+            a_run("a", job_pb2.RUN_STATE_CANCEL_UNPROVEN, late_report=job_pb2.LateReport()),
+            "cancel_unproven",
+            False,
+        ),
         (
             a_run("a", job_pb2.RUN_STATE_CANCELLED, cause="cancelled", proof=job_pb2.PROOF_KIND_EMPTY_CGROUP),
             "cancelled (proof: empty_cgroup)",

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from shovey_trio.core.jobs.model import Run
+from shovey_trio.core.jobs.model import Run, ToldEnd
 from shovey_trio.core.jobs.states import TERMINAL_JOB_STATES, TERMINAL_RUN_STATES, JobState, RunState
 from shovey_trio.shovey.protocol.names import JOB_NAMES, RUN_NAMES, exit_status, run_error
-from shovey_trio.shovey.protocol.views import coarse_time, fine_time, run_view
+from shovey_trio.shovey.protocol.times import coarse_time, fine_time
+from shovey_trio.shovey.protocol.views import run_view
 
 # What knife goes on polling for; any other name of a job ends its wait.
 POLLED = {"new", "voting", "running"}
 # The states of a run that goiardi counts as not over.
 LIVE = {"created", "running"}
+SILENT = "no word from the node since "
+LATE = ToldEnd(state=RunState.FAILED, cause="signalled", exit_code=None, signal=2, reported_at=9.0)
 
 
 def run(state: RunState, **fields: object) -> Run:
@@ -54,7 +57,15 @@ def test_run_is_called_live_exactly_while_it_is_not_over() -> None:
         (run(RunState.NACKED, cause="not_whitelisted"), "not whitelisted"),
         (run(RunState.UNAVAILABLE, cause="node_down"), "unavailable: node down"),
         (run(RunState.CANCELLED), ""),
-        (run(RunState.CANCEL_UNPROVEN), "cancel unproven"),
+        (run(RunState.CANCEL_UNPROVEN), "cancel unproven, the command may still run"),
+        (run(RunState.CANCEL_UNPROVEN, cause="cancelled"), "cancel unproven, the command may still run"),
+        (run(RunState.UNKNOWN, dispatched_at=5.0, unknown_since=9.0), f"{SILENT}1970-01-01T00:00:05Z"),
+        (run(RunState.UNKNOWN, accepted_at=5.0, unknown_since=9.0), f"{SILENT}1970-01-01T00:00:09Z"),
+        (
+            run(RunState.CRASHED, detail="lost", late_report=LATE),
+            "crashed: lost; the node said after that: failed, signal: 2",
+        ),
+        (run(RunState.SUCCEEDED, late_report=LATE), "the node said after that: failed, signal: 2"),
     ],
 )
 def test_error_says_what_the_name_does_not(ended: Run, text: str) -> None:

@@ -69,9 +69,13 @@ class SchobRig:
     def registry(self) -> NodeRegistry:
         return self.engine.registry
 
-    async def start(self, *names: str, command: str = "work", kill_grace: float = 10.0) -> str:
+    async def start(
+        self, *names: str, command: str = "work", kill_grace: float = 10.0, run_timeout: float = 60.0
+    ) -> str:
         """Starts a job and returns its id."""
-        request = StartJob(command=command, selection=Names(names=names), run_timeout=60.0, kill_grace=kill_grace)
+        request = StartJob(
+            command=command, selection=Names(names=names), run_timeout=run_timeout, kill_grace=kill_grace
+        )
         return (await self.jobs.start(OPERATOR, request)).job.id
 
     def live(self, job_id: str, node: str) -> Run:

@@ -15,6 +15,8 @@ from shovey_trio.core.errors import DuplicateChunk, IllegalReport, InvalidReques
 from shovey_trio.core.jobs.model import LinkMode, Presence
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.serf.wire import MemberStatus
+from shovey_trio.shovey.protocol.times import coarse_time
+from shovey_trio.shovey.protocol.views import run_view
 from shovey_trio.shovey.protocol.wire import status_payload
 from tests.legacy.dispatch_rig import OPERATOR, SchobRig, open_schob_rig, principal, reached, until
 
@@ -176,6 +178,55 @@ async def test_what_cannot_be_true_any_more_is_refused_without_harm(autojump_clo
         late = (await rig.stored(job, "n")).late_report
         assert late is not None
         assert (late.state, late.exit_code) == (RunState.FAILED, 9)
+
+
+async def test_a_node_that_is_dead_behind_a_living_serf_costs_a_job_its_time_limit_and_a_margin(
+    autojump_clock: object, tmp_path: Path
+) -> None:
+    """However often others beat in its name; and with words for whoever asks meanwhile."""
+    async with open_schob_rig(tmp_path, MemoryStore(), {"n": "n", "m": "m"}) as rig, trio.open_nursery() as nursery:
+
+        async def beat() -> None:
+            while True:
+                rig.cluster.send_query("node_status", status_payload("m"))
+                await trio.sleep(5)
+
+        nursery.start_soon(beat)
+        began = trio.current_time()
+        job = await rig.start("n", "m", run_timeout=120.0)
+        await reached(rig, job, "m", RunState.DISPATCHED)
+        await rig.say(job, "m", "running")
+        silent = await reached(rig, job, "n", RunState.UNKNOWN)
+        assert trio.current_time() - began < 65
+        assert run_view(silent)["error"] == f"no word from the node since {coarse_time(silent.dispatched_at or 0)}"
+        await rig.ended(job)
+        # Time limit, kill grace and overdue margin.
+        assert 160 <= trio.current_time() - began < 165
+        for name in ("n", "m"):
+            run = await rig.stored(job, name)
+            assert (run.state, run.cause) == (RunState.CRASHED, "node_lost")
+        # What was true all the same is kept beside it.
+        await rig.say(job, "m", "succeeded")
+        assert run_view(await rig.stored(job, "m"))["error"].endswith("; the node said after that: succeeded")
+        nursery.cancel_scope.cancel(reason="the test is over")
+
+
+async def test_a_command_that_outlived_its_unproven_cancel_is_put_right_by_the_nodes_later_report(
+    autojump_clock: object, tmp_path: Path
+) -> None:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N) as rig:
+        job = await _running(rig)
+        await rig.jobs.cancel(OPERATOR, job, [])
+        await rig.ended(job)
+        ended = run_view(await rig.stored(job, "n"))
+        assert ended["status"] == "cancelled"
+        assert ended["error"].startswith("cancel unproven, the command may still run: ")
+        await rig.say(job, "n", "failed", exit_status=4, error="exit status 4")
+        told = run_view(await rig.stored(job, "n"))
+        assert (told["status"], told["error"]) == (
+            "cancelled",
+            f"{ended['error']}; the node said after that: failed, exit status 4",
+        )
 
 
 async def test_an_unverified_order_with_no_other_key_is_the_end(autojump_clock: object, tmp_path: Path) -> None:

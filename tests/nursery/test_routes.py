@@ -38,6 +38,7 @@ class PigeonRoute:
     """Carries orders away once, and hears of their end if somebody comes back."""
 
     may_repeat = False
+    tells_once = False
     output_patience = 7.0
 
     def __init__(self, *, grounded: bool = False) -> None:

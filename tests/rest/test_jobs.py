@@ -15,6 +15,9 @@ from shovey_trio.core.errors import DuplicateChunk
 from shovey_trio.core.jobs.model import StreamName
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.trust.orders import OrderKind, RefusalReason
+from shovey_trio.shovey.kind import SchobTiming
+from shovey_trio.shovey.rest import job_routes
+from shovey_trio.shovey.rest.job_routes import JobPolicy
 
 from .conftest import NEVER_UP, WEB, Shim, key_of, open_shim
 from .differences import UNRECORDED, Unrecorded
@@ -257,6 +260,22 @@ async def test_cancel_that_is_not_proven_in_time_answers_truly_with_an_empty_lis
         await shim.until(job_id, "web-1", RunState.RUNNING)
         answer = await shim.admin.put("/shovey/jobs/cancel", {"run_id": job_id})
         assert (answer.json["status"], answer.json["nodes"]) == ("running", {"cancelled": [], "running": ["web-1"]})
+
+
+async def test_cancel_is_waited_for_until_it_is_known_what_became_of_it(
+    shim: Shim, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a schob, which is the last to be known; without a setting, and never beyond knife's patience."""
+    schob = SchobTiming().cancel
+    assert schob < job_routes._BEHIND_GRACE
+    assert JobPolicy().cancel_wait < 300
+    monkeypatch.setattr(job_routes, "_BEHIND_GRACE", 0.2)
+    shim.script(run_for=None, on_cancel=OnCancel.IGNORE)
+    job_id = await shim.start("web-1")
+    await shim.until(job_id, "web-1", RunState.RUNNING)
+    before = trio.current_time()
+    await shim.admin.put("/shovey/jobs/cancel", {"run_id": job_id, "kill_timeout": "0.5"})
+    assert 0.7 <= trio.current_time() - before < 5
 
 
 async def test_cancel_of_one_node_leaves_the_others_and_the_job_is_complete_in_the_end(shim: Shim) -> None:

@@ -50,8 +50,10 @@ def explain_run(run: job_pb2.Run) -> list[str]:
         notes.append(f"signal {run.signal}")
     elif run.HasField("exit_code") and run.exit_code != 0:
         notes.append(f"exit {run.exit_code}")
-    elif run.cause not in {"", "exited", run_word(run)}:
+    elif run.cause not in {"", "exited", "cancelled", run_word(run)}:
         notes.append(run.cause)
+    if run_word(run) == RunState.CANCEL_UNPROVEN.value and not run.HasField("late_report"):
+        notes.append("the command may still run")
     if run.cancelling and not run_ended(run):
         notes.append("cancelling")
     if run.dropped_bytes:

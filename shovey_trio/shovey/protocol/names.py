@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
-from shovey_trio.core.jobs.model import Run
+from shovey_trio.core.jobs.model import Run, ToldEnd
 from shovey_trio.core.jobs.states import JobState, RunState
+from shovey_trio.shovey.protocol.times import coarse_time
 
 RUN_NAMES: Final[Mapping[RunState, str]] = MappingProxyType(
     {
@@ -49,6 +50,8 @@ JOB_NAMES: Final[Mapping[JobState, str]] = MappingProxyType(
     }
 )
 
+_WORDS: Final = {RunState.CANCEL_UNPROVEN: "cancel unproven, the command may still run"}
+
 
 def run_name(state: RunState) -> str:
     """Shovey's word for a run's state."""
@@ -61,16 +64,35 @@ def job_name(state: JobState) -> str:
 
 
 def run_error(run: Run) -> str:
-    """The text of a run's ``error``: why it did not succeed; empty for a run that did, or is not over.
+    """The text of a run's ``error``: why it did not succeed, or that nobody hears of it; else empty.
 
-    Where Shovey's word is vaguer than ours, ours stands in front.
+    Where Shovey's word is vaguer than ours, ours stands in front; what the node said after the end stands behind.
     """
+    if run.state is RunState.UNKNOWN:
+        since = run.dispatched_at if run.accepted_at is None else run.unknown_since
+        return f"no word from the node since {coarse_time(since or run.updated_at)}"
+    late = run.late_report
+    said_later = "" if late is None else f"the node said after that: {_end_word(late)}"
+    return "; ".join(part for part in (_why_not_succeeded(run), said_later) if part)
+
+
+def _why_not_succeeded(run: Run) -> str:
     if not run.is_terminal or run.state is RunState.SUCCEEDED:
         return ""
     if run.state is RunState.FAILED:
-        return run.detail or (f"signal: {run.signal}" if run.signal is not None else f"exit status {run.exit_code}")
-    word = "" if run.state.value == run_name(run.state) else run.state.value.replace("_", " ")
-    return ": ".join(part for part in (word, run.detail or run.cause.replace("_", " ")) if part)
+        return run.detail or _code(run)
+    name, cause = run_name(run.state), run.cause.replace("_", " ")
+    word = _WORDS.get(run.state, run.state.value.replace("_", " "))
+    return ": ".join(part for part in (word, run.detail or cause) if part and part != name)
+
+
+def _end_word(end: ToldEnd) -> str:
+    word = end.state.value.replace("_", " ")
+    return f"{word}, {_code(end)}" if end.state is RunState.FAILED else word
+
+
+def _code(end: Run | ToldEnd) -> str:
+    return f"signal: {end.signal}" if end.signal is not None else f"exit status {end.exit_code}"
 
 
 def exit_status(run: Run) -> int:

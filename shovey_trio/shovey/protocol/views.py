@@ -7,15 +7,14 @@ that is not set is Go's zero time, and node states are lists of names by state.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from typing import Any, Final
 
 from shovey_trio.core.jobs.model import Job, Node, NodeStatus, Run, RunStatus
 from shovey_trio.core.jobs.states import JobState, RunState
 from shovey_trio.shovey.protocol.names import exit_status, job_name, run_error, run_name
+from shovey_trio.shovey.protocol.times import coarse_time, fine_time
 
 _REFUSED: Final = frozenset({RunState.NACKED, RunState.INVALID})
-NO_TIME: Final = "0001-01-01T00:00:00Z"
 
 
 def job_view(job: Job, runs: Sequence[RunStatus]) -> dict[str, Any]:
@@ -72,20 +71,6 @@ def status_view(status: NodeStatus) -> dict[str, Any]:
 def started_view(job: Job, uri: str) -> Mapping[str, Any]:
     """The reply to ``POST /shovey/jobs``; knife takes the last 36 characters of the URI for the id."""
     return {"id": job.id, "uri": uri}
-
-
-def fine_time(at: float | None) -> str:
-    """``2026-11-22T03:45:56.869761Z``, without zeros at the end."""
-    if at is None:
-        return NO_TIME
-    whole, _, fraction = datetime.fromtimestamp(at, UTC).strftime("%Y-%m-%dT%H:%M:%S.%f").partition(".")
-    digits = fraction.rstrip("0")
-    return f"{whole}.{digits}Z" if digits else f"{whole}Z"
-
-
-def coarse_time(at: float) -> str:
-    """``2026-11-22T03:45:56Z``."""
-    return datetime.fromtimestamp(int(at), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def _seconds(duration: float) -> int | float:

@@ -28,6 +28,8 @@ from shovey_trio.store.contract import JobFilter, JobOverview
 
 _log = structlog.get_logger(__name__)
 
+# By then it is known of every node that is heard what became of the cancel: of a schob, ten seconds behind the grace.
+_BEHIND_GRACE: Final = 15.0
 # Jobs read from the store at a time while their ids are listed.
 _PAGE: Final = 1_000
 
@@ -38,11 +40,11 @@ class JobPolicy:
 
     Attributes:
         run_timeout: goiardi's default, which its clients count on.
-        cancel_wait: how long a cancel waits for the nodes' proof before it answers.
+        cancel_wait: longest that a cancel waits for the runs' ends before it answers; knife's own patience is 300 s.
     """
 
     run_timeout: float = 300.0
-    cancel_wait: float = 5.0
+    cancel_wait: float = 240.0
 
 
 class JobRoutes:
@@ -146,14 +148,14 @@ class JobRoutes:
         return json_response({"id": job_id, "node": call.params["node"], "response": "ok"})
 
     async def cancel(self, call: Call) -> Response:
-        """Cancels runs and waits a moment for their nodes to prove it; what is not proven by then is still running."""
+        """Cancels runs and waits for their ends, as knife shows nothing later; what has not ended is still running."""
         wanted = read_cancel_request(read_object(call.body))
         found = await find_job(self._jobs, call, wanted.job_id)
         if found.job.state is JobState.QUORUM_FAILED:
             raise NotFound(f"shovey job {wanted.job_id} has no runs: its quorum failed", job_id=wanted.job_id)
         cancelled = await self._jobs.cancel(call.principal, wanted.job_id, wanted.nodes, kill_grace=wanted.kill_timeout)
         if cancelled.cancelling:
-            with trio.move_on_after(self._policy.cancel_wait):
+            with trio.move_on_after(min(self._policy.cancel_wait, cancelled.job.kill_grace + _BEHIND_GRACE)):
                 await hold(call.request, lambda: self._proven(call, cancelled, whole=not wanted.nodes))
         view = _view(await find_job(self._jobs, call, wanted.job_id))
         view["nodes"].setdefault("cancelled", [])

@@ -26,6 +26,7 @@ class SchobRoute:
     """Implements ``nursery.route.NodeRoute``."""
 
     may_repeat = False
+    tells_once = True
 
     def __init__(self, dispatcher: SchobDispatcher, *, timing: Timing, waits: SchobTiming) -> None:
         self._dispatcher = dispatcher
