@@ -26,7 +26,7 @@ from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.jobs.model import OutputChunk, Principal, Role, Run, StreamName
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.http.server import HttpServer
-from shovey_trio.nursery.clock import WallClock
+from shovey_trio.nursery.clock import SteadyClock
 from shovey_trio.shovey.rest.listener import open_rest
 
 HARD_LIMIT = 30.0
@@ -140,7 +140,7 @@ async def open_shim(
     **settings: Any,
 ) -> AsyncIterator[Shim]:
     """A shim with agents that are up and one node that never was."""
-    clock, store, legacy = WallClock(), FailpointStore(), RecordingReports()
+    clock, store, legacy = SteadyClock(), FailpointStore(), RecordingReports()
     principals = [make_principal(ChefPrincipalKind.USER, name, role) for name, role in users.items()]
     principals += [make_principal(ChefPrincipalKind.NODE, name, Role.NODE) for name in (*up, never_up)]
     await store.write_chef_principals(principals)
