@@ -81,9 +81,9 @@ def _why_not_succeeded(run: Run) -> str:
         return ""
     if run.state is RunState.FAILED:
         return run.detail or _code(run)
-    name, cause = run_name(run.state), run.cause.replace("_", " ")
     word = _WORDS.get(run.state, run.state.value.replace("_", " "))
-    return ": ".join(part for part in (word, run.detail or cause) if part and part != name)
+    why = run.detail or run.cause.replace("_", " ")
+    return ": ".join(part for part in (word, why) if part and part != run_name(run.state))
 
 
 def _end_word(end: ToldEnd) -> str:
