@@ -1,6 +1,7 @@
 """Two machines out of one, so that what a page tells to type is run as it stands there: nothing is added to a line.
 
-Each has a network of its own, its own /etc, /var/lib and /run, and knows the other by name; the rest is this machine's.
+Each has a network of its own, its own /etc, /opt, /run and /var/lib, and knows the other by name;
+the rest is of this one.
 They are Linux namespaces, held by a process that sleeps, which takes root.
 """
 
@@ -28,21 +29,29 @@ mount -t tmpfs tmpfs /mnt
 cp -a /etc /mnt/etc
 cat >> /mnt/etc/hosts
 mount --bind /mnt/etc /etc
-mount -t tmpfs tmpfs /var/lib
+mount -t tmpfs tmpfs /opt
 mount -t tmpfs tmpfs /run
+mount -t tmpfs tmpfs /var/lib
 touch {ready}
 exec sleep infinity
 """
 
 
 class Machine:
-    """One of them; made by ``open_machines``. Its commands are run in ``directory``, which both have."""
+    """One of them; made by ``open_machines``.
+
+    Attributes:
+        place: where its commands are run; both machines have it.
+        programs: found before all others.
+    """
 
     def __init__(self, name: str, address: str, directory: Path) -> None:
         self.name = name
         self.address = address
+        self.place = directory
         self.programs = directory / "bin"
         self._directory = directory
+        self._exports: list[str] = []
         self._holder: ManagedProcess | None = None
 
     @property
@@ -74,7 +83,9 @@ class Machine:
         return ManagedProcess(self._command(f"exec {line}"), log=log, environ=self._environ(environ))
 
     async def run(self, line: str, environ: Mapping[str, str] | None = None) -> str:
-        """Runs a line to its end; what it prints."""
+        """Runs a line to its end; what it prints. One that exports something holds for all that come after it."""
+        if line.startswith("export "):
+            self._exports.append(line.partition(" #")[0])
         done = await trio.run_process(
             self._command(line),
             env={**os.environ, **self._environ(environ)},
@@ -87,7 +98,7 @@ class Machine:
         return done.stdout.decode()
 
     def _command(self, line: str) -> list[str]:
-        script = f"cd {shlex.quote(str(self._directory))} && {line}"
+        script = "; ".join(["set -e", f"cd {shlex.quote(str(self.place))}", *self._exports, line])
         return ["nsenter", f"--target={self.pid}", "--mount", "--net", "bash", "-c", script]
 
     def _environ(self, environ: Mapping[str, str] | None) -> dict[str, str]:
