@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-import sqlite3
 import sys
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 import trio
 
 from lab.limits import within
+from lab.restored import copy_store, put_back, restored_once
 from shovey_trio.core.errors import Exit
 from shovey_trio.demo.commands import commands
 from shovey_trio.demo.fleet import Fleet, NodeSpec, open_fleet, run_program
@@ -22,29 +20,6 @@ from shovey_trio.demo.processes import ProcessFailed
 
 pytestmark = pytest.mark.slow
 OPERATIONS = (Path(__file__).parents[2] / "docs" / "operations.md").read_text("utf-8")
-
-
-def copy_store(source: Path, target: Path) -> None:
-    """As somebody's nightly job does."""
-    with closing(sqlite3.connect(source)) as store, closing(sqlite3.connect(target)) as copy:
-        store.backup(copy)
-    target.chmod(0o600)
-
-
-def put_back(copy: Path, store: Path) -> None:
-    copy.replace(store)
-    for name in ("-wal", "-shm"):
-        store.with_name(store.name + name).unlink(missing_ok=True)
-
-
-@contextmanager
-def restored_once(fleet: Fleet) -> Iterator[None]:
-    """The controller that is started in the block is told that its store was restored."""
-    fleet.controller.command.append("--restored")
-    try:
-        yield
-    finally:
-        fleet.controller.command.remove("--restored")
 
 
 async def typed(fleet: Fleet, lines: list[str], directory: Path) -> None:

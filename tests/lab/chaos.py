@@ -52,7 +52,8 @@ async def run_round(bench: FaultBench, fault: Fault, choice: random.Random) -> t
     with trio.move_on_after(_ROUND_LIMIT):
         try:
             async with trio.open_nursery() as nursery:
-                await nursery.start(round_.load, fault.excused)
+                if fault.loaded:
+                    await nursery.start(round_.load, fault.excused)
                 await fault.harm(round_)
                 # The load itself may wait for what the fault has taken away.
                 await bench.restore()

@@ -11,6 +11,7 @@ import trio
 from lab.faults import FaultBench
 from lab.history import JobRecord
 from lab.relay import Weather
+from lab.restored import copy_store, put_back, restored_once
 from lab.workload import COMMANDS
 
 # Seconds of load before something happens, at most.
@@ -216,12 +217,39 @@ async def _kill_serf(round_: Round) -> None:
     await agent.start(join=others)
 
 
+async def _forks(round_: Round) -> None:
+    async with round_.bench.open_client() as client:
+        record = await round_.bench.start_job(client, "storm", [round_.node()], excused=_NODE_DOWN)
+        round_.jobs += 1
+        await round_.moment(2 * _LOAD_BEFORE)
+        await round_.bench.cancel_job(client, record)
+
+
+async def _older_copy(round_: Round) -> None:
+    bench = round_.bench
+    copy = bench.fleet.data.store.with_name("older-copy")
+    async with bench.open_client() as client:
+        for command in ("quick", "chatter", "fails"):
+            # Nobody watches: what a watcher was given of the time behind the copy has never been.
+            await bench.start_job(client, command, watch=False, excused=_NODE_DOWN | {"store_restored"})
+            round_.jobs += 1
+            await round_.moment(0.2)
+    copy_store(bench.fleet.data.store, copy)
+    await round_.moment(2.0)
+    await (bench.kill_daemon() if round_.choice.random() < 0.5 else bench.fleet.controller.stop())
+    put_back(copy, bench.fleet.data.store)
+    with restored_once(bench.fleet):
+        await bench.start_daemon()
+        await bench.fleet.wait_up()
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """A kind of harm, and the causes it may truthfully end a run with."""
+    """A kind of harm, and the causes it may truthfully end a run with; ``loaded``: while jobs of every kind run."""
 
     name: str
     harm: Harm
+    loaded: bool = True
     excused: frozenset[str] = frozenset()
     needs_serf: bool = False
 
@@ -239,6 +267,8 @@ FAULTS: Sequence[Fault] = (
     Fault(name="supervisor: kill -9", harm=_kill_supervisors, excused=_SUPERVISOR_LOST),
     Fault(name="supervisor: dies at a step", harm=_supervisor_failpoint, excused=_SUPERVISOR_LOST),
     Fault(name="daemon and agents: kill -9", harm=_kill_everything, excused=_NONCE_USED),
+    Fault(name="store: an older copy is restored", harm=_older_copy, loaded=False),
+    Fault(name="command: a storm of forks", harm=_forks),
     Fault(name="network: cut", harm=_cut),
     Fault(name="network: silent, half-open", harm=_half_open),
     Fault(name="serf: kill -9", harm=_kill_serf, needs_serf=True),

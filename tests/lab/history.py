@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from lab.workload import COMMANDS, ended_by_itself
+from lab.workload import EVERY_COMMAND, ended_by_itself
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES
 from shovey_trio.store.contract import StoredEvent, StoredJob, StoredRun
 from shovey_trio.v1 import job_pb2 as pb
@@ -147,7 +147,7 @@ def _causes(run: pb.Run, started: int) -> set[str]:
 
 def _judge_run(record: JobRecord, result: RunResult, started: int, alive: Sequence[int]) -> list[Violation]:
     run = result.run
-    command = COMMANDS[record.command]
+    command = EVERY_COMMAND[record.command]
     subject = f"{record.command} {run.id} on {run.node} ({pb.RunState.Name(run.state)}, {run.cause or 'no cause'})"
     found: list[Violation] = []
 

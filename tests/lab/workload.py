@@ -7,6 +7,7 @@ get wrong. What it prints is a function of its run's id, so that a reader can te
 from __future__ import annotations
 
 import os
+import sys
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -61,12 +62,36 @@ COMMANDS: Mapping[str, Command] = {
     ),
 }
 
+# Forks faster than it can be looked at, ignores TERM and leaves its session. Bounded by itself: one process to a chain,
+# and an end of its own.
+_CHAINS = (
+    "import os, signal, time\n"
+    "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+    "end = time.monotonic() + 30\n"
+    "for _ in range(30):\n"
+    "    if os.fork() == 0:\n"
+    "        os.setsid()\n"
+    "        while time.monotonic() < end:\n"
+    "            if os.fork(): os._exit(0)\n"
+    "            time.sleep(0.002)\n"
+    "        os._exit(0)\n"
+    "time.sleep(600)\n"
+)
+EVERY_COMMAND: Mapping[str, Command] = {
+    **COMMANDS,
+    "storm": Command(
+        script=f"echo \"$SHOVEY_RUN_ID storms\"; exec '{sys.executable}' -I -S -c '{_CHAINS}'",
+        exit_code=None,
+        stdout="{run} storms\n",
+    ),
+}
+
 
 def whitelist(ledger: Path) -> dict[str, object]:
     """The commands as entries of a whitelist."""
     return {
         name: {"argv": ["/bin/sh", "-c", _NOTE_START + command.script], "env": {LEDGER_VARIABLE: str(ledger)}}
-        for name, command in COMMANDS.items()
+        for name, command in EVERY_COMMAND.items()
     }
 
 
