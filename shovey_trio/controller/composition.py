@@ -6,6 +6,7 @@ the jobs outlive what they call, and the listeners open last and close first.
 
 from __future__ import annotations
 
+import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -19,7 +20,14 @@ from shovey_trio.chef.callers import StoredChefCallers
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.controller.file_watch import marks, reload_on_change
 from shovey_trio.controller.grpc_door import open_grpc
-from shovey_trio.controller.housekeeping import KeyNews, announce, delete_history, keep_health, name_misfits
+from shovey_trio.controller.housekeeping import (
+    BELIEVED_AHEAD,
+    KeyNews,
+    announce,
+    keep_health,
+    name_misfits,
+    serve_retention,
+)
 from shovey_trio.controller.records import open_records
 from shovey_trio.controller.reload import Reload
 from shovey_trio.controller.ring import open_ring
@@ -129,7 +137,9 @@ class Controller:
 
 
 @asynccontextmanager
-async def open_controller(settings: ServerSettings, *, restored: bool = False) -> AsyncIterator[Controller]:
+async def open_controller(
+    settings: ServerSettings, *, restored: bool = False, trust_clock: bool = False
+) -> AsyncIterator[Controller]:
     """Runs a controller for the block: unfinished jobs are taken up, then the listeners open.
 
     Leaving the block stops at once (``Controller.drain`` before that gives callers time).
@@ -137,6 +147,7 @@ async def open_controller(settings: ServerSettings, *, restored: bool = False) -
     Args:
         settings: of this controller.
         restored: somebody says that the store is an older copy that was put back; see ``application.restored``.
+        trust_clock: somebody says that this host's clock is right, however far it is ahead of what is stored.
 
     Raises:
         ShoveyError: something needed is missing, damaged or open to others; the message names it.
@@ -152,6 +163,8 @@ async def open_controller(settings: ServerSettings, *, restored: bool = False) -
         # Beside a signed head of its log there was a store: a new one in its place would have forgotten everything.
         is_first = not settings.directory.audit_head.exists()
         store = await enter(open_store(settings.store_path, create=is_first))
+        # Before anything is written by this clock.
+        await store.believe_clock(clock.now(), at_most_ahead=math.inf if trust_clock else BELIEVED_AHEAD)
         await _check_age(settings, store, clock, restored=restored)
         epoch = await store.next_epoch(clock.now())
         records = await enter(open_records(settings, store=store, keys=keys, clock=clock, epoch=epoch))
@@ -225,7 +238,7 @@ async def open_controller(settings: ServerSettings, *, restored: bool = False) -
         helpers = await enter(trio.open_nursery())
         helpers.start_soon(steps.serve)
         helpers.start_soon(keep_health, health, store, ring.doorbell)
-        helpers.start_soon(delete_history, store, settings)
+        helpers.start_soon(serve_retention, store, settings, clock)
         helpers.start_soon(partial(reload_on_change, settings.directory, reload, seen=seen))
         helpers.start_soon(_renew_daily, reload)
         helpers.start_soon(news.serve)

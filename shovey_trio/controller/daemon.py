@@ -30,8 +30,8 @@ _log = structlog.get_logger(__name__)
 _SWITCH_INTERVAL = 0.001
 
 
-def run(settings: ServerSettings, *, restored: bool = False) -> None:
-    """Runs the controller until it is told to stop; ``restored`` as for ``open_controller``.
+def run(settings: ServerSettings, *, restored: bool = False, trust_clock: bool = False) -> None:
+    """Runs the controller until it is told to stop; ``restored`` and ``trust_clock`` as for ``open_controller``.
 
     Raises:
         ShoveyError: it cannot start; the message says why.
@@ -40,7 +40,7 @@ def run(settings: ServerSettings, *, restored: bool = False) -> None:
     check_listeners(settings)
     sys.setswitchinterval(_SWITCH_INTERVAL)
     try:
-        trio.run(serve, settings, restored)
+        trio.run(serve, settings, restored, trust_clock)
     except BaseExceptionGroup as group:
         # One cause that somebody can act on is worth one line. The trace of all else is had here or never.
         single = _only_leaf(group)
@@ -50,12 +50,13 @@ def run(settings: ServerSettings, *, restored: bool = False) -> None:
         raise
 
 
-async def serve(settings: ServerSettings, restored: bool = False) -> None:
+async def serve(settings: ServerSettings, restored: bool = False, trust_clock: bool = False) -> None:
     """Serves until TERM or INT; then drains and returns."""
     async with trio.open_nursery() as helpers:
         helpers.start_soon(watch_loop, stall_threshold())
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-            async with open_controller(settings, restored=restored) as controller, trio.open_nursery() as nursery:
+            opened = open_controller(settings, restored=restored, trust_clock=trust_clock)
+            async with opened as controller, trio.open_nursery() as nursery:
                 settle_memory()
                 nursery.start_soon(collect_garbage, controller.attached, controller.live_runs)
                 _log.info(

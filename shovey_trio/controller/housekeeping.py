@@ -11,7 +11,7 @@ from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.serf.wire import CONTROLLER_START_EVENT
 from shovey_trio.nursery.clock import WallClock
-from shovey_trio.nursery.ports import Doorbell
+from shovey_trio.nursery.ports import Clock, Doorbell
 from shovey_trio.nursery.registry import NodeRegistry
 from shovey_trio.rpc.bridge.health import Health
 from shovey_trio.serf.link import SerfLink
@@ -23,6 +23,8 @@ _log = structlog.get_logger(__name__)
 SERF = "serf"
 _HEALTH_TICK = 1.0
 _RETENTION_SLICE = 20
+#: Seconds by which a clock may have gone on while no controller ran, before history is deleted by it.
+BELIEVED_AHEAD = 86_400.0
 
 
 async def announce(link: SerfLink) -> None:
@@ -98,23 +100,35 @@ async def keep_health(health: Health, store: Housekeeping, doorbell: Doorbell) -
         await trio.sleep(_HEALTH_TICK)
 
 
-async def delete_history(store: Housekeeping, settings: ServerSettings) -> None:
-    clock = WallClock()
+async def serve_retention(store: Housekeeping, settings: ServerSettings, clock: Clock) -> None:
+    """Deletes old history again and again, until cancelled."""
     while True:
-        now = clock.now()
         try:
-            while (  # noqa: ASYNC110 - it deletes a slice each time, and lets others in between
-                await store.delete_history(
-                    jobs_before=now - settings.retention.jobs,
-                    statuses_before=now - settings.retention.statuses,
-                    limit=_RETENTION_SLICE,
-                )
-                == _RETENTION_SLICE
-            ):
-                await trio.lowlevel.checkpoint()
-            await store.prune_audit(
-                before=now - settings.retention.audit, now=now, organization=settings.server.organization
-            )
+            await delete_history(store, settings, clock.now())
         except ShoveyError as error:
             _log.warning("retention.failed", error=error.message)
         await trio.sleep(settings.retention.sweep_every)
+
+
+async def delete_history(store: Housekeeping, settings: ServerSettings, now: float) -> None:
+    """Deletes what is too old at a time; nothing if the time itself is hard to believe.
+
+    Raises:
+        StoreUnavailable: it cannot be deleted now.
+    """
+    retention = settings.retention
+    if not await store.believe_clock(now, at_most_ahead=BELIEVED_AHEAD + retention.sweep_every):
+        _log.warning(
+            "retention.paused",
+            why="this host's clock is more than a day ahead of the last time that history was looked after",
+            advice="set the clock, or start once with `shovey-trio serve --trust-clock` if it is right",
+        )
+        return
+    while (  # noqa: ASYNC110 - it deletes a slice each time, and lets others in between
+        await store.delete_history(
+            jobs_before=now - retention.jobs, statuses_before=now - retention.statuses, limit=_RETENTION_SLICE
+        )
+        == _RETENTION_SLICE
+    ):
+        await trio.lowlevel.checkpoint()
+    await store.prune_audit(before=now - retention.audit, now=now, organization=settings.server.organization)

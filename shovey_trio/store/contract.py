@@ -448,6 +448,13 @@ class Housekeeping(Protocol):
         """Writes something that means nothing, durably: finds out whether a store that failed can write again."""
         ...
 
+    async def believe_clock(self, now: float, *, at_most_ahead: float) -> bool:
+        """Whether a time is at most so many seconds ahead of the latest one that was believed; it is believed then.
+
+        Of a store that has believed none, the newest record counts, and any time if there is no record.
+        """
+        ...
+
     async def delete_history(self, *, jobs_before: float, statuses_before: float, limit: int) -> int:
         """Deletes up to ``limit`` terminal jobs finished before a time (with runs, events, output), and old presence.
 

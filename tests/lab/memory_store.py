@@ -102,6 +102,7 @@ class MemoryStore(MemoryAudit):
         self._seq = 0
         self._keys = 0
         self._epoch = 0
+        self._clock: float | None = None
         self._jobs: dict[str, _KeptJob] = {}
         self._runs: dict[str, tuple[str, str]] = {}
         self._requests: dict[tuple[str, str, str], tuple[bytes, str]] = {}
@@ -512,6 +513,14 @@ class MemoryStore(MemoryAudit):
     async def probe(self, now: float) -> None:
         async with _write(self):
             pass
+
+    async def believe_clock(self, now: float, *, at_most_ahead: float) -> bool:
+        async with _write(self):
+            if self._clock is None:
+                self._clock = max((stored.job.created_at for stored in self._jobs.values()), default=now)
+            believed = now <= self._clock + at_most_ahead
+            self._clock = max(self._clock, now) if believed else self._clock
+            return believed
 
     async def delete_history(self, *, jobs_before: float, statuses_before: float, limit: int) -> int:
         async with _write(self):

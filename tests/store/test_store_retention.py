@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from contextlib import closing
 from dataclasses import replace
@@ -10,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from shovey_trio.config.server import ServerSettings
+from shovey_trio.controller.housekeeping import BELIEVED_AHEAD, delete_history
 from shovey_trio.core.errors import HistoryGone, NotFound
 from shovey_trio.core.jobs.model import OutputExtent, StreamName
 from shovey_trio.core.jobs.states import JobState, RunState
@@ -20,6 +23,7 @@ from shovey_trio.store.sql import retention
 from .conftest import Make
 
 NOW = 1_800_000_000.0
+DAY = 86_400.0
 
 
 async def finish(store: Store, make: Make, finished_at: float) -> tuple[str, str]:
@@ -141,3 +145,32 @@ async def test_old_presence_is_deleted(store: Store, make: Make) -> None:
     statuses, _ = await store.list_node_statuses("default", "web-1", limit=10, after="")
     assert [status.since for status in statuses] == [NOW - 10, NOW - 20]
     assert len(await store.load_nodes()) == 1
+
+
+@pytest.mark.parametrize("ahead", [2 * DAY, 31 * DAY, 3650 * DAY])
+async def test_nothing_is_deleted_by_a_clock_that_is_more_than_a_day_ahead_until_somebody_says_so(
+    store: Store, make: Make, ahead: float
+) -> None:
+    settings = ServerSettings()
+    job, [run] = make.job(state=JobState.RUNNING)
+    await store.create_job(job, [run], None)
+    await store.write_job(replace(job, state=JobState.COMPLETE, finished_at=job.created_at))
+    now = job.created_at + ahead
+    # Of a store of an older version, which has believed no time yet; then again and again, after restarts too.
+    for _ in range(3):
+        assert not await store.believe_clock(now, at_most_ahead=BELIEVED_AHEAD)
+        await delete_history(store, settings, now)
+        newer, [its] = make.job(state=JobState.RUNNING)
+        await store.create_job(replace(newer, created_at=now), [its], None)
+        assert job.id in await listed(store), "what was written by the wrong clock does not make it right"
+    await delete_history(store, settings, job.created_at + DAY / 2)
+    assert await store.believe_clock(job.created_at + DAY, at_most_ahead=BELIEVED_AHEAD), "it is right again"
+    assert await store.believe_clock(now, at_most_ahead=math.inf), "somebody says so"
+    await delete_history(store, settings, now + DAY / 2)
+    assert (job.id in await listed(store)) is (ahead < settings.retention.jobs)
+
+
+async def test_a_new_store_believes_any_time(store: Store) -> None:
+    assert await store.believe_clock(NOW, at_most_ahead=0.0)
+    assert await store.believe_clock(NOW - 40 * DAY, at_most_ahead=0.0), "a clock that goes back deletes nothing"
+    assert await store.believe_clock(NOW + DAY, at_most_ahead=DAY), "nor does it bind the one that is right again"

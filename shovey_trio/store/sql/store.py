@@ -287,6 +287,9 @@ class SqlStore:
     async def probe(self, now: float) -> None:
         await self._write(counters.probe, 0, now)
 
+    async def believe_clock(self, now: float, *, at_most_ahead: float) -> bool:
+        return await self._write(counters.believe_clock, 0, now, at_most_ahead)
+
     async def delete_history(self, *, jobs_before: float, statuses_before: float, limit: int) -> int:
         """See the contract. Cancellation: jobs that disappeared stay so; the next call sweeps the rest of them."""
         deleted = await self._write(retention.hide_jobs, 0, jobs_before, limit)
