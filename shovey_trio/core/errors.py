@@ -50,6 +50,7 @@ class Exit(Enum):
     INTERNAL = 9
     DETACHED = 10
     TRUNCATED = 11
+    DAMAGED = 12
     # As shells report SIGINT and SIGPIPE.
     INTERRUPTED = 130
     OUTPUT_CLOSED = 141
@@ -205,6 +206,12 @@ class StoreCorrupt(ShoveyError):
     """The store's file is damaged or not ours; it is named and never served."""
 
     reason, code, http, exit = "STORE_CORRUPT", Code.DATA_LOSS, 500, Exit.INTERNAL
+
+
+class RowDamaged(ShoveyError):
+    """A row of the store is not as it was written; ``row`` names it. Everything else is served."""
+
+    reason, code, http, exit = "ROW_DAMAGED", Code.DATA_LOSS, 500, Exit.DAMAGED
 
 
 class NodeProtocolError(ShoveyError):

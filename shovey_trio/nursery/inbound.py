@@ -7,10 +7,12 @@ here is void. A node can speak of its own runs only.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import structlog
 
+from shovey_trio.core.errors import RowDamaged
 from shovey_trio.core.jobs.events import NodeAttached, NodeKnows, NodeReported, RunEvent
 from shovey_trio.core.jobs.model import OutputExtent, Run
 from shovey_trio.core.jobs.run_machine import handle
@@ -64,8 +66,10 @@ class AgentInbox:
         ended: list[str] = []
         for run_id in run_ids:
             live = self._supervisor.run(run_id)
+            run = None
             if live is None:
-                run = await self._services.store.find_run(link.organization, run_id)
+                with _damage_left():
+                    run = await self._services.store.find_run(link.organization, run_id)
                 if run is not None and run.node == link.node:
                     ended.append(run_id)
                 elif run is not None:
@@ -143,7 +147,12 @@ class AgentInbox:
         return [live for live in runs if live.route is self._services.routes.agents]
 
     async def _said_after_the_end(self, link: AgentLink, run_id: str, event: RunEvent) -> None:
-        run = await self._services.store.find_run(link.organization, run_id)
+        try:
+            run = await self._services.store.find_run(link.organization, run_id)
+        except RowDamaged as error:
+            # Neither confirmed nor forgotten: the node has the only copy that is whole.
+            _log.error("store.damaged_row", error=error.message)
+            return
         if run is None or run.node != link.node:
             if run is not None:
                 self._refuse_foreign(link.organization, link.node, run_id)
@@ -161,7 +170,9 @@ class AgentInbox:
         link.send_nowait(SendReportDurable(run_id=run_id))
 
     async def _pushed_after_the_end(self, organization: str, node: str, run_id: str, pushed: PushedChunk) -> bool:
-        run = await self._services.store.find_run(organization, run_id)
+        run = None
+        with _damage_left():
+            run = await self._services.store.find_run(organization, run_id)
         if run is None:
             return False
         if run.node != node:
@@ -187,6 +198,15 @@ class AgentInbox:
     def _refuse_foreign(self, organization: str, node: str, run_id: str) -> None:
         _log.warning("agent.foreign_run", node=node, run_id=run_id)
         self._foreign(organization, node, run_id)
+
+
+@contextmanager
+def _damage_left() -> Iterator[None]:
+    """Goes on behind the block where a run's row is damaged: the node's stream has other things to tell."""
+    try:
+        yield
+    except RowDamaged as error:
+        _log.error("store.damaged_row", error=error.message)
 
 
 def _was_told(run: Run) -> bool:

@@ -13,6 +13,8 @@ that will do. ``store.sql`` implements them, ``lab.memory_store`` is their plain
   it. Those of different jobs say nothing about one another.
 * A write that takes an ``audit`` entry commits the record together with what it records, unless it changed nothing
   (removed nothing, created nothing): an acknowledged action has its record.
+* What is written once (events, output, the end of a run) is checked when it is read: ``RowDamaged`` names what is not
+  as it was written, and everything else is served.
 * Every method raises ``StoreUnavailable`` when it cannot write or read now (disk full, locked, I/O error), and then
   nothing of the call was applied; and ``StoreCorrupt`` when the file is damaged, which is final.
 """
@@ -218,7 +220,7 @@ class LiveJobs(OutputStore, Protocol):
         ...
 
     async def unfinished_jobs(self) -> Sequence[JobSnapshot]:
-        """Every job that is not terminal, for recovery at start."""
+        """Every job that is not terminal, for recovery at start; without what is damaged, so that the rest lives."""
         ...
 
 

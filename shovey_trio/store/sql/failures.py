@@ -10,12 +10,16 @@ from collections.abc import Callable
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
-from shovey_trio.core.errors import StoreCorrupt, StoreUnavailable
+from shovey_trio.core.errors import RowDamaged, StoreCorrupt, StoreUnavailable
 from shovey_trio.store.sql.rows import UndecodableRow
 
 
 class StoreConflict(Exception):
     """Our own bug: a write that breaks a rule of the tables, such as a second run for one node of a job."""
+
+
+class UndecodableText(StoreCorrupt):
+    """A text is none; which row it is in is not said."""
 
 
 Translate = Callable[[Exception], Exception]
@@ -32,7 +36,7 @@ def translator(name: str, driver: Callable[[BaseException, str], Exception | Non
 
     def translate(error: Exception) -> Exception:
         if isinstance(error, UndecodableRow):
-            return StoreCorrupt(f"{name} is damaged: {error}", path=name)
+            return RowDamaged(f"a row of the store is damaged: {error}", row=str(error))
         if isinstance(error, PoolTimeout | OSError):
             return StoreUnavailable(f"{name}: {error}", path=name)
         original = error.orig if isinstance(error, DBAPIError) and error.orig is not None else error

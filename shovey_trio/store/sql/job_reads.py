@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, Final
 
+import structlog
 from sqlalchemy import Connection, Select, bindparam, func, select
 
 from shovey_trio.core.errors import HistoryGone
@@ -21,15 +23,18 @@ from shovey_trio.store.contract import (
     StoredOutput,
     StoredRun,
 )
+from shovey_trio.store.sql.checksums import check_event, checked_chunk, checked_run, checked_status
 from shovey_trio.store.sql.pages import Listing, decode_key, decode_page, encode_page
 from shovey_trio.store.sql.prepared import Prepared
-from shovey_trio.store.sql.rows import CHUNK, JOB, RUN, RUN_STATUS, Row
+from shovey_trio.store.sql.rows import CHUNK, JOB, RUN, RUN_STATUS, Row, UndecodableRow
 from shovey_trio.store.sql.tables import UNFINISHED, events, jobs, output, runs
+
+_log = structlog.get_logger(__name__)
 
 # Bytes of output in one answer of ``read_events``; the first chunk is given whatever its size.
 EVENT_OUTPUT_BYTES: Final = 256 * 1024
 
-_SELECT_RUNS: Final[Select[Any]] = select(*RUN.columns).join(jobs, jobs.c.job_pk == runs.c.job_pk)
+_SELECT_RUNS: Final[Select[Any]] = select(*RUN.columns, runs.c.checksum).join(jobs, jobs.c.job_pk == runs.c.job_pk)
 _OF_JOB: Final = (jobs.c.job_id == bindparam("job_id"), jobs.c.organization == bindparam("organization"))
 _JOB: Final = Prepared(select(*JOB.columns, jobs.c.job_pk).where(*_OF_JOB))
 _RUN_ON: Final = Prepared(_SELECT_RUNS.where(*_OF_JOB, runs.c.node == bindparam("node")))
@@ -37,7 +42,7 @@ _RUN: Final = Prepared(
     _SELECT_RUNS.where(runs.c.run_id == bindparam("run_id"), jobs.c.organization == bindparam("organization"))
 )
 _RUN_STATUSES: Final = Prepared(
-    select(*RUN_STATUS.columns).where(runs.c.job_pk == bindparam("job_pk")).order_by(runs.c.node)
+    select(*RUN_STATUS.columns, runs.c.checksum).where(runs.c.job_pk == bindparam("job_pk")).order_by(runs.c.node)
 )
 _RUNS: Final = Prepared(_SELECT_RUNS.where(runs.c.job_pk == bindparam("job_pk")).order_by(runs.c.node))
 _LAST_SEQS: Final = Prepared(
@@ -48,14 +53,17 @@ _LAST_SEQS: Final = Prepared(
 )
 _EVENT_BASE: Final = Prepared(select(*JOB.fixed_columns, jobs.c.job_pk).where(jobs.c.job_id == bindparam("job_id")))
 _EVENTS: Final = Prepared(
-    select(events.c.seq, events.c.body, runs.c.run_id, runs.c.node, runs.c.created_at, runs.c.nonce)
+    select(
+        *(events.c.seq, events.c.run_pk, events.c.body, events.c.checksum),
+        *(runs.c.run_id, runs.c.node, runs.c.created_at, runs.c.nonce),
+    )
     .join(runs, runs.c.run_pk == events.c.run_pk, isouter=True)
     .where(events.c.job_pk == bindparam("job_pk"), events.c.seq > bindparam("after_seq"))
     .order_by(events.c.seq)
     .limit(bindparam("limit"))
 )
 _OUTPUT_EVENTS: Final = Prepared(
-    select(output.c.seq, runs.c.node, *CHUNK.columns)
+    select(output.c.seq, runs.c.node, output.c.run_pk, *CHUNK.columns, output.c.checksum)
     .join(runs, runs.c.run_pk == output.c.run_pk)
     .where(output.c.job_pk == bindparam("job_pk"), output.c.seq > bindparam("after_seq"))
     .order_by(output.c.seq)
@@ -98,12 +106,12 @@ def jobs_listing(where: JobFilter) -> Listing:
 
 def get_run(connection: Connection, organization: str, job_id: str, node: str) -> Run | None:
     row = _RUN_ON.find(connection, job_id=job_id, organization=organization, node=node)
-    return None if row is None else RUN.decode(row)
+    return None if row is None else checked_run(row)
 
 
 def find_run(connection: Connection, organization: str, run_id: str) -> Run | None:
     row = _RUN.find(connection, run_id=run_id, organization=organization)
-    return None if row is None else RUN.decode(row)
+    return None if row is None else checked_run(row)
 
 
 def list_runs(
@@ -116,7 +124,7 @@ def list_runs(
         query = query.where(runs.c.node > decode_page(listing, after))
     if states:
         query = query.where(runs.c.state.in_(sorted(state.value for state in states)))
-    found = [RUN.decode(row) for row in connection.execute(query.order_by(runs.c.node).limit(limit + 1))]
+    found = [checked_run(row) for row in connection.execute(query.order_by(runs.c.node).limit(limit + 1))]
     shown = found[:limit]
     return tuple(shown), encode_page(listing, shown[-1].node) if len(found) > limit else ""
 
@@ -137,11 +145,14 @@ def count_runs(connection: Connection, organization: str, job_id: str) -> Mappin
 
 
 def unfinished_jobs(connection: Connection) -> Sequence[JobSnapshot]:
+    """See ``Store.unfinished_jobs``."""
     query = select(*JOB.columns, jobs.c.job_pk, jobs.c.stdin).where(UNFINISHED).order_by(jobs.c.job_pk)
-    return tuple(
-        replace(_snapshot(connection, row.job_pk, JOB.decode(row)), stdin=row.stdin or b"")
-        for row in connection.execute(query).all()
-    )
+    found = []
+    for row in connection.execute(query).all():
+        with _left_out():
+            picture = _snapshot(connection, row.job_pk, JOB.decode(row), around_damage=True)
+            found.append(replace(picture, stdin=row.stdin or b""))
+    return tuple(found)
 
 
 def unfinished_runs(connection: Connection) -> Sequence[Run]:
@@ -160,7 +171,7 @@ def job_overview(connection: Connection, organization: str, job_id: str) -> JobO
     if row is None:
         return None
     statuses = _RUN_STATUSES.find_all(connection, job_pk=row[-1])
-    return JobOverview(job=JOB.decode(row), runs=[RUN_STATUS.decode(each) for each in statuses])
+    return JobOverview(job=JOB.decode(row), runs=[checked_status(each) for each in statuses])
 
 
 def read_events(
@@ -180,11 +191,23 @@ def read_events(
     return tuple(found[:limit])
 
 
-def _snapshot(connection: Connection, job_pk: int, job: Job) -> JobSnapshot:
+def _snapshot(connection: Connection, job_pk: int, job: Job, *, around_damage: bool = False) -> JobSnapshot:
     last = _LAST_SEQS.find(connection, job_pk=job_pk)
     assert last is not None
-    with _RUNS.rows(connection, job_pk=job_pk) as found:
-        return JobSnapshot(seq=max(seq or 0 for seq in last), job=job, runs=tuple(RUN.decode(row) for row in found))
+    found: list[Run] = []
+    with _RUNS.rows(connection, job_pk=job_pk) as rows:
+        for row in rows:
+            with _left_out() if around_damage else nullcontext():
+                found.append(checked_run(row))
+    return JobSnapshot(seq=max(seq or 0 for seq in last), job=job, runs=tuple(found))
+
+
+@contextmanager
+def _left_out() -> Iterator[None]:
+    try:
+        yield
+    except UndecodableRow as error:
+        _log.error("store.damaged_row", error=str(error))
 
 
 def _row_events(connection: Connection, base: Row, after_seq: int, limit: int) -> list[StoredEvent]:
@@ -192,7 +215,8 @@ def _row_events(connection: Connection, base: Row, after_seq: int, limit: int) -
     job_fixed = tuple(base[:-1])
     job_id, organization = job_fixed[:2]
     found: list[StoredEvent] = []
-    for seq, body, run_id, node, created_at, nonce in rows:
+    for seq, run_pk, body, checksum, run_id, node, created_at, nonce in rows:
+        check_event(checksum, seq, base[-1], run_pk, body)
         if run_id is None:
             found.append(StoredJob(seq=seq, job=JOB.from_event(job_fixed, body)))
         else:
@@ -208,9 +232,10 @@ def _output_events(
     found: list[StoredEvent] = []
     size = 0
     with _OUTPUT_EVENTS.rows(connection, job_pk=job_pk, after_seq=after_seq, limit=limit) as rows:
-        for seq, node, *row in rows:
-            size += len(row[-1])
+        for seq, node, run_pk, *row in rows:
+            chunk = checked_chunk(row, run_pk, f"node {node} in job {job_id}")
+            size += len(chunk.data)
             if found and size > EVENT_OUTPUT_BYTES:
                 return found, False
-            found.append(StoredOutput(seq=seq, job_id=job_id, node=node, chunk=CHUNK.decode(row)))
+            found.append(StoredOutput(seq=seq, job_id=job_id, node=node, chunk=chunk))
     return found, True

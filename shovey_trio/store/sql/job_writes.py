@@ -10,6 +10,7 @@ from sqlalchemy import Connection, bindparam, insert, select, update
 from shovey_trio.core.errors import RequestIdReused
 from shovey_trio.core.jobs.model import Job, OutputChunk, Run
 from shovey_trio.store.contract import CreatedJob, RequestKey
+from shovey_trio.store.sql.checksums import end_sum
 from shovey_trio.store.sql.prepared import Prepared
 from shovey_trio.store.sql.rows import JOB, RUN, Values
 from shovey_trio.store.sql.tables import UNFINISHED, jobs, runs
@@ -55,7 +56,11 @@ def create_job(
     if job_runs:
         rows = [RUN.changes(run) for run in job_runs]
         _INSERT_RUN.execute(
-            connection, [{**RUN.fixed(run), "job_pk": job_pk, **row} for run, row in zip(job_runs, rows, strict=True)]
+            connection,
+            [
+                {**RUN.fixed(run), "job_pk": job_pk, **row, "checksum": end_sum(run, row)}
+                for run, row in zip(job_runs, rows, strict=True)
+            ],
         )
         # One query for all keys; asking for them row by row (RETURNING) is slower than inserting.
         keys = dict(_RUN_KEYS.find_all(connection, job_pk=job_pk))

@@ -15,6 +15,7 @@ from sqlalchemy import Column, ColumnElement, Connection, Select, bindparam, fun
 from shovey_trio.core.jobs.model import OutputChunk, OutputExtent, StreamName
 from shovey_trio.core.jobs.states import TERMINAL_RUN_STATES, RunState
 from shovey_trio.store.contract import OutputPage
+from shovey_trio.store.sql.checksums import checked_chunk
 from shovey_trio.store.sql.prepared import Prepared
 from shovey_trio.store.sql.rows import CHUNK
 from shovey_trio.store.sql.tables import jobs, output, runs
@@ -34,7 +35,7 @@ def _from(start: Column[int], *also: ColumnElement[bool]) -> Prepared:
     chosen = (output.c.run_pk == bindparam("run_pk"), *also)
     held = select(func.max(start)).where(*chosen, start <= bindparam("offset"))
     first = func.coalesce(held.correlate(None).scalar_subquery(), 0)
-    return Prepared(select(*CHUNK.columns).where(*chosen, start >= first).order_by(start))
+    return Prepared(select(*CHUNK.columns, output.c.checksum).where(*chosen, start >= first).order_by(start))
 
 
 _BOTH: Final = _from(output.c.position)
@@ -82,7 +83,7 @@ def read_output_page(
     size = 0
     with reading as rows:
         for row in rows:
-            chunk = CHUNK.decode(row)
+            chunk = checked_chunk(row, run_pk, f"run {run_id}")
             skip = max(offset - (chunk.position if stream is None else chunk.stream_offset), 0)
             if skip >= len(chunk.data):
                 continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
@@ -10,8 +11,9 @@ import trio
 from sqlalchemy import Connection, Engine
 
 from shovey_trio.core.errors import StoreCorrupt
-from shovey_trio.store.sql.failures import Translate
+from shovey_trio.store.sql.failures import Translate, UndecodableText
 from shovey_trio.store.sql.health import StoreHealth
+from shovey_trio.store.sql.rows import UndecodableRow
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -20,12 +22,21 @@ T = TypeVar("T")
 # time anyway: more than a few only help while a disk is slow. Each may hold one answer of at most some MiB.
 READERS: Final = 4
 
+Lenient = Callable[[Connection], AbstractContextManager[None]]
+
 
 class ReadPool:
     """Runs queries on the engine's connections, which must number ``READERS``."""
 
-    def __init__(self, engine: Engine, translate: Translate, health: StoreHealth) -> None:
+    def __init__(self, engine: Engine, translate: Translate, health: StoreHealth, leniently: Lenient) -> None:
+        """Args:
+        engine: has as many connections.
+        translate: names what the driver raises.
+        health: is told of damage.
+        leniently: makes a connection give every text, whatever is in it, for the block.
+        """
         self._engine = engine
+        self._leniently = leniently
         self._translate = translate
         self._health = health
         self._limiter = trio.CapacityLimiter(READERS)
@@ -38,6 +49,7 @@ class ReadPool:
         Raises:
             StoreUnavailable: the file cannot be read now.
             StoreCorrupt: the file is damaged; nothing is served any more.
+            RowDamaged: a row is; everything else is served.
             ShoveyError: what the query raises.
         """
         self._health.check()
@@ -55,6 +67,20 @@ class ReadPool:
                 return query(connection, *args, **kwargs)
         except Exception as error:
             translated = self._translate(error)
+            if isinstance(translated, UndecodableText):
+                self._name_row(query, *args, **kwargs)
             if translated is error:
                 raise
             raise translated from error
+
+    def _name_row(self, query: Callable[Concatenate[Connection, P], T], *args: P.args, **kwargs: P.kwargs) -> None:
+        """Runs a query again that has met a text that is none.
+
+        Raises:
+            RowDamaged: its checksum says which row that is. Without one, all that is known is that there is such a row.
+        """
+        try:
+            with self._engine.connect() as connection, self._leniently(connection), connection.begin():
+                query(connection, *args, **kwargs)
+        except UndecodableRow as error:
+            raise self._translate(error) from error

@@ -42,6 +42,7 @@ class RowCodec(Generic[T]):
         columns: a whole value, as ``decode`` takes it; the fixed ones first.
         fixed_columns: those that never change.
         changing: names of those that every write sets.
+        defaults: what stands in those, by name, for a field's default.
         fixed: gives a value's columns that never change, without those of another table.
         changes: gives a value's columns that every write sets.
     """
@@ -68,7 +69,7 @@ class RowCodec(Generic[T]):
         self.columns: tuple[Column[Any], ...] = tuple(each.column for each in in_order)
         self.fixed_columns = self.columns[: len(fixed)]
         self.changing = tuple(column.name for column in self.columns[len(fixed) :])
-        self._defaults = {each.column.name: each.default for each in in_order[len(fixed) :]}
+        self.defaults = {each.column.name: each.default for each in in_order[len(fixed) :]}
         self.fixed: Callable[[T], Values] = _encoder(
             [each for each in in_order[: len(fixed)] if each.column.table is table]
         )
@@ -91,14 +92,14 @@ class RowCodec(Generic[T]):
 
     def event_body(self, changes: Values) -> str:
         """The JSON of an event: what of ``changes`` differs from the defaults."""
-        defaults = self._defaults
+        defaults = self.defaults
         return _dump({name: value for name, value in changes.items() if value != defaults[name]})
 
     def from_event(self, fixed: Row, body: str) -> T:
         """The value that was written with an event, from ``fixed_columns`` and the event's body."""
         try:
             changes = json.loads(body)
-            return self.decode((*fixed, *(changes.get(name, default) for name, default in self._defaults.items())))
+            return self.decode((*fixed, *(changes.get(name, default) for name, default in self.defaults.items())))
         except (ValueError, AttributeError) as error:
             raise UndecodableRow(f"event: {error}") from error
 

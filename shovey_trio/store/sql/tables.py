@@ -111,6 +111,7 @@ runs: Final = Table(
     Column("key_id", Text, server_default="", nullable=False),
     Column("held_end", Text),  # JSON
     Column("released_at", Double),
+    Column("checksum", BigInteger),  # of a run that has ended; see ``checksums``, as the next two
     Index("ux_runs_run_id", "run_id", unique=True),
     Index("ux_runs_node", "job_pk", "node", unique=True),
 )
@@ -123,6 +124,7 @@ events: Final = Table(
     Column("job_pk", _Key, nullable=False),
     Column("run_pk", _Key),
     Column("body", Text, nullable=False),
+    Column("checksum", BigInteger),
     Index("ix_events_job", "job_pk", "seq"),
 )
 
@@ -138,6 +140,7 @@ output: Final = Table(
     Column("read_at", Double, nullable=False),
     Column("data", LargeBinary, nullable=False),
     Column("dropped_before", BigInteger, server_default="0", nullable=False),
+    Column("checksum", BigInteger),
     Index("ux_output_position", "run_pk", "position", unique=True),
     Index("ix_output_stream", "run_pk", "stream", "stream_offset"),
     Index("ix_output_job", "job_pk", "seq"),

@@ -18,6 +18,7 @@ from shovey_trio.core.audit.records import GENESIS, AuditEntry, AuditHead, chain
 from shovey_trio.core.errors import NotFound
 from shovey_trio.core.jobs.model import Job, OutputChunk, Run
 from shovey_trio.store.contract import Committed
+from shovey_trio.store.sql.checksums import chunk_sum, end_sum, event_sum
 from shovey_trio.store.sql.prepared import Prepared
 from shovey_trio.store.sql.rows import (
     CHUNK,
@@ -36,7 +37,9 @@ _RUN_KEYS: Final = Prepared(
     .where(runs.c.run_id == bindparam("run_id"))
 )
 _UPDATE_RUN: Final = Prepared(
-    update(runs).where(runs.c.run_pk == bindparam("key")).values({name: bindparam(name) for name in RUN.changing})
+    update(runs)
+    .where(runs.c.run_pk == bindparam("key"))
+    .values({name: bindparam(name) for name in (*RUN.changing, runs.c.checksum.name)})
 )
 _UPDATE_JOB: Final = Prepared(
     update(jobs).where(jobs.c.job_pk == bindparam("key")).values({name: bindparam(name) for name in JOB.changing})
@@ -162,7 +165,7 @@ class WriteTransaction:
         for each in passed:
             self.add_run_event(keys, run.job_id, RUN.changes(each))
         changes = RUN.changes(run)
-        self._run_updates[keys.run_pk] = changes
+        self._run_updates[keys.run_pk] = {**changes, "checksum": end_sum(run, changes)}
         self._runs.add((run.job_id, run.node))
         self.add_run_event(keys, run.job_id, changes)
         if run.is_terminal:
@@ -185,6 +188,7 @@ class WriteTransaction:
         for chunk in chunks:
             if chunk.data:
                 row = {"job_pk": keys.job_pk, "run_pk": keys.run_pk, **CHUNK.fixed(chunk)}
+                row["checksum"] = chunk_sum(keys.run_pk, row)
                 self._output.append(row)
                 self._unnumbered.append((run.job_id, row))
                 self._runs.add((run.job_id, run.node))
@@ -238,4 +242,6 @@ class WriteTransaction:
         numbers = self.sequence.number(self, [row["job_pk"] for _, row in self._unnumbered])
         for (job_id, row), seq in zip(self._unnumbered, numbers, strict=True):
             row["seq"] = self._jobs[job_id] = seq
+            if "body" in row:
+                row["checksum"] = event_sum(seq, row["job_pk"], row["run_pk"], row["body"])
         self._unnumbered.clear()

@@ -6,7 +6,7 @@ import sqlite3
 from typing import Final
 
 from shovey_trio.core.errors import StoreCorrupt, StoreUnavailable
-from shovey_trio.store.sql.failures import StoreConflict
+from shovey_trio.store.sql.failures import StoreConflict, UndecodableText
 
 # Primary result codes: https://www.sqlite.org/rescode.html. An extended code carries its primary one in the low byte.
 _PRIMARY: Final = 0xFF
@@ -34,7 +34,9 @@ def sqlite_failure(error: BaseException, name: str) -> Exception | None:
         return None
     # Errors that Python's module makes itself have no code, such as a text column that is not UTF-8.
     code = getattr(error, "sqlite_errorcode", 0) & _PRIMARY
-    if code in _CORRUPT or str(error).startswith("Could not decode to UTF-8"):
+    if str(error).startswith("Could not decode to UTF-8"):
+        return UndecodableText(f"{name} is damaged: {error}", path=name)
+    if code in _CORRUPT:
         return StoreCorrupt(f"{name} is damaged or not a store: {error}", path=name)
     if code in _UNAVAILABLE:
         return StoreUnavailable(f"{name}: {error}", path=name)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import AsyncIterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, Final
@@ -66,7 +66,7 @@ async def open_sqlite(path: Path, *, exclusive: bool = True, create: bool = True
         news = OwnNews()
         writer = GroupWriter(Committer(files.writing, FileSequence(), files.translate).commit, health, news.committed)
         try:
-            yield SqlStore(writer, ReadPool(files.readers, files.translate, health), health, news)
+            yield SqlStore(writer, ReadPool(files.readers, files.translate, health, leniently), health, news)
         finally:
             await writer.aclose()
     finally:
@@ -141,6 +141,18 @@ class _StoreFile:
         found = self.writing.execute(text("PRAGMA quick_check(1)")).scalar_one()
         if found != "ok":
             raise StoreCorrupt(f"{self._name} is damaged: {found}", path=self._name)
+
+
+@contextmanager
+def leniently(connection: Connection) -> Iterator[None]:
+    """Has a connection give every text, with surrogates for what is no UTF-8, for the block."""
+    raw = connection.connection.driver_connection
+    assert raw is not None
+    raw.text_factory = lambda data: data.decode("utf-8", "surrogateescape")
+    try:
+        yield
+    finally:
+        raw.text_factory = str
 
 
 def _check_files(path: Path) -> None:
