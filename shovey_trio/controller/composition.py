@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from functools import partial
 
 import structlog
@@ -18,7 +18,7 @@ from shovey_trio.application.organization_keys import OrganizationKeys
 from shovey_trio.application.restored import accept_restore, check_store, sign_anew
 from shovey_trio.chef.callers import StoredChefCallers
 from shovey_trio.config.server import ServerSettings
-from shovey_trio.controller.file_watch import marks, reload_on_change
+from shovey_trio.controller.file_watch import Marks, marks, reload_on_change
 from shovey_trio.controller.grpc_door import open_grpc
 from shovey_trio.controller.housekeeping import (
     BELIEVED_AHEAD,
@@ -28,7 +28,7 @@ from shovey_trio.controller.housekeeping import (
     name_misfits,
     serve_retention,
 )
-from shovey_trio.controller.records import open_records
+from shovey_trio.controller.records import Records, open_records
 from shovey_trio.controller.reload import Reload
 from shovey_trio.controller.ring import open_ring
 from shovey_trio.controller.settings import (
@@ -41,7 +41,7 @@ from shovey_trio.controller.settings import (
     load_tls,
     timing_of,
 )
-from shovey_trio.controller.use_cases import make_use_cases
+from shovey_trio.controller.use_cases import UseCases, make_use_cases
 from shovey_trio.http.server import HttpServer
 from shovey_trio.identity.audit_files import AuditFiles
 from shovey_trio.identity.key_places import KeySource
@@ -62,6 +62,7 @@ from shovey_trio.shovey.keys import SCHOB_KEYS
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.opening import open_shovey, serf_events
 from shovey_trio.shovey.rest.listener import open_rest
+from shovey_trio.shovey.route.reports import SchobReports
 from shovey_trio.store.contract import Store
 from shovey_trio.store.opening import open_store
 
@@ -160,12 +161,7 @@ async def open_controller(
     keys = OrganizationKeys(await trio.to_thread.run_sync(load_keys, settings))
     async with AsyncExitStack() as stack:
         enter = stack.enter_async_context
-        # Beside a signed head of its log there was a store: a new one in its place would have forgotten everything.
-        is_first = not settings.directory.audit_head.exists()
-        store = await enter(open_store(settings.store_path, create=is_first))
-        # Before anything is written by this clock.
-        await store.believe_clock(clock.now(), at_most_ahead=math.inf if trust_clock else BELIEVED_AHEAD)
-        await _check_age(settings, store, clock, restored=restored)
+        store = await enter(_open_store(settings, clock, restored=restored, trust_clock=trust_clock))
         epoch = await store.next_epoch(clock.now())
         records = await enter(open_records(settings, store=store, keys=keys, clock=clock, epoch=epoch))
         ring = await enter(
@@ -209,18 +205,7 @@ async def open_controller(
         server = await enter(
             open_grpc(settings, engine=engine, use_cases=use_cases, records=records, tls=tls, health=health)
         )
-        rest = await enter(
-            open_rest(
-                settings,
-                jobs=use_cases.jobs,
-                nodes=use_cases.nodes,
-                callers=callers,
-                reports=reports,
-                clock=wall,
-                audit=records.audit,
-                attempts=records.attempts,
-            )
-        )
+        rest = await enter(_open_rest(settings, use_cases, callers, reports, records, clock=wall))
         news = KeyNews(ring.link)
         reload = Reload(
             settings=settings,
@@ -239,11 +224,7 @@ async def open_controller(
         helpers.start_soon(steps.serve)
         helpers.start_soon(keep_health, health, store, ring.doorbell)
         helpers.start_soon(serve_retention, store, settings, clock)
-        helpers.start_soon(partial(reload_on_change, settings.directory, reload, seen=seen))
-        helpers.start_soon(_renew_daily, reload)
-        helpers.start_soon(news.serve)
-        if settings.secrets.signing_keys is KeySource.VAULT:
-            helpers.start_soon(reload.keys_again, settings.vault.refresh)
+        _keep_current(helpers, settings, reload, news, seen)
         if ring.link is not None:
             helpers.start_soon(name_misfits, ring.link, ring.doorbell, registry, settings.server.organization)
             helpers.start_soon(announce, ring.link)
@@ -258,6 +239,49 @@ async def open_controller(
             reload=reload,
         )
         helpers.cancel_scope.cancel(reason="the controller stops")
+
+
+@asynccontextmanager
+async def _open_store(
+    settings: ServerSettings, clock: Clock, *, restored: bool, trust_clock: bool
+) -> AsyncIterator[Store]:
+    # Beside a signed head of its log there was a store: a new one in its place would have forgotten everything.
+    is_first = not settings.directory.audit_head.exists()
+    async with open_store(settings.store_path, create=is_first) as store:
+        # Before anything is written by this clock.
+        await store.believe_clock(clock.now(), at_most_ahead=math.inf if trust_clock else BELIEVED_AHEAD)
+        await _check_age(settings, store, clock, restored=restored)
+        yield store
+
+
+def _open_rest(
+    settings: ServerSettings,
+    use_cases: UseCases,
+    callers: StoredChefCallers,
+    reports: SchobReports | None,
+    records: Records,
+    *,
+    clock: Clock,
+) -> AbstractAsyncContextManager[HttpServer | None]:
+    return open_rest(
+        settings,
+        jobs=use_cases.jobs,
+        nodes=use_cases.nodes,
+        callers=callers,
+        reports=reports,
+        clock=clock,
+        audit=records.audit,
+        attempts=records.attempts,
+    )
+
+
+def _keep_current(helpers: trio.Nursery, settings: ServerSettings, reload: Reload, news: KeyNews, seen: Marks) -> None:
+    """Starts what notices that files, certificates and keys are others than before."""
+    helpers.start_soon(partial(reload_on_change, settings.directory, reload, seen=seen))
+    helpers.start_soon(_renew_daily, reload)
+    helpers.start_soon(news.serve)
+    if settings.secrets.signing_keys is KeySource.VAULT:
+        helpers.start_soon(reload.keys_again, settings.vault.refresh)
 
 
 async def _check_age(settings: ServerSettings, store: Store, clock: Clock, *, restored: bool) -> None:
