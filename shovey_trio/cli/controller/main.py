@@ -27,6 +27,7 @@ _COMMANDS: Final[Mapping[str, tuple[str, str]]] = MappingProxyType(
         "legacy": ("shovey_trio.shovey.cli.legacy:legacy", "Keys for old nodes (schob), on the controller's host."),
         "user": ("shovey_trio.cli.controller.user:user", "Users, certificates and keys, on the controller's host."),
         "vault": ("shovey_trio.cli.controller.vault:vault", "Keys in Vault or OpenBao."),
+        "store": ("shovey_trio.cli.controller.store:store", "The store: read all of it and name what is damaged."),
         "backup": ("shovey_trio.cli.controller.backup:backup", "Write store, keys and settings to one file."),
         "restore": ("shovey_trio.cli.controller.backup:restore", "Put a backup back."),
         "audit": ("shovey_trio.cli.controller.audit:audit", "The audit log: verify and export it."),

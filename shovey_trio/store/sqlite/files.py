@@ -96,7 +96,7 @@ class _StoreFile:
                     lock.acquire()
                 self.writing = self._open_writer(path, stack)
                 self._prepare(path, lock)
-                self.readers = _engine(path, connections=READERS, begin="BEGIN", pragmas=("query_only = ON",))
+                self.readers = open_engine(path, connections=READERS, begin="BEGIN", pragmas=("query_only = ON",))
                 stack.callback(self.readers.dispose)
             except Exception as error:
                 translated = self.translate(error)
@@ -118,7 +118,7 @@ class _StoreFile:
             f"wal_autocheckpoint = {_CHECKPOINT_PAGES}",
             f"journal_size_limit = {_LOG_BYTES}",
         )
-        engine = _engine(path, connections=1, begin="BEGIN IMMEDIATE", pragmas=pragmas)
+        engine = open_engine(path, connections=1, begin="BEGIN IMMEDIATE", pragmas=pragmas)
         stack.callback(engine.dispose)
         connection = engine.connect()
         stack.callback(connection.close)
@@ -165,7 +165,8 @@ def _check_files(path: Path) -> None:
         raise StoreUnavailable(f"{path}: {error}", path=str(path)) from error
 
 
-def _engine(path: Path, *, connections: int, begin: str, pragmas: tuple[str, ...]) -> Engine:
+def open_engine(path: Path, *, connections: int, begin: str, pragmas: tuple[str, ...]) -> Engine:
+    """A pool of so many connections to a store's file, whose transactions begin with ``begin``; to be disposed of."""
     engine = create_engine(
         URL.create("sqlite", database=str(path)),
         poolclass=QueuePool,
