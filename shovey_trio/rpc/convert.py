@@ -226,6 +226,7 @@ def run_message(run: Run, extent: OutputExtent | None = None) -> job_pb2.Run:
         stdout_bytes=extent.stdout_bytes if extent else 0,
         stderr_bytes=extent.stderr_bytes if extent else 0,
         dropped_bytes=run.dropped_bytes,
+        output_incomplete=run.output_incomplete,
         late_report=None if late is None else _late_report_message(late),
     )
 

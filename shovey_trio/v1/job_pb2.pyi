@@ -398,6 +398,7 @@ class Run(_message.Message):
     DROPPED_BYTES_FIELD_NUMBER: _builtins.int
     LATE_REPORT_FIELD_NUMBER: _builtins.int
     RELEASED_AT_FIELD_NUMBER: _builtins.int
+    OUTPUT_INCOMPLETE_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     job_id: _builtins.str
     node: _builtins.str
@@ -420,6 +421,8 @@ class Run(_message.Message):
     stderr_bytes: _builtins.int
     dropped_bytes: _builtins.int
     """Bytes of output that are missing: more was written than is kept of a run. A chunk's dropped_before says where."""
+    output_incomplete: _builtins.bool
+    """It ended before its node had sent the last of its output: some may be missing, and nobody knows how much."""
     @_builtins.property
     def created_at(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -471,10 +474,11 @@ class Run(_message.Message):
         dropped_bytes: _builtins.int = ...,
         late_report: Global___LateReport | None = ...,
         released_at: _timestamp_pb2.Timestamp | None = ...,
+        output_incomplete: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_late_report", b"_late_report", "_signal", b"_signal", "accepted_at", b"accepted_at", "created_at", b"created_at", "dispatched_at", b"dispatched_at", "exit_code", b"exit_code", "finished_at", b"finished_at", "late_report", b"late_report", "released_at", b"released_at", "signal", b"signal", "started_at", b"started_at", "unknown_since", b"unknown_since", "updated_at", b"updated_at"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_late_report", b"_late_report", "_signal", b"_signal", "accepted_at", b"accepted_at", "attempts", b"attempts", "cancelling", b"cancelling", "cause", b"cause", "created_at", b"created_at", "detail", b"detail", "dispatched_at", b"dispatched_at", "dropped_bytes", b"dropped_bytes", "exit_code", b"exit_code", "finished_at", b"finished_at", "id", b"id", "job_id", b"job_id", "late_report", b"late_report", "node", b"node", "proof", b"proof", "released_at", b"released_at", "route", b"route", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stderr_bytes", b"stderr_bytes", "stdout_bytes", b"stdout_bytes", "unknown_since", b"unknown_since", "updated_at", b"updated_at"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "_late_report", b"_late_report", "_signal", b"_signal", "accepted_at", b"accepted_at", "attempts", b"attempts", "cancelling", b"cancelling", "cause", b"cause", "created_at", b"created_at", "detail", b"detail", "dispatched_at", b"dispatched_at", "dropped_bytes", b"dropped_bytes", "exit_code", b"exit_code", "finished_at", b"finished_at", "id", b"id", "job_id", b"job_id", "late_report", b"late_report", "node", b"node", "output_incomplete", b"output_incomplete", "proof", b"proof", "released_at", b"released_at", "route", b"route", "signal", b"signal", "started_at", b"started_at", "state", b"state", "stderr_bytes", b"stderr_bytes", "stdout_bytes", b"stdout_bytes", "unknown_since", b"unknown_since", "updated_at", b"updated_at"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -73,3 +73,22 @@ async def test_status_and_json_have_the_number(flooded: OperatorRig) -> None:
     events = (await flooded.run("job", "watch", "last", "-o", "jsonl")).out.splitlines()
     chunks = [event["output"]["chunk"] for event in map(json.loads, events) if "output" in event]
     assert [chunk["dropped_before"] for chunk in chunks] == [0, 1200]
+
+
+async def test_output_whose_end_never_came_is_told_and_counts_as_truncated(rig: OperatorRig) -> None:
+    async def cut(run: FakeRun) -> int:
+        run.write(b"some\n")
+        run.message.output_incomplete = True
+        return 0
+
+    rig.controller.scripts["cut"] = cut
+    told = "[the node never sent the end of this output: some of it may be missing]"
+    started = await rig.run("job", "start", "cut", "web-1", "--fail-on-truncation")
+    assert (started.code, started.out) == (11, "web-1 | some\n")
+    assert f"web-1 | {told}" in started.err.splitlines()
+    assert "succeeded (output incomplete)" in started.err
+    for node in ([], ["web-1"], ["web-1", "--raw"]):
+        done = await rig.run("job", "output", "last", *node, "--fail-on-truncation")
+        assert (done.code, told in done.err, told in done.out) == (11, True, False)
+    status = json.loads((await rig.run("job", "status", "last", "-o", "json")).out)
+    assert status["runs"][0]["output_incomplete"] is True

@@ -45,6 +45,8 @@ async def test_the_end_waits_for_the_last_output_and_no_longer(autojump_clock: o
         assert trio.current_time() - before < 0.1
         run = await rig.stored(job, "n")
         assert (run.state, run.exit_code, run.held_end, run.late_report) == (RunState.FAILED, 3, None, None)
+        assert not run.output_incomplete
+        assert "output_incomplete" not in run_view(run)
         assert await rig.output(job, "n") == b"ab"
 
 
@@ -55,8 +57,28 @@ async def test_output_that_never_ends_delays_the_end_by_a_while_only(autojump_cl
         before = trio.current_time()
         await rig.ended(job)
         assert 4 < trio.current_time() - before < 6
+        run = await rig.stored(job, "n")
+        # A schob that keeps 3 KB of a burst reports success, and no end of the output.
+        assert (run.state, run.output_incomplete) == (RunState.SUCCEEDED, True)
+        assert run_view(run)["output_incomplete"] is True
         await rig.send(job, "n", 0, "late", is_last=True)
         assert await rig.output(job, "n") == b"late"
+        assert (await rig.stored(job, "n")).output_incomplete
+        await rig.send(job, "n", 0, "", stream="stderr", is_last=True)
+        assert not (await rig.stored(job, "n")).output_incomplete
+
+
+async def test_output_with_a_hole_is_incomplete_though_its_last_piece_came(
+    autojump_clock: object, tmp_path: Path
+) -> None:
+    async with open_schob_rig(tmp_path, MemoryStore(), _N) as rig:
+        job = await _running(rig)
+        await rig.send(job, "n", 0, "a")
+        await rig.send(job, "n", 2, "c", is_last=True)
+        await rig.send(job, "n", 0, "", stream="stderr", is_last=True)
+        await rig.say(job, "n", "succeeded")
+        await rig.ended(job)
+        assert (await rig.stored(job, "n")).output_incomplete
 
 
 async def test_a_told_end_survives_a_restart(autojump_clock: object, tmp_path: Path) -> None:

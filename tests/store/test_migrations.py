@@ -113,6 +113,7 @@ async def test_an_end_that_was_held_as_a_late_report_is_held_still(tmp_path: Pat
     with closing(sqlite3.connect(path)) as connection, connection:
         since = (("runs", "held_end"), ("runs", "released_at"), ("jobs", "epoch"), ("output", "dropped_before"))
         since += tuple((table, "checksum") for table in ("runs", "events", "output"))
+        since += (("runs", "output_incomplete"),)
         for table, column in since:
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.execute("UPDATE alembic_version SET version_num = '0004'")
@@ -223,7 +224,7 @@ async def test_store_of_the_first_version_is_taken_over_with_all_it_holds(tmp_pa
             b"0123456789abcdef",
         )
         assert (run.organization, run.job_id, run.key_id) == ("default", "0199-job", "")
-        assert (run.released_at, taken_up.job.epoch) == (1.5, 0)
+        assert (run.released_at, taken_up.job.epoch, run.output_incomplete) == (1.5, 0, False)
         events = await store.read_events("0199-job", after_seq=0, limit=10, include_output=True)
         assert [event.seq for event in events] == [1, 2]
         (chunk,) = await store.read_output("0199-run", stream=None, offset=0, limit=100)

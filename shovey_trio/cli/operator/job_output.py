@@ -124,7 +124,8 @@ async def _read_one(
 async def _copy_one(
     session: ControllerSession, job_id: str, node: str, wanted: OutputStream.ValueType, *, follow: bool
 ) -> bool:
-    from shovey_trio.cli.operator.labelled_output import gap_text
+    from shovey_trio.cli.operator.job_view import output_missing
+    from shovey_trio.cli.operator.labelled_output import INCOMPLETE_TEXT, gap_text
     from shovey_trio.v1.job_pb2 import OUTPUT_STREAM_STDERR
 
     async with session.client.read_output(job_id, node, stream=wanted, follow=follow, on_lost=_say_lost) as responses:
@@ -136,15 +137,19 @@ async def _copy_one(
         run = await session.client.get_run(job_id, node)
     if run.dropped_bytes:
         click.echo(gap_text(run.dropped_bytes), err=True)
-    return run.dropped_bytes > 0
+    if run.output_incomplete:
+        click.echo(INCOMPLETE_TEXT, err=True)
+    return output_missing(run)
 
 
 def _end(lines: LineCollector, runs: Sequence[Run]) -> bool:
     """Say what is missing and was not said yet; return whether anything is."""
+    from shovey_trio.cli.operator.job_view import output_missing
+
     for run in runs:
         lines.end(run)
     sys.stdout.flush()
-    return any(run.dropped_bytes for run in runs)
+    return any(output_missing(run) for run in runs)
 
 
 def _say_lost(_: RpcError) -> None:

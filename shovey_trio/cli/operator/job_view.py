@@ -58,7 +58,14 @@ def explain_run(run: job_pb2.Run) -> list[str]:
         notes.append("cancelling")
     if run.dropped_bytes:
         notes.append(f"{size_words(run.dropped_bytes)} of output missing")
+    if run.output_incomplete:
+        notes.append("output incomplete")
     return notes
+
+
+def output_missing(run: job_pb2.Run) -> bool:
+    """Whether output of the run is missing, or may be."""
+    return run.dropped_bytes > 0 or run.output_incomplete
 
 
 def describe_run(run: job_pb2.Run) -> str:
@@ -127,7 +134,7 @@ class JobView:
         every_run_succeeded = all(run_word(run) == RunState.SUCCEEDED.value for run in self.runs.values())
         if job_word(self.job) != JobState.COMPLETE.value or not every_run_succeeded:
             return Exit.RUNS_FAILED
-        cut = fail_on_truncation and any(run.dropped_bytes for run in self.runs.values())
+        cut = fail_on_truncation and any(output_missing(run) for run in self.runs.values())
         return Exit.TRUNCATED if cut else Exit.OK
 
     def _take(self, run: job_pb2.Run) -> bool:

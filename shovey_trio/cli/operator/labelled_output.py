@@ -86,6 +86,9 @@ def gap_text(size: int) -> str:
     return f"[{size:,} bytes of output are missing here: more was written than is kept of a run]"
 
 
+INCOMPLETE_TEXT: Final = "[the node never sent the end of this output: some of it may be missing]"
+
+
 class LineCollector:
     """Puts the chunks of many runs together into lines; ``emit`` takes each."""
 
@@ -110,8 +113,11 @@ class LineCollector:
     def end(self, run: job_pb2.Run) -> None:
         """Emit the unfinished last lines of a run that has ended, and what is missing and was not told yet."""
         self.finish(run.node)
+        at = unix(run.finished_at)
         if (missing := run.dropped_bytes - self._missing[run.node]) > 0:
-            self._tell_gap(run.node, missing, unix(run.finished_at))
+            self._tell_gap(run.node, missing, at)
+        if run.output_incomplete:
+            self._emit(Line(node=run.node, is_stderr=False, read_at=at, data=INCOMPLETE_TEXT.encode(), is_gap=True))
 
     def finish(self, node: str | None = None) -> None:
         """Emit unfinished last lines, of one node or of all."""

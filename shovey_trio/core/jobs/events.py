@@ -171,7 +171,9 @@ class EndTold:
 
 @dataclass(frozen=True, slots=True)
 class OutputOver:
-    """The output of a run whose end is held is complete, or what is missing of it will not come any more."""
+    """The output of a run whose end was told is complete, or what is missing of it was waited for long enough."""
+
+    is_complete: bool = False
 
 
 @dataclass(frozen=True, slots=True)

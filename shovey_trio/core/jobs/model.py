@@ -133,6 +133,8 @@ class Run:
     # When the first order expires: an order that was never sent has none.
     order_expires_at: float | None = None
     dropped_bytes: int = 0
+    # It ended before its node had sent the last of its output: some may be missing, and nobody knows how much.
+    output_incomplete: bool = False
     # Of the key that signed the newest start order.
     key_id: str = ""
     # Told before the last of the output was here, and kept until it is: the run has not ended yet.

@@ -185,8 +185,8 @@ def _while_live(run: Run, event: RunEvent, now: float) -> Outcome:
             )
         case EndTold():
             return Outcome(run=_end_told(run, event, now))
-        case OutputOver():
-            return Outcome(run=_output_over(run, now))
+        case OutputOver(is_complete=is_complete):
+            return Outcome(run=_output_over(run, now, is_complete=is_complete))
         case NodeHeard():
             if run.state is not RunState.UNKNOWN or run.accepted_at is None:
                 return Outcome(run=run)
@@ -201,7 +201,10 @@ def _while_live(run: Run, event: RunEvent, now: float) -> Outcome:
             if not run.cancelling or run.cancel_reason == BY_DEADLINE:
                 return Outcome(run=run)
             detail = "the node was told to end the command and cannot prove that it did"
-            return Outcome(run=_end(run, RunState.CANCEL_UNPROVEN, now, cause="cancelled", detail=detail))
+            cut = run.accepted_at is not None
+            return Outcome(
+                run=_end(run, RunState.CANCEL_UNPROVEN, now, cause="cancelled", detail=detail, output_incomplete=cut)
+            )
 
 
 def result_of(report: RunReport) -> tuple[RunState, str, str]:
@@ -389,6 +392,8 @@ def _after_the_end(run: Run, event: RunEvent, now: float) -> Outcome:
             return Outcome(run=_told_late(run, told, now), effects=(ConfirmReport(),))
         case EndTold(end=end):
             return Outcome(run=_told_late(run, end, now))
+        case OutputOver(is_complete=True) if run.output_incomplete:
+            return Outcome(run=replace(run, output_incomplete=False, updated_at=now))
         case _:
             return Outcome(run=run)
 
@@ -422,7 +427,7 @@ def _end_told(run: Run, event: EndTold, now: float) -> Run:
     )
 
 
-def _output_over(run: Run, now: float) -> Run:
+def _output_over(run: Run, now: float, *, is_complete: bool) -> Run:
     end = run.held_end
     if end is None:
         return run
@@ -431,6 +436,7 @@ def _output_over(run: Run, now: float) -> Run:
         end.state,
         now,
         held_end=None,
+        output_incomplete=not is_complete,
         cause=end.cause,
         exit_code=end.exit_code,
         signal=end.signal,

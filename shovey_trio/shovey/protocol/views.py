@@ -49,7 +49,8 @@ def run_view(run: Run) -> dict[str, Any]:
         "status": run_name(run.state),
     }
     # Which goiardi does not know: there only where output is missing.
-    return {**view, "dropped_bytes": run.dropped_bytes} if run.dropped_bytes else view
+    missing = {"dropped_bytes": run.dropped_bytes, "output_incomplete": run.output_incomplete}
+    return view | {name: value for name, value in missing.items() if value}
 
 
 def node_view(node: Node, *, url: str | None = None) -> dict[str, Any]:

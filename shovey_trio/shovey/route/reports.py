@@ -143,6 +143,8 @@ class SchobReports:
             sequence.take(put.seq, is_last=put.is_last)
         if live is not None:
             await self._conclude(live, sequences)
+        elif run.output_incomplete and sequences.is_complete:
+            await self._change_after_the_end(run, OutputOver(is_complete=True))
 
     def public_key(self, organization: str) -> str:
         """PEM of the key that orders to old nodes are signed with.
@@ -203,13 +205,16 @@ class SchobReports:
             raise IllegalReport(f"the run has ended: it is {run.state.value}", state=run.state.value)
         if event.end.state is RunState.INVALID:
             return  # anybody on the ring can make a schob say so of a run that has long ended
+        await self._change_after_the_end(run, event)
+
+    async def _change_after_the_end(self, run: Run, event: EndTold | OutputOver) -> None:
         after = handle(run, event, self._services.clock.now()).run
         if after is not run:
             await write_latest(lambda: after, self._services)
 
     async def _conclude(self, live: RunHandle, sequences: RunSequences) -> None:
         if sequences.is_complete and live.run.held_end is not None:
-            await live.post(OutputOver())
+            await live.post(OutputOver(is_complete=True))
 
     # -- output
 

@@ -112,6 +112,7 @@ runs: Final = Table(
     Column("held_end", Text),  # JSON
     Column("released_at", Double),
     Column("checksum", BigInteger),  # of a run that has ended; see ``checksums``, as the next two
+    Column("output_incomplete", Integer, server_default="0", nullable=False),
     Index("ux_runs_run_id", "run_id", unique=True),
     Index("ux_runs_node", "job_pk", "node", unique=True),
 )
