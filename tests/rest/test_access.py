@@ -169,7 +169,6 @@ async def test_path_is_verified_as_it_is_on_the_wire(shim: Shim) -> None:
         ("GET /status/node/web-1", 400, "Bad request"),
         ("GET /status/node/web-1/zork", 400, "Bad request"),
         ("POST /status/all/nodes", 405, "Method not allowed"),
-        ("POST /nodes", 405, "Method not allowed"),
     ],
 )
 async def test_what_is_no_route_is_answered_as_recorded(shim: Shim, request_line: str, status: int, text: str) -> None:
@@ -181,6 +180,25 @@ async def test_what_is_no_route_is_answered_as_recorded(shim: Shim, request_line
 
 async def test_what_is_not_ours_is_404_for_everybody(shim: Shim) -> None:
     assert (await ChefClient(port=shim.server.port, user="x", key=None).get("/cookbooks")).status == 404
+
+
+@pytest.mark.parametrize(
+    ("request_line", "status"),
+    [
+        # knife status and knife search node ask for a part of the attributes; knife node show and knife search client.
+        ("POST /search/node?q=*:*&start=0&rows=1000", 405),
+        ("GET /search/client?q=*:*", 404),
+        ("GET /search", 404),
+        ("GET /nodes/web-1", 404),
+        ("POST /nodes", 405),
+        ("GET /organizations/default/cookbooks", 404),
+    ],
+)
+async def test_what_a_chef_server_would_serve_says_how(shim: Shim, request_line: str, status: int) -> None:
+    method, path = request_line.split()
+    answer = await shim.admin.request(method, path, {} if method == "POST" else None)
+    assert answer.status == status
+    assert answer.error.endswith("with [chef] server_url set, the controller passes such requests on to it")
 
 
 async def test_key_that_was_taken_away_stops_working(shim: Shim, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from shovey_trio.core.jobs.model import Principal, Role
 from shovey_trio.core.trust.authz import may
 from shovey_trio.http.asgi import App, Message, Receive, Scope, Send, peer_of, read_body
 from shovey_trio.http.messages import HttpRefused, error_response
-from shovey_trio.shovey.rest.routing import Call, RestRoute, Router, Target, read_target
+from shovey_trio.shovey.rest.routing import CHEFS_OWN, Call, RestRoute, Router, Target, read_target
 
 _log = structlog.get_logger(__name__)
 
@@ -94,7 +94,7 @@ class RestApplication:
         if target.area not in self._router.areas or (self._pass_on and target.area in self._passed_areas):
             if self._pass_on is None:
                 await read_body(request, limit=self._body_limit, within=self._body_time)
-                await _error(request, 404, "there is nothing here")(scope, receive, send)
+                await _error(request, 404, CHEFS_OWN)(scope, receive, send)
             else:
                 await self._pass_on(scope, receive, send)
             return

@@ -29,6 +29,8 @@ from shovey_trio.http.asgi import App, Receive, Scope, Send
 from shovey_trio.http.messages import HttpRefused
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(?::\d{1,5})?|\[[0-9A-Fa-f:]+\](?::\d{1,5})?")
+#: What is said of everything that is no push job, where there is no Chef server to pass it on to.
+CHEFS_OWN: Final = "this is a Chef server's; with [chef] server_url set, the controller passes such requests on to it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -221,9 +223,9 @@ def _missing(method: str, path: str, allowed: set[str]) -> HttpRefused:
         case "status", _:
             return HttpRefused(400, "Bad request")
         case _ if allowed:
-            return _not_allowed("Method not allowed", allowed)
+            return _not_allowed(f"Method not allowed: {CHEFS_OWN}", allowed)
         case _:
-            return HttpRefused(404, "there is nothing here")
+            return HttpRefused(404, CHEFS_OWN)
 
 
 def _not_allowed(text: str, allowed: set[str]) -> HttpRefused:
