@@ -27,6 +27,7 @@ from shovey_trio.core.jobs.model import OutputChunk, Principal, Role, Run, Strea
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.http.server import HttpServer
 from shovey_trio.nursery.clock import SteadyClock
+from shovey_trio.nursery.settings import Bounds
 from shovey_trio.shovey.rest.listener import open_rest
 
 HARD_LIMIT = 30.0
@@ -137,6 +138,7 @@ async def open_shim(
     chef: Mapping[str, object] | None = None,
     limit: float = HARD_LIMIT,
     failed_auth_per_minute: int = 30,
+    bounds: Bounds | None = None,
     **settings: Any,
 ) -> AsyncIterator[Shim]:
     """A shim with agents that are up and one node that never was."""
@@ -149,7 +151,7 @@ async def open_shim(
     )
     agents = {name: FakeAgent(name, clock=clock) for name in up}
     with trio.fail_after(limit):
-        async with trio.open_nursery() as nursery, open_rig(store, clock=clock) as rig:
+        async with trio.open_nursery() as nursery, open_rig(store, clock=clock, bounds=bounds) as rig:
             for agent in agents.values():
                 nursery.start_soon(agent.serve)  # noqa: ASYNC113 - an agent may come late
             await rig.register([never_up], up=False)

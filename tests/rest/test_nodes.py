@@ -40,6 +40,11 @@ async def test_history_is_a_list_newest_first(shim: Shim) -> None:
     assert answer == sorted(answer, key=lambda entry: entry["updated_at"], reverse=True)
 
 
+async def test_history_begins_with_the_registration(shim: Shim) -> None:
+    answer = (await shim.admin.get(f"/status/node/{NEVER_UP}/all")).json
+    assert [entry["status"] for entry in answer] == ["new"]
+
+
 @pytest.mark.parametrize("which", ["latest", "all"])
 async def test_unknown_node_is_404(shim: Shim, which: str) -> None:
     answer = await shim.admin.get(f"/status/node/nope/{which}")

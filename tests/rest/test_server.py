@@ -366,6 +366,22 @@ async def test_tls_serves_and_a_plain_client_is_turned_away() -> None:
     assert [request.url.scheme for request in site.seen] == ["https"]
 
 
+async def test_silent_tls_connections_of_one_address_keep_no_other_out() -> None:
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    client = ssl.create_default_context()
+    authority.configure_trust(client)
+    bound = {"connections": 10, "connections_per_peer": 2}
+    async with serving(Site(), tls=context, **bound) as server, await connect(server), await connect(server):
+        async with await connect(server) as third:
+            assert await everything(third) == b""
+        other = await trio.open_tcp_stream("127.0.0.1", server.port, local_address="127.0.0.2")
+        async with trio.SSLStream(other, client, server_hostname="localhost", https_compatible=True) as secure:
+            await secure.send_all(get("/"))
+            assert (await everything(secure)).endswith(b"hello")
+
+
 @pytest.mark.parametrize("encoding", [b"chunked", b"identity"])
 async def test_a_request_with_two_framings_is_refused_and_the_connection_closed(encoding: bytes) -> None:
     site = Site()

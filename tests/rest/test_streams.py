@@ -15,6 +15,7 @@ from shovey_trio.core.jobs.events import ReportOutcome, RunReport
 from shovey_trio.core.jobs.model import ProofKind, StreamName
 from shovey_trio.core.jobs.states import RunState
 from shovey_trio.core.trust.orders import RefusalReason
+from shovey_trio.nursery.settings import Bounds
 
 from .conftest import NEVER_UP, Shim, open_shim
 
@@ -126,6 +127,29 @@ async def test_reader_of_a_live_stream_is_held_until_its_end(shim: Shim) -> None
             nursery.start_soon(cancel)
             answer = (await stream(patient, job_id)).json
         assert (answer["is_last"], answer["output"]) == (True, "before ")
+
+
+async def test_one_caller_cannot_take_every_place_of_held_readers() -> None:
+    """Beyond its share a caller is answered at once, and asks again; another caller is held beside it."""
+    async with open_shim(stream_hold=20.0, bounds=Bounds(watchers=3, watchers_per_caller=1)) as shim:
+        shim.script(run_for=None)
+        job_id = await shim.start("web-1")
+        await shim.until(job_id, "web-1", RunState.RUNNING)
+        path = f"/shovey/stream/{job_id}/web-1?sequence=0&output_type=stdout"
+        answers: list[tuple[str, bool]] = []
+        unheld = trio.Event()
+
+        async def read(user: str) -> None:
+            answers.append((user, (await shim.client(user).get(path)).json["is_last"]))
+            unheld.set()
+
+        async with trio.open_nursery() as nursery:
+            for user in ("ops", "ops", "admin"):
+                nursery.start_soon(read, user)
+            await unheld.wait()
+            assert answers == [("ops", False)]
+            await shim.client("ops").put("/shovey/jobs/cancel", {"run_id": job_id})
+        assert sorted(answers) == [("admin", True), ("ops", False), ("ops", True)]
 
 
 async def test_held_reader_is_let_go_when_the_server_stops() -> None:
