@@ -8,9 +8,11 @@ import os
 from base64 import b64encode
 from collections.abc import Iterator
 from functools import cache
+from io import BytesIO
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, Final
+from zipfile import ZipFile
 
 import h11
 import httpx2
@@ -20,6 +22,7 @@ from fuzz.trust import signing_key, trusted_keys
 from shovey_agent.desk.launcher_trust import load_trust
 from shovey_agent.desk.trusted_keys import TrustedKeys
 from shovey_trio.application.audit_verify import export_line, verify_export
+from shovey_trio.controller.backup import BackupUnusable, open_backup
 from shovey_trio.core.audit.head import decode_head, encode_head, sign_head
 from shovey_trio.core.audit.records import (
     CHAIN_DOMAIN,
@@ -138,6 +141,21 @@ def _rights_seeds() -> Iterator[bytes]:
     yield encode_rights(Rights(revoked=(void,), users=(user,)), signing_key().private_key)
 
 
+def _backup(data: bytes) -> None:
+    with open_backup(_written("backup", data)) as (backup, archive):
+        assert len(archive.namelist()) == len(backup.files) + 2
+
+
+def _backup_seeds() -> Iterator[bytes]:
+    packed = BytesIO()
+    with ZipFile(packed, "w") as archive:
+        archive.writestr("store.sqlite3", b"rows")
+        archive.writestr("data/ca/ca.key", b"key")
+        said = {"format": 1, "organization": "default", "made_at": 1.8e9, "version": "1", "files": ["ca/ca.key"]}
+        archive.writestr("shovey-trio-backup.json", json.dumps(said))
+    yield packed.getvalue()
+
+
 _ENTRY: Final = AuditEntry(
     at=1.8e9, organization="default", action=AuditAction.CONTROLLER_STARTED, outcome=AuditOutcome.ALLOWED
 )
@@ -235,6 +253,7 @@ TARGETS: Final = (
     Target(name="plain-head", decode=_plain_head, seeds=_plain_head_seeds, max_len=2048),
     Target(name="audit-export", decode=_audit_export, seeds=_audit_seeds, max_len=2048),
     Target(name="audit-head", decode=_audit_head, seeds=_audit_head_seeds, refusals=(AuditBroken,), max_len=512),
+    Target(name="backup", decode=_backup, seeds=_backup_seeds, refusals=(BackupUnusable,), max_len=1024),
     Target(name="kept-rights", decode=_rights, seeds=_rights_seeds, refusals=(AuditBroken,), max_len=1024),
     Target(name="signing-keys-file", decode=_keys_file, seeds=_keys_seeds, refusals=(FileUnusable,), max_len=1024),
     Target(

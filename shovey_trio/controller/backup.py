@@ -6,7 +6,9 @@ damaged is known before anything is done with it. Whoever has it has the control
 
 from __future__ import annotations
 
+import errno
 import json
+import struct
 import time
 import zipfile
 import zlib
@@ -29,6 +31,8 @@ _FORMAT: Final = 1
 _MANIFEST: Final = "shovey-trio-backup.json"
 _STORE: Final = "store.sqlite3"
 _FILES: Final = "data/"
+# What ``zipfile`` and the manifest raise at garbage: encrypted or unknown entries, numbers and names that are none.
+_GARBAGE: Final = (LookupError, ValueError, TypeError, EOFError, RuntimeError, OverflowError, struct.error, zlib.error)
 # Half of the size for a third of the time of the default.
 _LEVEL: Final = 1
 
@@ -113,10 +117,11 @@ def open_backup(source: Path) -> Iterator[tuple[Backup, zipfile.ZipFile]]:
         OSError: it cannot be read.
     """
     try:
-        with zipfile.ZipFile(source) as archive:
-            yield _checked(source, archive), archive
-    except zipfile.BadZipFile:
+        archive = zipfile.ZipFile(source)
+    except (zipfile.BadZipFile, *_GARBAGE):
         raise _unusable(source, "is no backup, or was cut off") from None
+    with archive:
+        yield _checked(source, archive), archive
 
 
 def extract_store(archive: zipfile.ZipFile, target: Path) -> None:
@@ -160,8 +165,12 @@ def _checked(source: Path, archive: zipfile.ZipFile) -> Backup:
         )
         if {*map(f"{_FILES}{{}}".format, made.files), _STORE, _MANIFEST} != set(archive.namelist()):
             raise _unusable(source, "does not hold what it says")
-    except (KeyError, ValueError, TypeError, EOFError, NotImplementedError, zlib.error):
+    except (zipfile.BadZipFile, *_GARBAGE):
         raise _unusable(source, "is no backup of a controller") from None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise
+        raise _unusable(source, "names a place before its beginning") from None
     if any(PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts for name in made.files):
         raise _unusable(source, "names a file outside of the data directory")
     return made

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import resource
 import signal
 import sqlite3
@@ -18,6 +19,7 @@ import trio
 
 from shovey_trio.cli.controller.main import run
 from shovey_trio.cli.controller.offline_store import run_with_store
+from shovey_trio.controller.backup import BackupUnusable, open_backup
 from shovey_trio.core.errors import Exit
 from shovey_trio.demo.processes import program
 from shovey_trio.identity.layout import DataDirectory
@@ -204,3 +206,18 @@ def test_restore_that_was_killed_is_done_again(
     assert run(["restore", str(made), "--data-dir", str(at.root)]) == 0
     assert users(at) == ["admin"]
     assert not list(at.root.glob(".restore-*"))
+
+
+def test_no_change_of_a_byte_makes_a_backup_of_garbage(made: Path, tmp_path: Path) -> None:
+    whole, changed = made.read_bytes(), tmp_path / "changed"
+    with open_backup(made) as (backup, _):
+        pass
+    chosen = random.Random(1)  # the same every time
+    for _ in range(200):
+        place = chosen.randrange(len(whole))
+        changed.write_bytes(whole[:place] + bytes([chosen.randrange(256)]) + whole[place + 1 :])
+        try:
+            with open_backup(changed) as (found, _):
+                assert found == backup
+        except BackupUnusable:
+            pass
