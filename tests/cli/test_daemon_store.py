@@ -62,6 +62,20 @@ def test_empty_or_missing_store_beside_a_signed_head_stops_the_start_and_nothing
     assert contents(data) == before
 
 
+def test_doctor_says_that_the_store_is_an_older_copy(
+    data: DataDirectory, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    older = data.store.read_bytes()
+    made = run(
+        ["user", "cert", "bob", "--role", "viewer", "--out", str(tmp_path / "bob"), "--data-dir", str(data.root)]
+    )
+    assert made == 0
+    data.store.write_bytes(older)
+    capsys.readouterr()
+    assert run(["doctor", "--data-dir", str(data.root)]) == 1
+    assert "start once with --restored" in " ".join(capsys.readouterr().out.split())
+
+
 def test_missing_table_stops_the_start_by_name(data: DataDirectory) -> None:
     with closing(sqlite3.connect(data.store)) as connection, connection:
         connection.execute("DROP TABLE certificates")

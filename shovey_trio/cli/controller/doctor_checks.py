@@ -11,6 +11,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
+from shovey_trio.application.restored import StoreOlder
+from shovey_trio.application.restored import check_store as check_age
 from shovey_trio.cli.controller.offline_store import run_with_store
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.config.types import format_duration
@@ -20,6 +22,7 @@ from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.jobs.model import Node
 from shovey_trio.core.trust.key_sets import KeyState
 from shovey_trio.core.trust.orders import MAX_CLOCK_SKEW
+from shovey_trio.identity.audit_files import AuditFiles
 from shovey_trio.identity.authority import DAY, hosts_of, listener_hosts, read_certificates, renew_at
 from shovey_trio.identity.files import check_secret_directory, check_secret_file, read_public
 from shovey_trio.identity.key_places import KeySource
@@ -194,6 +197,7 @@ def check_store(settings: ServerSettings) -> tuple[Sequence[Finding], Sequence[N
         ], ()
 
     async def read(store: Store) -> tuple[Sequence[Node], int]:
+        await check_age(store, AuditFiles(settings.directory))
         return await store.load_nodes(), len(await store.load_users())
 
     try:
@@ -205,7 +209,7 @@ def check_store(settings: ServerSettings) -> tuple[Sequence[Finding], Sequence[N
                 check="store",
                 status=Status.FAIL,
                 message=message,
-                advice="restore it from a copy; serve does not start without it",
+                advice="" if isinstance(exc, StoreOlder) else "restore a backup; serve does not start without a store",
             )
         ], ()
     nodes = [node for node in nodes if node.organization == settings.server.organization]
