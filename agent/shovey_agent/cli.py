@@ -152,6 +152,9 @@ def whitelist() -> None:
 @click.argument("file", type=_PATH)
 def check(file: Path) -> None:
     """Say everything that is wrong with a whitelist FILE, or list its commands and warn of what is dangerous."""
+    import shutil
+
+    from shovey_agent.run.spool import COMMAND_PATH
     from shovey_trio.core.whitelist.whitelist import WhitelistInvalid, parse_whitelist, whitelist_warnings
 
     try:
@@ -162,6 +165,11 @@ def check(file: Path) -> None:
         sys.exit(Exit.USAGE.value)
     for name, entry in sorted(parsed.entries.items()):
         click.echo(f"{name}: {' '.join(entry.argv)}")
+        program = entry.argv[0]
+        found = Path(entry.cwd or "/", program) if "/" in program else program
+        if shutil.which(found, path=entry.env.get("PATH", COMMAND_PATH)) is None:
+            gone = f"there is no program {program} on this host, or it may not be run"
+            click.echo(f"{file.name}: warning: {name!r}: {gone}", err=True)
     for warning in whitelist_warnings(parsed):
         click.echo(f"{file.name}: warning: {warning}", err=True)
 

@@ -259,6 +259,10 @@ def test_dangerous_entries_are_warned_of_and_plain_ones_are_not() -> None:
     assert "may run what it reads" in script
     [dash] = warnings(argv=["/bin/ls", "{a}"], args={"a": {"pattern": ".+"}})
     assert "leading dash" in dash
+    below_zero: dict[str, Any] = {"a": {"type": "int", "min": -5}}
+    [negative] = warnings(argv=["/bin/ls", "{a}"], args=below_zero)
+    assert negative.startswith("a may be negative")
+    assert warnings(argv=["/bin/ls", "--only={a}"], args=below_zero) == []
     assert warnings(argv=["/bin/ls", "--only={a}"], args={"a": {"pattern": ".+"}}) == []
     [loader] = warnings(argv=["/bin/ls"], env={"LD_PRELOAD": {}})
     assert loader.startswith("LD_PRELOAD")

@@ -43,6 +43,6 @@ def test_every_type_and_key_of_a_rule_is_described() -> None:
 
 
 def test_installed_whitelist_is_the_default_and_holds_chef_client_alone() -> None:
-    installed = parse_whitelist((ROOT / "packaging" / "whitelist.json").read_bytes())
+    installed = parse_whitelist((ROOT / "shovey_trio" / "system" / "whitelist.json").read_bytes())
     assert installed == DEFAULT_WHITELIST
     assert list(installed.entries) == ["chef-client"]

@@ -51,7 +51,8 @@ _RUN_COST = 28 * 1024
 # Seconds since 1970: the year 10000.
 _NO_TIME = 253_402_300_800
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+#: Where commands are looked for, unless their entry says otherwise.
+COMMAND_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class SpoolError(Exception):
@@ -353,7 +354,7 @@ def command_environment(spec: RunSpec) -> Mapping[str, str]:
         except KeyError:
             home, user = "/", str(os.geteuid())
     return {
-        "PATH": _PATH,
+        "PATH": COMMAND_PATH,
         "LANG": "C.UTF-8",
         "HOME": home,
         "USER": user,

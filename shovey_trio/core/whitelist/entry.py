@@ -15,7 +15,7 @@ from typing import Any
 
 from shovey_trio.core.jobs.command_input import MAX_STDIN, NAME
 from shovey_trio.core.whitelist.template import Template, read_template, template_problems
-from shovey_trio.core.whitelist.values import ValueRule, is_passable, read_rule, rule_problems
+from shovey_trio.core.whitelist.values import ValueKind, ValueRule, is_passable, read_rule, rule_problems
 
 _ENV_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _SIZE = re.compile(r"([0-9]{1,15})\s*(B|KiB|MiB|GiB)?")
@@ -164,7 +164,9 @@ def entry_warnings(entry: Entry) -> Iterator[str]:
     if entry.template is not None:
         for name in sorted(entry.template.leading()):
             if entry.args[name].admits_dash:
-                yield f"the pattern of {name} admits a leading dash, so its value may be taken for an option"
+                number = entry.args[name].kind is ValueKind.INT
+                why = f"{name} may be negative" if number else f"the pattern of {name} admits a leading dash"
+                yield f"{why}, so its value may be taken for an option"
     for name, rule in sorted(entry.env_rules.items()):
         if _LOADERS.fullmatch(name) and rule.is_free:
             yield f"{name} decides what programs load, and an order may set it"

@@ -93,6 +93,8 @@ class ValueRule:
     @property
     def admits_dash(self) -> bool:
         """Whether it is seen to admit a word that a program could take for an option."""
+        if self.kind is ValueKind.INT:
+            return self.minimum < 0
         return self.kind is ValueKind.STRING and any(self.mismatch(probe) is None for probe in _PROBES)
 
     def _integer_mismatch(self, value: str) -> str | None:
