@@ -6,8 +6,8 @@ import fcntl
 import os
 import stat
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final
 
@@ -30,6 +30,15 @@ class FileUnusable(ShoveyError):
     """A file of the installation is missing, unreadable or damaged; ``path`` names it."""
 
     reason, code, http, exit = "FILE_UNUSABLE", Code.FAILED_PRECONDITION, 500, Exit.USAGE
+
+
+@contextmanager
+def contents_of(path: Path) -> Iterator[None]:
+    """Has what is wrong with what was read from ``path`` say so: reading it knows no names."""
+    try:
+        yield
+    except ShoveyError as error:
+        raise type(error)(f"{path}: {error.message}", **{**error.details, "path": str(path)}) from error
 
 
 class FileLock:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
@@ -59,18 +60,19 @@ def root_key_pem(root: Ed25519PrivateKey) -> bytes:
     return root.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption())
 
 
-def load_root_key(pem: bytes) -> Ed25519PrivateKey:
-    """Reads what ``root_key_pem`` wrote.
+def load_root_key(path: Path) -> Ed25519PrivateKey:
+    """Reads a file that holds what ``root_key_pem`` wrote.
 
     Raises:
+        InsecureFile, FileUnusable: it cannot be read, or others could.
         KeyUnreadable: garbage, encrypted, or of another kind.
     """
     try:
-        key = load_pem_private_key(pem, password=None)
+        key = load_pem_private_key(read_secret(path), password=None)
     except (ValueError, TypeError, UnsupportedAlgorithm) as exc:
-        raise KeyUnreadable("the root key is not unencrypted PEM") from exc
+        raise KeyUnreadable(f"{path}: the root key is not unencrypted PEM", path=str(path)) from exc
     if not isinstance(key, Ed25519PrivateKey):
-        raise KeyUnreadable("the root key is not an Ed25519 key")
+        raise KeyUnreadable(f"{path}: the root key is not an Ed25519 key", path=str(path))
     return key
 
 
@@ -199,10 +201,10 @@ class KeyRing:
             ) from None
 
     def _sign(self, change: KeyChange) -> bytes:
-        return sign_key_set(encode_key_set(change.keys), load_root_key(read_secret(self.root_key_path)))
+        return sign_key_set(encode_key_set(change.keys), load_root_key(self.root_key_path))
 
     def _save(self, change: KeyChange, signed: bytes) -> SigningKeys:
-        root = self.load().root_public_key or _public(load_root_key(read_secret(self.root_key_path)))
+        root = self.load().root_public_key or _public(load_root_key(self.root_key_path))
         # Found out now, and not by every node: somebody may have put another root key there.
         verify_key_set(signed, root, self.organization)
         after = _in_force(change, signed, root)

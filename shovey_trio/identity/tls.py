@@ -20,7 +20,14 @@ from shovey_trio.identity.authority import (
     read_certificates,
     renew_at,
 )
-from shovey_trio.identity.files import check_secret_directory, read_public, read_secret, write_public, write_secret
+from shovey_trio.identity.files import (
+    check_secret_directory,
+    contents_of,
+    read_public,
+    read_secret,
+    write_public,
+    write_secret,
+)
 from shovey_trio.identity.layout import DataDirectory, KeyPair
 from shovey_trio.identity.requests import load_private_key, make_private_key, make_request, private_key_pem
 
@@ -59,6 +66,19 @@ class ControllerTls:
     ca_pem: bytes
 
 
+def load_authority(directory: DataDirectory) -> CertificateAuthority:
+    """The CA of a data directory, with its key.
+
+    Raises:
+        As ``load_controller_tls``.
+    """
+    certificate, private_key = read_public(directory.ca_certificate), read_secret(directory.ca_key)
+    with contents_of(directory.ca_certificate):
+        read_certificates(certificate)
+    with contents_of(directory.ca_key):
+        return CertificateAuthority.from_pem(certificate, private_key)
+
+
 def load_controller_tls(directory: DataDirectory) -> ControllerTls:
     """Reads all TLS files; blocking, a few milliseconds.
 
@@ -69,7 +89,7 @@ def load_controller_tls(directory: DataDirectory) -> ControllerTls:
     """
     check_secret_directory(directory.root)
     ca_pem = read_public(directory.ca_certificate)
-    authority = CertificateAuthority.from_pem(ca_pem, read_secret(directory.ca_key))
+    authority = load_authority(directory)
     control, enroll = _load_pair(directory.control), _load_pair(directory.enroll)
     return ControllerTls(
         control=ListenerTls(certificate=control.certificate, private_key=control.private_key, client_ca=ca_pem),
@@ -105,10 +125,12 @@ def renew_listeners_if_due(directory: DataDirectory, *, hosts: Iterable[str] = (
     Raises:
         As ``load_controller_tls``, and OSError when a file cannot be written.
     """
-    authority = CertificateAuthority.from_pem(read_public(directory.ca_certificate), read_secret(directory.ca_key))
+    authority = load_authority(directory)
     renewed = []
     for pair in (directory.control, directory.enroll):
-        leaf = read_certificates(read_public(pair.certificate))[0]
+        certificate = read_public(pair.certificate)
+        with contents_of(pair.certificate):
+            leaf = read_certificates(certificate)[0]
         wanted = tuple(dict.fromkeys((*hosts_of(leaf), *listener_hosts(hosts))))
         # Another issuer: the CA was replaced, and new nodes are told to trust the new one alone.
         if issued_by(leaf, authority.certificate) and now < renew_at(leaf) and set(wanted) == set(hosts_of(leaf)):
@@ -121,6 +143,10 @@ def renew_listeners_if_due(directory: DataDirectory, *, hosts: Iterable[str] = (
 
 def _load_pair(pair: KeyPair) -> ListenerTls:
     certificate, private_key = read_public(pair.certificate), read_secret(pair.key)
-    if read_certificates(certificate)[0].public_key() != load_private_key(private_key).public_key():
+    with contents_of(pair.certificate):
+        leaf = read_certificates(certificate)[0]
+    with contents_of(pair.key):
+        key = load_private_key(private_key)
+    if leaf.public_key() != key.public_key():
         raise CertificateUnreadable(f"{pair.certificate} and {pair.key} do not belong together")
     return ListenerTls(certificate=certificate, private_key=private_key)

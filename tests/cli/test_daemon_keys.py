@@ -111,8 +111,8 @@ def test_with_the_root_key_elsewhere_a_change_takes_its_signature(cli: Commands,
 
 def test_a_copy_of_the_root_key_leaves_it_where_it_is(cli: Commands) -> None:
     cli("key", "root", "export", "copy.key", "--keep")
-    root = load_root_key(cli.ring.root_key_path.read_bytes())
-    assert load_root_key(Path("copy.key").read_bytes()).private_bytes_raw() == root.private_bytes_raw()
+    root = load_root_key(cli.ring.root_key_path)
+    assert load_root_key(Path("copy.key")).private_bytes_raw() == root.private_bytes_raw()
     assert "exists" in cli("key", "root", "export", "copy.key", exit_code=2)
 
 

@@ -125,8 +125,11 @@ def test_a_damaged_proposal_is_named(elsewhere: KeyRing, root: Ed25519PrivateKey
             elsewhere.import_signed(sign_key_set(body, root))
 
 
-def test_a_root_key_comes_back_from_its_file_and_nothing_else_does(root: Ed25519PrivateKey) -> None:
-    assert load_root_key(root_key_pem(root)).private_bytes_raw() == root.private_bytes_raw()
+def test_a_root_key_comes_back_from_its_file_and_nothing_else_does(root: Ed25519PrivateKey, tmp_path: Path) -> None:
+    file = tmp_path / "root.key"
+    write_secret(file, root_key_pem(root))
+    assert load_root_key(file).private_bytes_raw() == root.private_bytes_raw()
     for pem in (b"garbage", private_key_pem(make_private_key())):
-        with pytest.raises(KeyUnreadable):
-            load_root_key(pem)
+        write_secret(file, pem)
+        with pytest.raises(KeyUnreadable, match=r"root\.key: "):
+            load_root_key(file)

@@ -162,7 +162,7 @@ def sign(proposal: Path, root_key: Path, out: Path, yes: bool) -> None:
         click.echo(line, err=True)
     if not yes:
         click.confirm("Sign this?", abort=True, err=True)
-    write_public(out, sign_key_set(body, load_root_key(read_secret(root_key))))
+    write_public(out, sign_key_set(body, load_root_key(root_key)))
     click.echo(f"{out}: take it to the controller: shovey-trio key import {out.name}")
 
 

@@ -32,7 +32,7 @@ from shovey_trio.core.trust.enrollment import (
     encode_join,
 )
 from shovey_trio.identity.authority import read_certificates
-from shovey_trio.identity.files import check_secret_directory, read_public
+from shovey_trio.identity.files import check_secret_directory, contents_of, read_public
 from shovey_trio.identity.names import node_identity
 from shovey_trio.store.contract import Store
 
@@ -78,7 +78,9 @@ def token(settings: ServerSettings, name: str, valid_for: float, quiet: bool) ->
     identity = node_identity(settings.server.organization, name)
     directory = settings.directory
     check_secret_directory(directory.root)
-    authority = read_certificates(read_public(directory.ca_certificate))[0]
+    authorities = read_public(directory.ca_certificate)
+    with contents_of(directory.ca_certificate):
+        authority = read_certificates(authorities)[0]
     ticket = JoinTicket(
         organization=identity.organization,
         node=identity.name,

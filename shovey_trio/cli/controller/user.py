@@ -21,11 +21,12 @@ from shovey_trio.cli.text.output_formats import Format, output_option, row_shape
 from shovey_trio.config.server import ServerSettings
 from shovey_trio.core.chef.principals import ChefPrincipal, ChefPrincipalKind
 from shovey_trio.core.jobs.model import Role, User
-from shovey_trio.identity.authority import INTERNAL_NAME, CertificateAuthority
-from shovey_trio.identity.files import check_secret_directory, read_public, read_secret
+from shovey_trio.identity.authority import INTERNAL_NAME
+from shovey_trio.identity.files import check_secret_directory, read_public
 from shovey_trio.identity.names import user_identity
 from shovey_trio.identity.profile import ClientProfile, write_profile
 from shovey_trio.identity.requests import make_private_key, make_request, private_key_pem
+from shovey_trio.identity.tls import load_authority
 from shovey_trio.store.contract import Store
 
 _ROLE = click.option(
@@ -118,7 +119,7 @@ def cert(settings: ServerSettings, name: str, role: str, out: Path | None) -> No
         raise FileExistsError(f"{target} exists and is not empty")
     check_secret_directory(directory.root)
     ca_certificates = read_public(directory.ca_certificate)
-    authority = CertificateAuthority.from_pem(ca_certificates, read_secret(directory.ca_key))
+    authority = load_authority(directory)
     key = make_private_key()
     issued = authority.issue_client(csr=make_request(key), identity=identity, now=time.time())
     _, before = change_store(settings, lambda store, actor: certify_user(store, actor, name, Role(role), issued))

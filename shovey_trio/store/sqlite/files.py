@@ -159,6 +159,8 @@ def _check_files(path: Path) -> None:
     try:
         if path.parent.stat().st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             raise ConfigurationInvalid(f"{path.parent} may be changed by others; the store's directory must be 0700")
+        if path.is_dir():
+            raise ConfigurationInvalid(f"{path} is a directory; the store is a file")
         if path.exists() and path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO):
             raise ConfigurationInvalid(f"{path} is open to others; the store's file must be 0600")
     except OSError as error:
