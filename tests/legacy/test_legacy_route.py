@@ -182,6 +182,13 @@ async def test_a_schob_of_another_organization_is_up_runs_and_reports(tmp_path: 
         assert job["nodes"] == {"succeeded": [*nodes]}
         for name in nodes:
             assert (await ann.get(f"{jobs}/{job['id']}/{name}")).json["output"] == "hello\n"
+        # knife shows what the answer to its cancel says, and asks no more.
+        long = (await ann.post(jobs, {"command": "long", "nodes": ["n1"]})).json["id"]
+        await answer(f"{jobs}/{long}", lambda job: job["nodes"] == {"running": ["n1"]})
+        cancelled = (await ann.put(f"{jobs}/cancel", {"run_id": long, "nodes": [], "kill_timeout": "1"})).json
+        assert (cancelled["status"], cancelled["nodes"]) == ("cancelled", {"cancelled": ["n1"]})
+        run = (await ann.get(f"{jobs}/{long}/n1")).json
+        assert run["error"].startswith("cancel unproven, the command may still run: ")
         nursery.cancel_scope.cancel(reason="the test is over")
 
 
