@@ -45,6 +45,7 @@ from shovey_trio.core.trust.key_trust import PublishedKeys
 from shovey_trio.core.trust.orders import NodeIdentity
 from shovey_trio.identity.files import read_secret
 from shovey_trio.observe.systemd import notify
+from shovey_trio.observe.threads import run_in_thread
 from shovey_trio.rpc.bridge import open_bridge
 from shovey_trio.serf.link import SerfLink, SerfSettings
 
@@ -81,7 +82,7 @@ class _Trust:
     async def learn_keys(self, offered: PublishedKeys, desk: OrderDesk) -> None:
         """Takes what the controller says of its keys; what is not believed changes nothing and ends nothing."""
         try:
-            await trio.to_thread.run_sync(self.keys.learn, offered)
+            await run_in_thread(self.keys.learn, offered)
         except KeySetRefused as error:
             _log.error("keys.refused", reason=error.refusal.value, error=error.message)
             return
@@ -101,7 +102,7 @@ async def run_agent(plan: AgentPlan) -> None:
         NotEnrolled: there are no credentials.
         ShoveyError: something in the state directory or the whitelist is unusable; the message names it.
     """
-    trust = await trio.to_thread.run_sync(_Trust.load, CredentialStore(Path(plan.state_dir)))
+    trust = await run_in_thread(_Trust.load, CredentialStore(Path(plan.state_dir)))
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         # One asyncio loop for all calls: an on-demand agent opens and closes channels all day.
         async with open_bridge(), _open_desk(plan, trust) as (desk, whitelist):
@@ -141,7 +142,7 @@ async def _open_desk(plan: AgentPlan, trust: _Trust) -> AsyncIterator[tuple[Orde
     from shovey_agent.run.spool import SpoolLimits
     from shovey_agent.supervisor.cgroup import find_delegated_cgroup
 
-    whitelist = await trio.to_thread.run_sync(open_whitelist, Path(plan.whitelist))
+    whitelist = await run_in_thread(open_whitelist, Path(plan.whitelist))
     config = ExecutorConfig(
         state_dir=Path(plan.state_dir),
         max_runs=plan.max_runs,
@@ -157,7 +158,7 @@ async def _until_told(signals: AsyncIterator[int], whitelist: WhitelistFile | No
         if number != signal.SIGHUP:
             return
         if whitelist is not None:
-            await trio.to_thread.run_sync(whitelist.current)
+            await run_in_thread(whitelist.current)
 
 
 async def _keep_certificate(trust: _Trust, link: ControllerLink) -> None:

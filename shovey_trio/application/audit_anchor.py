@@ -19,6 +19,7 @@ from shovey_trio.core.audit.records import AuditBroken, AuditHead, AuditRecord
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.trust.rights import Rights
 from shovey_trio.nursery.ports import Clock
+from shovey_trio.observe.threads import run_in_thread
 from shovey_trio.store.contract import RestorableStore
 
 _log = structlog.get_logger(__name__)
@@ -133,12 +134,12 @@ class AuditAnchor:
         if head != before and head.seq:
             await self._check(before, head)
         if self._keep_rights:
-            await trio.to_thread.run_sync(self._file.write_rights, await self._store.read_rights())
+            await run_in_thread(self._file.write_rights, await self._store.read_rights())
             self._keep_rights -= 1
         if head == before or head.seq == 0:
             return None
         signed = sign_head(head, self._clock.now(), self._key)
-        await trio.to_thread.run_sync(self._file.write_head, signed)
+        await run_in_thread(self._file.write_head, signed)
         self._signed = signed
         return signed
 
@@ -174,11 +175,11 @@ async def open_anchor(*, store: RestorableStore, file: HeadFile, clock: Clock, a
         InsecureFile, FileUnusable: the key cannot be used.
         OSError: it cannot be made.
     """
-    key = await trio.to_thread.run_sync(file.ensure_key)
+    key = await run_in_thread(file.ensure_key)
     signed: SignedHead | None = None
     broken = ""
     try:
-        signed = None if anew else await trio.to_thread.run_sync(file.read_head)
+        signed = None if anew else await run_in_thread(file.read_head)
     except AuditBroken as error:
         broken = error.message
         _log.critical("audit.broken", error=broken)

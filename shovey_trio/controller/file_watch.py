@@ -14,6 +14,7 @@ import structlog
 import trio
 
 from shovey_trio.identity.layout import DataDirectory
+from shovey_trio.observe.threads import run_in_thread
 
 _log = structlog.get_logger(__name__)
 _TICK: Final = 1.0
@@ -65,7 +66,7 @@ async def reload_on_change(directory: DataDirectory, reload: Callable[[], Awaita
     good = True
     while True:
         await trio.sleep(pause)
-        now = await trio.to_thread.run_sync(marks, directory)
+        now = await run_in_thread(marks, directory)
         if now == seen and good:
             continue
         _log.info("controller.files_changed" if now != seen else "controller.reload_again")

@@ -18,6 +18,7 @@ from shovey_trio.controller.settings import CONTROL, ENROLL, load_keys, load_tls
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.nursery.links import Links
 from shovey_trio.nursery.ports import SendKeys
+from shovey_trio.observe.threads import run_in_thread
 from shovey_trio.rpc.bridge import Server
 from shovey_trio.rpc.signer import ActiveKeySigner
 
@@ -80,13 +81,13 @@ class Reload:
         return True
 
     async def _load_tls(self) -> None:
-        tls = await trio.to_thread.run_sync(load_tls, self.settings)
+        tls = await run_in_thread(load_tls, self.settings)
         self.identities.replace_authority(tls.authority, tls.ca_pem)
         self.server.reload_tls(CONTROL, server_tls(tls.control))
         self.server.reload_tls(ENROLL, server_tls(tls.enroll))
 
     async def _load_keys(self) -> None:
-        keys = await trio.to_thread.run_sync(load_keys, self.settings)
+        keys = await run_in_thread(load_keys, self.settings)
         changed = self.keys.replace(keys)
         # On each stream ahead of the first order that only they verify.
         for link in self.links:

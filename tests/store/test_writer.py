@@ -347,3 +347,22 @@ async def test_listener_that_raises_harms_neither_the_writer_nor_other_listeners
     news.on_commit(heard.append)
     await writer.submit(value(None))
     assert heard == [committed]
+
+
+async def test_a_writer_without_a_thread_refuses_keeps_what_nobody_waits_for_and_goes_on(
+    commit: HeldCommit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    health = StoreHealth()
+    writer = GroupWriter(commit, health)
+    with monkeypatch.context() as machine:
+        machine.setattr(trio.lowlevel, "start_thread_soon", refuse)
+        writer.submit_nowait(value("kept"))
+        await settle()
+        with pytest.raises(StoreUnavailable, match="no thread"):
+            await writer.submit(value("refused"))
+        assert "no thread" in health.failure
+    assert await writer.submit(value("taken")) == "taken"
+    assert (commit.order, health.failure) == (["kept", "taken"], "")

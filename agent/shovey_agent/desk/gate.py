@@ -10,8 +10,6 @@ import errno
 import time
 from dataclasses import dataclass, replace
 
-import trio
-
 from shovey_agent.desk.epoch import JobEpochs
 from shovey_agent.desk.nonces import NonceFile, NonceVerdict
 from shovey_agent.desk.whitelist_file import WhitelistFile
@@ -24,6 +22,7 @@ from shovey_trio.core.trust.orders import NodeIdentity, Order, OrderKind, Refusa
 from shovey_trio.core.whitelist.entry import Entry
 from shovey_trio.core.whitelist.permit import InputRefused, Permit, permit
 from shovey_trio.core.whitelist.whitelist import NotWhitelisted
+from shovey_trio.observe.threads import run_in_thread
 from shovey_trio.rpc.order_codec import parse_order
 
 # A void run stays void for this much longer than the order that voided it, so that no start order of it outlives that.
@@ -151,7 +150,7 @@ class OrderGate:
 
     async def clear(self, command: str, given: CommandInput) -> Cleared | Refusal:
         """What would run for a command with this input, or why nothing; nothing is used up by asking."""
-        return await trio.to_thread.run_sync(self._clear, command, given)
+        return await run_in_thread(self._clear, command, given)
 
     def _clear(self, command: str, given: CommandInput) -> Cleared | Refusal:
         try:

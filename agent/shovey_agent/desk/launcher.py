@@ -43,6 +43,7 @@ from shovey_agent.supervisor.cgroup import find_delegated_cgroup
 from shovey_trio.core.errors import Code, Exit, ShoveyError
 from shovey_trio.identity.files import check_secret_directory
 from shovey_trio.observe.systemd import notify
+from shovey_trio.observe.threads import run_in_thread
 
 _log = structlog.get_logger(__name__)
 
@@ -65,9 +66,9 @@ async def run_launcher(plan: LauncherPlan) -> None:
     """
     state_dir, address = Path(plan.state_dir), Path(plan.socket)
     check_secret_directory(state_dir)
-    trust = await trio.to_thread.run_sync(load_trust, state_dir)
-    peer = await trio.to_thread.run_sync(_account_id, plan.user)
-    whitelist = await trio.to_thread.run_sync(lambda: open_whitelist(Path(plan.whitelist), guarded=True))
+    trust = await run_in_thread(load_trust, state_dir)
+    peer = await run_in_thread(_account_id, plan.user)
+    whitelist = await run_in_thread(lambda: open_whitelist(Path(plan.whitelist), guarded=True))
     config = ExecutorConfig(
         state_dir=state_dir,
         max_runs=plan.max_runs,
@@ -95,7 +96,7 @@ async def run_launcher(plan: LauncherPlan) -> None:
                     async for number in signals:
                         if number != signal.SIGHUP:
                             break
-                        await trio.to_thread.run_sync(_reload, whitelist)
+                        await run_in_thread(_reload, whitelist)
                     notify("STOPPING=1")
                     nursery.cancel_scope.cancel(reason="the launcher was told to stop")
     _log.info("launcher.stopped")

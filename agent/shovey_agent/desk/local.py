@@ -163,7 +163,6 @@ async def open_local_desk(
 
     Raises:
         OSError: the state directory is not one to work with.
-        LaunchFailed: not even one process can be started.
     """
     directory = config.state_dir
     async with open_executor(config) as executor:

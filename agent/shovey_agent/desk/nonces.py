@@ -29,6 +29,7 @@ import trio
 from shovey_agent.supervisor.spool_files import sync_directory, write_all, write_file
 from shovey_trio.core.trust.orders import frame_of
 from shovey_trio.observe import failpoints
+from shovey_trio.observe.threads import run_in_thread
 
 _log = structlog.get_logger()
 
@@ -118,10 +119,10 @@ class NonceFile:
             if verdict is NonceVerdict.FRESH:
                 # Remembered even if the disk fails half-way: used up is the safe side.
                 self._ledger.used[nonce] = expires_at
-                await trio.to_thread.run_sync(partial(self._append, nonce, expires_at))
+                await run_in_thread(partial(self._append, nonce, expires_at))
                 if len(self._ledger.used) >= self._prune_at:
                     self._ledger.prune(now)
-                    await trio.to_thread.run_sync(partial(_rewrite, self._path, self._ledger))
+                    await run_in_thread(partial(_rewrite, self._path, self._ledger))
                     # Nothing much could be forgotten: try again when there is twice as much.
                     self._prune_at = max(_PRUNE_AT, 2 * len(self._ledger.used))
             return verdict
@@ -159,7 +160,7 @@ async def open_nonces(path: Path, *, longest_life: float = 86_400.0, keeps_floor
     Raises:
         OSError: it can be neither read nor made.
     """
-    ledger = await trio.to_thread.run_sync(partial(_load, path, longest_life))
+    ledger = await run_in_thread(partial(_load, path, longest_life))
     ledger.keeps_floor = keeps_floor
     return NonceFile(path, ledger, longest_life=longest_life)
 

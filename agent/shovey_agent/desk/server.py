@@ -33,6 +33,7 @@ from shovey_agent.desk.wire import (
 )
 from shovey_trio.core.trust.key_sets import KeySetRefused
 from shovey_trio.core.trust.orders import MAX_CLOCK_SKEW
+from shovey_trio.observe.threads import run_in_thread
 from shovey_trio.rpc.convert import asked_input, chunk_message, signed_order_value
 from shovey_trio.v1 import launcher_pb2 as pb
 
@@ -219,7 +220,7 @@ class _Connection:
 
     async def _learn(self, signed: bytes) -> bool:
         try:
-            return await trio.to_thread.run_sync(self._trust.learn, signed)
+            return await run_in_thread(self._trust.learn, signed)
         except KeySetRefused as error:
             self._refusals.note(f"key_set_{error.refusal.value}", detail=error.message, run_id="")
             return False

@@ -10,7 +10,6 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
@@ -25,6 +24,7 @@ from shovey_trio.core.trust.orders import NodeIdentity
 from shovey_trio.identity.names import node_identity
 from shovey_trio.identity.renewal import prove_possession
 from shovey_trio.identity.requests import load_private_key, make_private_key, make_request, private_key_pem
+from shovey_trio.observe.threads import run_in_thread
 
 
 class AlreadyEnrolled(ShoveyError):
@@ -117,7 +117,7 @@ async def enroll(
     identity = node_identity(join.organization, join.node)
     account = None if split is None else split.account
     if not again:
-        await trio.to_thread.run_sync(_refuse_enrolled, store, account)
+        await run_in_thread(_refuse_enrolled, store, account)
     key = make_private_key()
     instance = str(uuid.uuid4())
     answer = await call(
@@ -155,7 +155,7 @@ async def enroll(
             keys.learn(answer.signing_keys)
             store.save(credentials)
 
-    await trio.to_thread.run_sync(write)
+    await run_in_thread(write)
     return credentials
 
 
@@ -188,7 +188,7 @@ async def renew(
         private_key=private_key_pem(key),
     )
     check_issued(fresh)
-    await trio.to_thread.run_sync(store.save, fresh)
+    await run_in_thread(store.save, fresh)
     return fresh
 
 

@@ -19,6 +19,8 @@ from typing import Final
 import structlog
 import trio
 
+from shovey_trio.observe.threads import run_in_thread
+
 _log = structlog.get_logger(__name__)
 _SMAPS: Final = Path("/proc/self/smaps")
 # Seconds after which the first stream is open, or is being waited for.
@@ -31,7 +33,7 @@ async def settle_memory() -> None:
     gc.collect()
     gc.freeze()
     try:
-        dropped = await trio.to_thread.run_sync(drop_file_pages)
+        dropped = await run_in_thread(drop_file_pages)
     except OSError as error:
         _log.debug("memory.not_settled", error=str(error))
     else:

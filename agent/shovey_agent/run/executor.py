@@ -37,6 +37,7 @@ from shovey_agent.run.zygote_client import Zygote, open_zygote
 from shovey_agent.supervisor.cgroup import remove_empty_groups
 from shovey_agent.supervisor.proc_posix import boot_id
 from shovey_trio.core.jobs.model import OutputChunk
+from shovey_trio.observe.threads import run_in_thread
 
 _T = TypeVar("_T")
 
@@ -252,7 +253,7 @@ class Executor:
         return None
 
     async def _on_disk(self, work: Callable[[], _T]) -> _T:
-        return await trio.to_thread.run_sync(work, limiter=self._disk)
+        return await run_in_thread(work, limiter=self._disk)
 
 
 @asynccontextmanager
@@ -262,10 +263,9 @@ async def open_executor(config: ExecutorConfig) -> AsyncIterator[Executor]:
     Raises:
         OSError: the state directory cannot be made.
         StateDirectoryTaken: another agent works in it.
-        LaunchFailed: not even one process can be started.
     """
     spool = Spool(config.state_dir, config.limits)
-    await trio.to_thread.run_sync(spool.prepare)
+    await run_in_thread(spool.prepare)
     with hold_state_directory(config.state_dir):
         async with open_zygote() as zygote, trio.open_nursery() as nursery:
             yield Executor(config=config, spool=spool, zygote=zygote, nursery=nursery)

@@ -31,6 +31,7 @@ from shovey_agent.run.zygote_client import LaunchFailed, Zygote, receive_pidfds
 from shovey_agent.supervisor.proc_posix import boot_id, elapsed_clock
 from shovey_agent.supervisor.spool_files import OUTPUT
 from shovey_trio.core.jobs.events import RunReport
+from shovey_trio.observe.threads import run_in_thread
 
 _log = structlog.get_logger()
 _T = TypeVar("_T")
@@ -91,7 +92,7 @@ class RunFollower:
                     return
                 except StillSupervised:
                     _log.info("run.found_supervised", run=self.known.run_id)
-                except OSError as error:
+                except (OSError, LaunchFailed) as error:
                     _log.warning("run.follow_retried", run=self.known.run_id, error=str(error))
                     await trio.sleep(_RETRY_S)
                 fresh = False
@@ -124,13 +125,11 @@ class RunFollower:
             # An agent that died between taking a run and asking for its supervisor has left it to the next one.
             fresh = self._pidfd is None and await self._on_disk(self._is_waiting)
         if fresh:
-            try:
-                channel = await self._zygote.launch(self._spool.directory(self.known.run_id))
-            except LaunchFailed as error:
-                _log.error("run.launch_failed", run=self.known.run_id, error=str(error))
-                return
-            with channel:
+            with await self._zygote.launch(self._spool.directory(self.known.run_id)) as channel:
                 await self._listen(channel)
+            # It was asked for and never came up; as long as the run may be started, it is asked for again.
+            if self._pidfd is None and await self._on_disk(self._is_waiting):
+                raise LaunchFailed("no supervisor could be forked")
         if self.known.cancelling:
             # The request may be older than the supervisor's signal handler, or this process.
             self.note_cancelling()
@@ -236,7 +235,7 @@ class RunFollower:
         self._pidfd = self._guardian = None
 
     async def _on_disk(self, work: Callable[[], _T]) -> _T:
-        return await trio.to_thread.run_sync(work, limiter=self._disk)
+        return await run_in_thread(work, limiter=self._disk)
 
 
 def _signal(pidfd: int | None, signum: int) -> None:

@@ -18,6 +18,7 @@ import trio
 import shovey_agent
 import shovey_trio
 from shovey_trio.observe import failpoints
+from shovey_trio.observe.threads import is_refused_thread
 
 _log = structlog.get_logger()
 
@@ -107,8 +108,10 @@ class Zygote:
                     cwd="/",
                     start_new_session=True,
                 )
-        except OSError as error:
+        except (OSError, RuntimeError) as error:
             ours.close()
+            if not isinstance(error, OSError) and not is_refused_thread(error):
+                raise
             raise LaunchFailed(str(error)) from error
         except BaseException:
             ours.close()
@@ -132,12 +135,14 @@ class Zygote:
 async def open_zygote() -> AsyncIterator[Zygote]:
     """Starts a zygote, and ends it, not the supervisors it made, at the end.
 
-    Raises:
-        LaunchFailed: it cannot be started.
+    One that cannot be started now is started for the first run that needs it.
     """
     zygote = Zygote()
     try:
-        await zygote.prepare()
+        try:
+            await zygote.prepare()
+        except LaunchFailed as error:
+            _log.error("zygote.refused", error=str(error))
         yield zygote
     finally:
         await zygote.aclose()

@@ -26,6 +26,7 @@ from shovey_trio.core.addresses import split_address
 from shovey_trio.core.chef.signing import load_private_key, load_public_key
 from shovey_trio.identity.files import check_private, make_secret_directory, read_public, read_secret
 from shovey_trio.observe.systemd import notify
+from shovey_trio.observe.threads import run_in_thread
 from shovey_trio.serf.link import SerfLink, SerfSettings
 
 _log = structlog.get_logger(__name__)
@@ -38,15 +39,15 @@ async def run_legacy_agent(settings: AgentSettings) -> None:
         ShoveyError: a key or the whitelist is unusable; the message names it.
     """
     legacy, state_dir = settings.legacy, settings.agent.state_dir
-    identity = await trio.to_thread.run_sync(_identity, settings)
-    await trio.to_thread.run_sync(_prepare_state, state_dir)
-    whitelist = await trio.to_thread.run_sync(WhitelistFile, settings.agent.whitelist)
+    identity = await run_in_thread(_identity, settings)
+    await run_in_thread(_prepare_state, state_dir)
+    whitelist = await run_in_thread(WhitelistFile, settings.agent.whitelist)
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         # No deadline of the client's own: each report has one.
         async with open_executor(_executor_config(settings)) as executor, httpx2.AsyncClient(timeout=None) as client:
             await executor.adopt()
             runs = await open_nonces(state_dir / "legacy-runs", longest_life=MEMORY + legacy.time_slew)
-            files = await trio.to_thread.run_sync(ProgressFiles, state_dir / "legacy")
+            files = await run_in_thread(ProgressFiles, state_dir / "legacy")
             gate = LegacyGate(
                 node=identity.node,
                 public_key=Path(legacy.sign_pub_key),
@@ -73,7 +74,7 @@ async def run_legacy_agent(settings: AgentSettings) -> None:
                 async for number in signals:
                     if number != signal.SIGHUP:
                         break
-                    await trio.to_thread.run_sync(whitelist.current)
+                    await run_in_thread(whitelist.current)
                 notify("STOPPING=1")
                 nursery.cancel_scope.cancel(reason="the agent was told to stop")
     _log.info("agent.stopped")

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 import structlog
-import trio
 from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
 
 from shovey_agent.desk.nonces import NonceFile, NonceVerdict
@@ -25,6 +24,7 @@ from shovey_trio.core.chef.signing import load_public_key
 from shovey_trio.core.errors import ShoveyError
 from shovey_trio.core.whitelist.whitelist import NotWhitelisted
 from shovey_trio.identity.files import read_public
+from shovey_trio.observe.threads import run_in_thread
 from shovey_trio.shovey.protocol.report import PutStatus, RunPut
 from shovey_trio.shovey.protocol.wire import Action, PayloadMalformed, ShoveyOrder, parse_order, verify_order
 
@@ -74,7 +74,7 @@ class LegacyGate:
         except PayloadMalformed as error:
             _log.warning("order.malformed", error=str(error))
             return None
-        key = await trio.to_thread.run_sync(_read_key, self._public_key)
+        key = await run_in_thread(_read_key, self._public_key)
         if key is None or not verify_order(order, key):
             why = "could not be verified! crypto/rsa: verification error"
             return self._refuse(order, "bad_signature", why)
@@ -98,7 +98,7 @@ class LegacyGate:
             _log.warning("order.refused", reason="replayed", run_id=order.run_id)
             return Refusal(run_id=order.run_id, put=None)
         try:
-            entry = (await trio.to_thread.run_sync(self._whitelist.current)).resolve(order.command)
+            entry = (await run_in_thread(self._whitelist.current)).resolve(order.command)
         except NotWhitelisted:
             error = f"command {order.command} not in whitelist"
             _log.warning("order.refused", reason="not_whitelisted", run_id=order.run_id, command=order.command[:200])

@@ -20,6 +20,7 @@ from shovey_agent.shovey.progress import Progress, ProgressFiles
 from shovey_agent.shovey.server import ShoveyServer
 from shovey_trio.core.jobs.events import RunReport
 from shovey_trio.core.jobs.model import StreamName
+from shovey_trio.observe.threads import run_in_thread
 from shovey_trio.shovey.protocol.report import SIGNAL_WORDS, PutStatus, RunPut, run_put_body, stream_put_body
 
 _T = TypeVar("_T")
@@ -148,7 +149,7 @@ def end_of(report: RunReport, *, node: str) -> RunPut:
 
 async def _on_disk(work: Callable[[], _T]) -> _T:
     async def attempt() -> _T:
-        return await trio.to_thread.run_sync(work)
+        return await run_in_thread(work)
 
     return await _until_done(attempt)
 

@@ -16,6 +16,8 @@ import structlog
 import trio
 from grpc._cython import cygrpc
 
+from shovey_trio.observe.threads import run_in_thread
+
 _log = structlog.get_logger(__name__)
 
 # Events between two checkpoints: what one turn of the loop may bring to be done, some of it new calls to admit (0.3 ms
@@ -112,9 +114,7 @@ class Completions:
 
     async def _wait_in_thread(self) -> None:
         limiter = trio.CapacityLimiter(1)  # for good, so none of those that come and go
-        await trio.to_thread.run_sync(
-            self._wait, trio.lowlevel.current_trio_token(), limiter=limiter, abandon_on_cancel=True
-        )
+        await run_in_thread(self._wait, trio.lowlevel.current_trio_token(), limiter=limiter, abandon_on_cancel=True)
 
     def _wait(self, token: trio.lowlevel.TrioToken) -> None:
         ended = False

@@ -15,6 +15,7 @@ import trio
 from google.protobuf.message import DecodeError, Message
 
 from shovey_trio.core.errors import Code
+from shovey_trio.observe.threads import is_refused_thread
 from shovey_trio.rpc.bridge._operation import Operation, OperationCancelled
 from shovey_trio.rpc.bridge._runtime import Runtime, open_runtime
 from shovey_trio.rpc.bridge.methods import Method
@@ -306,11 +307,16 @@ async def open_channel(
     arguments = (options or ChannelOptions()).arguments()
     async with open_runtime() as runtime:
         with runtime.entered():
-            channel = (
-                grpc.aio.insecure_channel(target, options=arguments)
-                if tls is None
-                else grpc.aio.secure_channel(target, channel_credentials(tls), options=arguments)
-            )
+            try:
+                channel = (
+                    grpc.aio.insecure_channel(target, options=arguments)
+                    if tls is None
+                    else grpc.aio.secure_channel(target, channel_credentials(tls), options=arguments)
+                )
+            except RuntimeError as error:
+                if not is_refused_thread(error):
+                    raise
+                raise RpcError(Code.UNAVAILABLE, f"no connection can be made: {error}") from error
         try:
             yield Channel(runtime, channel)
         finally:

@@ -12,6 +12,7 @@ import trio
 from shovey_trio.core.errors import NotFound, ShoveyError
 from shovey_trio.identity.key_files import KeyPlace
 from shovey_trio.nursery.registry import NodeRegistry
+from shovey_trio.observe.threads import run_in_thread
 from shovey_trio.shovey.keys import SchobKeys, make_schob_key
 from shovey_trio.shovey.kind import KIND
 from shovey_trio.shovey.protocol.wire import format_time, sign_payload
@@ -53,7 +54,7 @@ class SchobKeyring:
             places = self._find_places()
             return places, {name: place.load(name) for name, place in places.items()}
 
-        places, rings = await trio.to_thread.run_sync(read)
+        places, rings = await run_in_thread(read)
         self._places |= places
         self._rings |= rings
 
@@ -129,13 +130,13 @@ class SchobKeyring:
         if request_id in self._keys(organization).resets:
             return False
         place = self._places[organization]
-        key = await trio.to_thread.run_sync(make_schob_key, time.time())
+        key = await run_in_thread(make_schob_key, time.time())
 
         def change(keys: SchobKeys) -> SchobKeys:
             # Read again: two copies of the request may have come at once.
             return keys if request_id in keys.resets else keys.with_key(key, request_id=request_id)
 
-        written = await trio.to_thread.run_sync(lambda: place.change(organization, change))
+        written = await run_in_thread(lambda: place.change(organization, change))
         self._keep(written)
         if written.current.key_id != key.key_id:
             return False
@@ -164,7 +165,7 @@ class SchobKeyring:
         def write() -> SchobKeys:
             return place.change(organization, lambda keys: keys.with_held(shown).pruned(registered))
 
-        written = await trio.to_thread.run_sync(write)
+        written = await run_in_thread(write)
         # What was shown while the file was being written is on its way to it.
         self._keep(written.with_held(self._shown.get(organization, {})))
 

@@ -11,6 +11,7 @@ import trio
 from sqlalchemy import Connection, Engine
 
 from shovey_trio.core.errors import StoreCorrupt
+from shovey_trio.observe.threads import run_in_thread
 from shovey_trio.store.sql.failures import Translate, UndecodableText
 from shovey_trio.store.sql.health import StoreHealth
 from shovey_trio.store.sql.rows import UndecodableRow
@@ -54,8 +55,8 @@ class ReadPool:
         """
         self._health.check()
         try:
-            return await trio.to_thread.run_sync(
-                partial(self._run, query, *args, **kwargs), limiter=self._limiter, thread_name="store reader"
+            return await run_in_thread(
+                partial(self._run, query, *args, **kwargs), limiter=self._limiter, name="store reader"
             )
         except StoreCorrupt as error:
             self._health.condemn(error)

@@ -212,7 +212,12 @@ class GroupWriter:
         self._admit()
         self._group = group
         works = [call.work for call in group]
-        trio.lowlevel.start_thread_soon(partial(self._commit, works), partial(self._deliver, group), "store writer")
+        deliver = partial(self._deliver, group)
+        try:
+            trio.lowlevel.start_thread_soon(partial(self._commit, works), deliver, "store writer")
+        except RuntimeError as error:
+            # The machine is out of threads. As any failure of a commit: callers try again, the rest is kept.
+            deliver(outcome.Error(StoreUnavailable(f"no thread to write in: {error}")))
 
     def _deliver(self, group: list[_Call], result: outcome.Outcome[CommittedGroup]) -> None:
         """Called in the worker thread."""
