@@ -29,8 +29,7 @@ from shovey_agent.credentials import Credentials, CredentialStore
 from shovey_agent.desk.desk import OrderDesk
 from shovey_agent.desk.trusted_keys import TrustedKeys
 from shovey_agent.net.doorbells import DoorbellListener
-from shovey_agent.net.enroll import renew
-from shovey_agent.net.enroll_call import call_renew
+from shovey_agent.net.enroll import call_renew, renew
 from shovey_agent.net.link import ControllerLink, renew_in_time
 from shovey_agent.net.session import Hello, Session
 from shovey_agent.program.agent_plan import AgentPlan

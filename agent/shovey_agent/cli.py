@@ -122,9 +122,8 @@ def enroll(
     import trio
 
     from shovey_agent.credentials import CredentialStore
+    from shovey_agent.net.enroll import call_enroll, prepare_split
     from shovey_agent.net.enroll import enroll as exchange
-    from shovey_agent.net.enroll_call import call_enroll
-    from shovey_agent.net.enroll_split import prepare_split
     from shovey_trio.core.trust.enrollment import decode_join
 
     if (join is None) == (join_file is None):

@@ -6,7 +6,10 @@ beside another key's certificate. The controller's signing keys change on their 
 
 from __future__ import annotations
 
+import hashlib
 import json
+import uuid
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -18,11 +21,11 @@ from shovey_trio.core.errors import Code, Exit, NodeProtocolError, ShoveyError
 from shovey_trio.identity.authority import read_certificates, renew_at
 from shovey_trio.identity.files import FileUnusable, check_private, make_secret_directory, read_secret, write_secret
 from shovey_trio.identity.names import parse_identity
-from shovey_trio.identity.requests import KeyUnreadable, load_private_key
+from shovey_trio.identity.requests import KeyUnreadable, load_private_key, make_private_key, private_key_pem
 
 _FORMAT: Final = 1
 #: What an agent keeps beside its credentials; it must be nobody else's to read or to change either.
-_PRIVATE: Final = ("nonces", "voided", "runs", SIGNING_KEYS_FILE)
+_PRIVATE: Final = ("nonces", "voided", "runs", "enrolling.json", SIGNING_KEYS_FILE)
 
 
 class NotEnrolled(ShoveyError):
@@ -61,12 +64,21 @@ class Credentials:
         return read_certificates(self.certificate_chain)[0].not_valid_after_utc.timestamp()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attempt:
+    """What an enrolment goes by, from before its token is used until the credentials are there."""
+
+    agent_instance: str
+    private_key: bytes = field(repr=False)
+
+
 class CredentialStore:
     """The credential files of one state directory; all methods block for a file or two."""
 
     def __init__(self, state_dir: Path) -> None:
         self.state_dir = state_dir
         self._credentials = state_dir / "credentials.json"
+        self._attempt = state_dir / "enrolling.json"
         #: See ``trusted_keys``.
         self.signing_keys = state_dir / SIGNING_KEYS_FILE
 
@@ -101,6 +113,31 @@ class CredentialStore:
             ) from None
         return credentials
 
+    def attempt(self, token: str) -> Attempt:
+        """What an enrolment with this token goes by, durably: the same when it is tried again.
+
+        Raises:
+            OSError, InsecureFile: the directory cannot be used.
+        """
+        make_secret_directory(self.state_dir)
+        check_private((self.state_dir, self._attempt))
+        digest = hashlib.sha256(token.encode()).hexdigest()
+        with suppress(FileUnusable, ValueError, KeyError, TypeError, AttributeError, RecursionError, KeyUnreadable):
+            begun = json.loads(read_secret(self._attempt))
+            load_private_key(begun["private_key"].encode("ascii"))
+            if begun["token"] == digest:
+                return Attempt(
+                    agent_instance=str(begun["agent_instance"]), private_key=begun["private_key"].encode("ascii")
+                )
+        fresh = Attempt(agent_instance=str(uuid.uuid4()), private_key=private_key_pem(make_private_key()))
+        document = {
+            "token": digest,
+            "agent_instance": fresh.agent_instance,
+            "private_key": fresh.private_key.decode("ascii"),
+        }
+        write_secret(self._attempt, json.dumps(document).encode("ascii"))
+        return fresh
+
     def save(self, credentials: Credentials) -> None:
         """Replaces the credentials at once and durably.
 
@@ -120,6 +157,8 @@ class CredentialStore:
         }
         make_secret_directory(self.state_dir)
         write_secret(self._credentials, json.dumps(document, indent=1).encode("ascii") + b"\n")
+        with suppress(OSError):  # it is of no further use, and no harm
+            self._attempt.unlink()
 
 
 def check_issued(credentials: Credentials) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 
 import structlog
 import trio
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from shovey_trio.application.audit import Actor
 from shovey_trio.application.credentials import EnrollmentToken, open_enrollment
@@ -138,24 +140,32 @@ class Identities:
     async def enroll(self, *, token: str, organization: str, node: str, csr: bytes, agent_instance: str) -> Enrolled:
         """Makes a node of whoever holds its token.
 
-        A name that was enrolled before becomes a new instance: its old certificates are void, its stream is cut.
+        A name that was enrolled before becomes a new instance: its old certificates are void, its stream is cut. The
+        same instance with the same key may come again, as one whose answer was lost does, and gets a certificate anew.
 
         Raises:
             InvalidCertificateRequest: the request is bad; the token is not used up by it.
-            InvalidEnrollmentToken: unknown, used, expired, or another node's.
+            InvalidEnrollmentToken: unknown, expired, another node's, or used by another instance or key.
         """
         identity = node_identity(organization, node)
         if not 0 < len(agent_instance) <= _MAX_INSTANCE or not agent_instance.replace("-", "").isalnum():
             raise InvalidRequest("agent_instance must be 1 to 64 letters and digits", field="agent_instance")
-        read_request(csr)
+        key = hashlib.sha256(
+            read_request(csr).public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        ).hexdigest()
         now = self._services.clock.now()
         used = await self._store.use_enrollment_token(
             digest=token_digest(token),
             organization=organization,
             node=node,
             now=now,
+            holder=f"{agent_instance} {key}",
             audit=_by_itself(identity, now).entry(
-                AuditAction.NODE_ENROLLED, identity.label, rule="a one-time token", agent_instance=agent_instance
+                AuditAction.NODE_ENROLLED,
+                identity.label,
+                rule="a one-time token",
+                agent_instance=agent_instance,
+                key=key,
             ),
         )
         if not used:

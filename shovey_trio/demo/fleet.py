@@ -179,9 +179,7 @@ class Fleet:
     async def enroll(self, name: str, state_dir: Path, *, again: bool = False, split: str = "") -> None:
         """Enrols a node in this process, as ``shovey-agent enroll`` does in its own."""
         from shovey_agent.credentials import CredentialStore
-        from shovey_agent.net.enroll import enroll
-        from shovey_agent.net.enroll_call import call_enroll
-        from shovey_agent.net.enroll_split import prepare_split
+        from shovey_agent.net.enroll import call_enroll, enroll, prepare_split
 
         ticket = await self.join_ticket(name)
         parts = prepare_split(state_dir, launcher_dir(state_dir), user=split) if split else None

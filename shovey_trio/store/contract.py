@@ -388,9 +388,19 @@ class CredentialStore(Protocol):
         ...
 
     async def use_enrollment_token(
-        self, *, digest: bytes, organization: str, node: str, now: float, audit: AuditEntry | None = None
+        self,
+        *,
+        digest: bytes,
+        organization: str,
+        node: str,
+        now: float,
+        holder: str = "",
+        audit: AuditEntry | None = None,
     ) -> bool:
-        """Uses a token up; False when it is unknown, used, expired or bound to another name."""
+        """Uses a token up for ``holder``; False when it is unknown, expired, bound to another name or used by another.
+
+        The same holder may use it again, until another token of the node is used; without one, nobody may.
+        """
         ...
 
 

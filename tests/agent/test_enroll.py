@@ -21,6 +21,7 @@ from shovey_agent.net.enroll import (
     EnrollCall,
     RenewAnswer,
     RenewCall,
+    Split,
     enroll,
     renew,
 )
@@ -32,7 +33,7 @@ from shovey_trio.identity.authority import CertificateAuthority, create_authorit
 from shovey_trio.identity.files import FileUnusable, InsecureFile
 from shovey_trio.identity.names import node_identity
 from shovey_trio.identity.renewal import verify_renewal
-from shovey_trio.identity.requests import make_private_key, make_request
+from shovey_trio.identity.requests import make_private_key, make_request, read_request
 from shovey_trio.identity.root_keys import make_keys
 
 NOW = 1_767_225_600.0
@@ -138,18 +139,58 @@ async def test_a_node_enrols_twice_only_when_told_and_is_another_instance_then(s
     assert store.load() == second
 
 
-async def test_a_failed_call_stores_nothing(store: CredentialStore) -> None:
-    async def fail(_call: EnrollCall) -> EnrollAnswer:
-        raise Unreachable("nobody there")
+async def test_what_cannot_be_written_costs_no_token(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    controller = Controller()
+    with pytest.raises(OSError, match="file"):
+        await enroll(controller.join, CredentialStore(tmp_path / "file" / "state"), controller.enroll)
+    with pytest.raises(OSError, match="file"):
+        await enroll(
+            controller.join,
+            CredentialStore(tmp_path / "state"),
+            controller.enroll,
+            split=Split(account=None, launcher_dir=tmp_path / "file" / "launcher"),
+        )
+    assert controller.calls == []
+
+
+async def test_after_a_lost_answer_the_same_join_string_serves_as_the_same_instance(
+    store: CredentialStore,
+) -> None:
+    controller = Controller()
+
+    async def lose(call: EnrollCall) -> EnrollAnswer:
+        await controller.enroll(call)
+        raise Unreachable("the answer was lost")
 
     with pytest.raises(Unreachable):
-        await enroll(Controller().join, store, fail)
-    assert not store.state_dir.exists()
+        await enroll(controller.join, store, lose)
     with pytest.raises(NotEnrolled, match="shovey-agent enroll"):
         store.load()
+    credentials = await enroll(controller.join, store, controller.enroll)
+    assert store.load() == credentials
+    assert not (store.state_dir / "enrolling.json").exists()
+    first, second = (call for call in controller.calls if isinstance(call, EnrollCall))
+    assert first.agent_instance == second.agent_instance == credentials.agent_instance
+    assert read_request(first.csr) == read_request(second.csr)
 
 
-async def test_a_cancelled_call_stores_nothing(store: CredentialStore) -> None:
+async def test_another_join_string_begins_anew(store: CredentialStore) -> None:
+    controller = Controller()
+    tried: list[EnrollCall] = []
+
+    async def fail(call: EnrollCall) -> EnrollAnswer:
+        tried.append(call)
+        raise Unreachable("nobody there")
+
+    for secret in (SECRET, bytes(32)):
+        with pytest.raises(Unreachable):
+            await enroll(replace(controller.join, secret=secret), store, fail)
+    assert tried[0].agent_instance != tried[1].agent_instance
+    assert read_request(tried[0].csr) != read_request(tried[1].csr)
+
+
+async def test_a_cancelled_call_stores_no_credentials(store: CredentialStore) -> None:
     async def hang(_call: EnrollCall) -> EnrollAnswer:
         scope.cancel(reason="the test cancels during the call")
         await trio.sleep_forever()
@@ -158,7 +199,8 @@ async def test_a_cancelled_call_stores_nothing(store: CredentialStore) -> None:
     with trio.CancelScope() as scope:
         await enroll(Controller().join, store, hang)
     assert scope.cancelled_caught
-    assert not store.state_dir.exists()
+    with pytest.raises(NotEnrolled):
+        store.load()
 
 
 def _other_name(answer: EnrollAnswer, call: EnrollCall, authority: CertificateAuthority) -> EnrollAnswer:
@@ -280,7 +322,8 @@ async def test_keys_that_the_join_strings_root_did_not_sign_are_refused_and_noth
     controller.keys = spoil(controller.keys)
     with pytest.raises(KeySetRefused):
         await enroll(join, store, controller.enroll)
-    assert not store.state_dir.exists()
+    with pytest.raises(NotEnrolled):
+        store.load()
 
 
 async def test_a_join_string_without_a_root_key_takes_the_root_of_the_controllers_answer(

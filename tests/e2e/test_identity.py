@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager
@@ -73,6 +74,24 @@ async def test_a_token_that_is_not_good_for_this_name_now_is_refused(fleet: Flee
             refused = await _enroll(fleet, ticket, organization="elsewhere")
     assert refused is not None
     assert (refused.code, refused.reason) == (Code.PERMISSION_DENIED, "INVALID_ENROLLMENT_TOKEN")
+
+
+@within(60)
+async def test_a_token_whose_certificate_never_arrived_serves_the_same_instance_and_key_alone(fleet: Fleet) -> None:
+    ticket = await fleet.join_ticket("e")
+    key, other = make_private_key(), make_private_key()
+    assert await _enroll(fleet, ticket, csr=make_request(key), instance="one") is None
+    for wrong_key, instance in ((other, "one"), (key, "two")):
+        refused = await _enroll(fleet, ticket, csr=make_request(wrong_key), instance=instance)
+        assert refused is not None
+        assert refused.reason == "INVALID_ENROLLMENT_TOKEN"
+    assert await _enroll(fleet, ticket, csr=make_request(key), instance="one") is None
+    # On record both times, with the key.
+    found = await run_program("shovey-trio", "audit", "export", "--data-dir", str(fleet.data.root))
+    records = [json.loads(line)["detail"] for line in found.splitlines() if '"node.enrolled"' in line]
+    keys = [detail["key"] for detail in records if detail["agent_instance"] == "one"]
+    assert len(keys) == 2
+    assert keys[0] == keys[1]
 
 
 @within(60)
@@ -237,7 +256,14 @@ async def test_a_node_can_speak_of_its_own_runs_only(fleet: Fleet, operator: Ope
 
 
 async def _enroll(
-    fleet: Fleet, ticket: JoinTicket, *, node: str = "", organization: str = "", token: str = "", csr: bytes = b""
+    fleet: Fleet,
+    ticket: JoinTicket,
+    *,
+    node: str = "",
+    organization: str = "",
+    token: str = "",
+    csr: bytes = b"",
+    instance: str = "instance-1",
 ) -> RpcError | None:
     """Enrols with what is given instead of what the ticket says; the refusal, if it is one."""
     assert encode_join(ticket)
@@ -247,7 +273,7 @@ async def _enroll(
         organization=organization or ticket.organization,
         node=node or ticket.node,
         csr=csr or make_request(make_private_key()),
-        agent_instance="instance-1",
+        agent_instance=instance,
     )
     async with open_channel(ticket.enroll_address, tls) as channel:
         try:

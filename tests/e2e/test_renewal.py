@@ -17,8 +17,7 @@ import trio
 from lab.limits import within
 from shovey_agent.credentials import Credentials, CredentialStore
 from shovey_agent.desk.trusted_keys import TrustedKeys
-from shovey_agent.net.enroll import renew
-from shovey_agent.net.enroll_call import call_renew
+from shovey_agent.net.enroll import call_renew, renew
 from shovey_trio.core.errors import Code
 from shovey_trio.demo.commands import commands
 from shovey_trio.demo.fleet import ORGANIZATION, Fleet, NodeSpec, run_program

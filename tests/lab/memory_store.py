@@ -86,6 +86,7 @@ class _Token:
     node: str
     expires_at: float
     used: bool = False
+    holder: str | None = None
 
 
 class MemoryStore(MemoryAudit):
@@ -457,15 +458,25 @@ class MemoryStore(MemoryAudit):
             self._record_change(audit)
 
     async def use_enrollment_token(
-        self, *, digest: bytes, organization: str, node: str, now: float, audit: AuditEntry | None = None
+        self,
+        *,
+        digest: bytes,
+        organization: str,
+        node: str,
+        now: float,
+        holder: str = "",
+        audit: AuditEntry | None = None,
     ) -> bool:
         async with _write(self):
             token = self._tokens.get(digest)
-            if token is None or token.used or token.expires_at <= now:
+            if token is None or token.expires_at <= now or (token.used and not (holder and token.holder == holder)):
                 return False
             if (token.organization, token.node) != (organization, node):
                 return False
-            token.used = True
+            for other in self._tokens.values():
+                if (other.organization, other.node) == (organization, node):
+                    other.holder = None
+            token.used, token.holder = True, holder
             self._record_change(audit)
             return True
 

@@ -114,6 +114,7 @@ async def test_an_end_that_was_held_as_a_late_report_is_held_still(tmp_path: Pat
         since = (("runs", "held_end"), ("runs", "released_at"), ("jobs", "epoch"), ("output", "dropped_before"))
         since += tuple((table, "checksum") for table in ("runs", "events", "output"))
         since += (("runs", "output_incomplete"),)
+        since += (("enrollment_tokens", "used_by"),)
         for table, column in since:
             connection.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
         connection.execute("UPDATE alembic_version SET version_num = '0004'")

@@ -129,6 +129,26 @@ async def test_token_serves_only_its_node_and_time_and_a_wrong_try_does_not_use_
     assert await use(DIGEST, "default", "web-1", NOW + 59.9)
 
 
+async def test_a_used_token_serves_its_holder_again_until_another_of_the_node_is_used(store: Store) -> None:
+    for digest, node in ((DIGEST, "web-1"), (bytes(32), "web-1"), (b"o" * 32, "web-2")):
+        await store.write_enrollment_token(digest=digest, organization="default", node=node, expires_at=NOW + 60)
+
+    async def use(digest: bytes, holder: str, *, node: str = "web-1", now: float = NOW) -> bool:
+        return await store.use_enrollment_token(
+            digest=digest, organization="default", node=node, now=now, holder=holder
+        )
+
+    assert await use(DIGEST, "one")
+    assert not await use(DIGEST, "another")
+    assert not await use(DIGEST, "")
+    assert await use(DIGEST, "one")
+    assert not await use(DIGEST, "one", now=NOW + 60)
+    assert await use(b"o" * 32, "one", node="web-2")
+    assert await use(DIGEST, "one")
+    assert await use(bytes(32), "another")
+    assert not await use(DIGEST, "one")
+
+
 async def test_epoch_grows_even_when_the_clock_goes_back(store: Store) -> None:
     assert await store.next_epoch(1000.9) == 1000
     assert await store.next_epoch(1000.9) == 1001

@@ -1,30 +1,38 @@
 """Enrolment and renewal: the key is made on the node and never leaves it; a certificate request does.
 
-The calls to the controller are passed in: nothing here knows gRPC.
+What enrolment goes by is on this node's disk before the token is used: a disk that cannot be written costs no token,
+and after an answer that was lost the same join string serves again. The calls to the controller are passed in;
+``call_enroll`` and ``call_renew`` perform them.
 """
 
 from __future__ import annotations
 
-import uuid
+import os
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from shovey_agent.credentials import Credentials, CredentialStore, NotEnrolled, check_issued
+from shovey_agent.credentials import Attempt, Credentials, CredentialStore, NotEnrolled, check_issued
 from shovey_agent.desk.launcher_trust import save_trust
 from shovey_agent.desk.trusted_keys import TrustedKeys
-from shovey_agent.run.accounts import Account, acting_as
+from shovey_agent.run.accounts import Account, AccountUnusable, acting_as, resolve_account
 from shovey_trio.core.errors import Code, Exit, ShoveyError
 from shovey_trio.core.trust.enrollment import JoinTicket
 from shovey_trio.core.trust.key_trust import PublishedKeys
 from shovey_trio.core.trust.orders import NodeIdentity
+from shovey_trio.identity.files import SECRET_DIRECTORY_MODE, make_secret_directory, write_secret
 from shovey_trio.identity.names import node_identity
 from shovey_trio.identity.renewal import prove_possession
 from shovey_trio.identity.requests import load_private_key, make_private_key, make_request, private_key_pem
 from shovey_trio.observe.threads import run_in_thread
+from shovey_trio.rpc import methods
+from shovey_trio.rpc.bridge import ClientTls, open_channel
+from shovey_trio.rpc.convert import keys_value
+from shovey_trio.v1 import agent_service_pb2 as pb
 
 
 class AlreadyEnrolled(ShoveyError):
@@ -88,6 +96,32 @@ class Split:
     launcher_dir: Path
 
 
+class CannotSplit(ShoveyError):
+    """This process cannot give one part of an agent to another account; the message says why."""
+
+    reason, code, http, exit = "CANNOT_SPLIT", Code.FAILED_PRECONDITION, 500, Exit.USAGE
+
+
+def prepare_split(state_dir: Path, launcher_dir: Path, *, user: str) -> Split:
+    """Makes the network part's directory, for its account alone, and says who gets what. Blocks.
+
+    Raises:
+        CannotSplit: there is no such account, or this is not root.
+        OSError: the directory cannot be made.
+    """
+    try:
+        account = resolve_account(user, "")
+    except AccountUnusable as error:
+        raise CannotSplit(str(error)) from error
+    state_dir.parent.mkdir(parents=True, exist_ok=True)
+    with suppress(FileExistsError):
+        # Only what was made just now is given away: what is there already may have been put there by anybody.
+        state_dir.mkdir(mode=SECRET_DIRECTORY_MODE)
+        if account is not None:
+            os.chown(state_dir, account.uid, account.gid, follow_symlinks=False)
+    return Split(account=account, launcher_dir=launcher_dir)
+
+
 async def enroll(
     join: JoinTicket,
     store: CredentialStore,
@@ -98,7 +132,7 @@ async def enroll(
 ) -> Credentials:
     """Exchanges a join string for credentials and stores them.
 
-    Cancelled during the call, the token may be used up and nothing is stored: ask for another.
+    Cancelled, or failed at any point, it may be tried again here with the same join string.
 
     Args:
         join: what the controller's ``node token`` printed.
@@ -112,14 +146,15 @@ async def enroll(
         LauncherNotSetUp: with ``split``, when the controller has no root key.
         NodeProtocolError: the controller's answer is not for this key, this name or this organization.
         KeySetRefused: its signing keys are not those of the organization that the join string is from.
+        OSError: what this node must keep cannot be written; before the call, the token is not used.
         And whatever ``call`` raises.
     """
     identity = node_identity(join.organization, join.node)
     account = None if split is None else split.account
     if not again:
         await run_in_thread(_refuse_enrolled, store, account)
-    key = make_private_key()
-    instance = str(uuid.uuid4())
+    attempt = await run_in_thread(_prepare, store, join, split)
+    key, instance = load_private_key(attempt.private_key), attempt.agent_instance
     answer = await call(
         EnrollCall(
             enroll_address=join.enroll_address,
@@ -139,7 +174,7 @@ async def enroll(
         control_address=answer.control_address,
         certificate_chain=answer.certificate_chain,
         ca_certificates=answer.ca_certificates,
-        private_key=private_key_pem(key),
+        private_key=attempt.private_key,
     )
     check_issued(credentials)
     # The join string vouches for the root key; one from before there were root keys leaves that to the controller, for
@@ -190,6 +225,55 @@ async def renew(
     check_issued(fresh)
     await run_in_thread(store.save, fresh)
     return fresh
+
+
+async def call_enroll(call: EnrollCall) -> EnrollAnswer:
+    """Performs the Enroll RPC.
+
+    Raises:
+        RpcError: refused, or unreachable.
+    """
+    async with open_channel(call.enroll_address, ClientTls(ca=call.ca_certificates)) as channel:
+        answer = await channel.unary(
+            methods.ENROLL,
+            pb.EnrollRequest(
+                token=call.token,
+                organization=call.organization,
+                node=call.node,
+                csr=call.csr,
+                agent_instance=call.agent_instance,
+            ),
+        )
+    return EnrollAnswer(
+        certificate_chain=answer.certificate_chain,
+        ca_certificates=answer.ca_certificates,
+        signing_keys=keys_value(answer.signing_keys),
+        control_address=answer.control_address,
+    )
+
+
+async def call_renew(call: RenewCall) -> RenewAnswer:
+    """Performs the Renew RPC.
+
+    Raises:
+        RpcError: refused, or unreachable.
+    """
+    async with open_channel(call.enroll_address, ClientTls(ca=call.ca_certificates)) as channel:
+        answer = await channel.unary(
+            methods.RENEW, pb.RenewRequest(certificate=call.certificate, csr=call.csr, proof=call.proof)
+        )
+    return RenewAnswer(certificate_chain=answer.certificate_chain, ca_certificates=answer.ca_certificates)
+
+
+def _prepare(store: CredentialStore, join: JoinTicket, split: Split | None) -> Attempt:
+    """What the enrolment goes by, on this node's disk; whoever writes here can write the rest."""
+    if split is not None:
+        make_secret_directory(split.launcher_dir)
+        probe = split.launcher_dir / ".probe"
+        write_secret(probe, b"")
+        probe.unlink()
+    with acting_as(None if split is None else split.account):
+        return store.attempt(join.token)
 
 
 def _refuse_enrolled(store: CredentialStore, account: Account | None) -> None:

@@ -56,18 +56,25 @@ def write_enrollment_token(
 
 
 def use_enrollment_token(
-    transaction: WriteTransaction, *, digest: bytes, organization: str, node: str, now: float
+    transaction: WriteTransaction, *, digest: bytes, organization: str, node: str, now: float, holder: str
 ) -> bool:
     """See ``Store.use_enrollment_token``: one statement decides, so that of any number of racers one wins."""
+    of_node = (enrollment_tokens.c.organization == organization, enrollment_tokens.c.node == node)
     used = transaction.connection.execute(
         update(enrollment_tokens)
         .where(
             enrollment_tokens.c.digest == digest,
-            enrollment_tokens.c.organization == organization,
-            enrollment_tokens.c.node == node,
-            enrollment_tokens.c.used_at.is_(None),
+            *of_node,
+            enrollment_tokens.c.used_at.is_(None) | (enrollment_tokens.c.used_by == holder),
             enrollment_tokens.c.expires_at > now,
         )
-        .values(used_at=now)
+        .values(used_at=now, used_by=holder or None)
     )
+    if used.rowcount:
+        # Whoever was this node before is it no more.
+        transaction.connection.execute(
+            update(enrollment_tokens)
+            .where(*of_node, enrollment_tokens.c.digest != digest, enrollment_tokens.c.used_by.is_not(None))
+            .values(used_by=None)
+        )
     return used.rowcount == 1

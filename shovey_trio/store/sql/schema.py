@@ -13,8 +13,8 @@ from sqlalchemy import Connection, text
 from shovey_trio.core.errors import StoreCorrupt
 
 # The newest revision in migrations/versions; a test compares.
-HEAD: Final = "0009"
-REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009")
+HEAD: Final = "0010"
+REVISIONS: Final = ("0001", "0002", "0003", "0004", "0005", "0006", "0007", "0008", "0009", "0010")
 
 
 class SchemaState(Enum):

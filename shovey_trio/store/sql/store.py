@@ -233,7 +233,14 @@ class SqlStore:
         )
 
     async def use_enrollment_token(
-        self, *, digest: bytes, organization: str, node: str, now: float, audit: AuditEntry | None = None
+        self,
+        *,
+        digest: bytes,
+        organization: str,
+        node: str,
+        now: float,
+        holder: str = "",
+        audit: AuditEntry | None = None,
     ) -> bool:
         return await self._write(
             recorded(credentials.use_enrollment_token, audit),
@@ -242,6 +249,7 @@ class SqlStore:
             organization=organization,
             node=node,
             now=now,
+            holder=holder,
         )
 
     async def read_rights(self) -> Rights:

@@ -235,6 +235,8 @@ enrollment_tokens: Final = Table(
     Column("node", Text, nullable=False),
     Column("expires_at", Double, nullable=False),
     Column("used_at", Double),
+    # Who may use it again: the agent's instance and the digest of its key; NULL for nobody.
+    Column("used_by", Text),
     Index("ix_enrollment_tokens_expires_at", "expires_at"),
 )
 
