@@ -142,6 +142,28 @@ def enroll(
     trio.run(main, restrict_keyboard_interrupt_to_checkpoints=True)
 
 
+@cli.command()
+@click.option("--config", "-c", type=_PATH, help="Configuration file.")
+@click.option("--state-dir", type=_PATH, help="Credentials, spool and used nonces.")
+@click.option("--set", "assignments", multiple=True, metavar="SECTION.KEY=VALUE", help="Override one setting.")
+def doctor(config: Path | None, state_dir: Path | None, assignments: tuple[str, ...]) -> None:
+    """Look at credentials, whitelist and the serf agent beside this one, and change nothing. Exit 1: not well."""
+    import trio
+
+    from shovey_agent.config import find_config_file, load_agent_settings
+    from shovey_agent.net.doctor import diagnose
+    from shovey_trio.config.sources import parse_overrides
+
+    overrides = [*parse_overrides(assignments), *([("agent.state_dir", state_dir)] if state_dir else [])]
+    file = find_config_file(flag=config, environ=os.environ)
+    findings = trio.run(diagnose, load_agent_settings(file, environ=os.environ, overrides=overrides))
+    for finding in findings:
+        click.echo(f"{'ok' if finding.is_well else 'FAIL':<5}{finding.check:<12} {finding.message}")
+        if finding.advice:
+            click.echo(f"{'':<17} → {finding.advice}")
+    sys.exit(0 if all(finding.is_well for finding in findings) else 1)
+
+
 @cli.group()
 def whitelist() -> None:
     """The commands that this node runs."""

@@ -54,7 +54,7 @@ async def test_beginning_of_a_secret_that_was_none_is_shown_at_the_end(open_runn
     async with open_runner() as runner:
         secrets = Secrets(env={"TOKEN": SECRET})
         run_id = await runner.start("/bin/sh", "-c", "printf pl4nted-s", secrets=secrets)
-        assert (await runner.finished(run_id)).output.stdout_bytes == len("pl4nted-s")
+        assert (await runner.finished(run_id)).output_bytes == len("pl4nted-s")
         assert await runner.output(run_id) == b"pl4nted-s"
 
 
@@ -115,6 +115,19 @@ async def test_other_account_is_killed_with_its_whole_tree(open_runner: OpenRunn
         report = await runner.finished(run_id)
         assert report.cause is ExitCause.CANCELLED
         assert report.proof is not None
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another account")
+async def test_command_of_another_account_can_neither_stop_its_supervisor_nor_see_the_spool(
+    open_runner: OpenRunner,
+) -> None:
+    account = resolve_account("nobody", "")
+    async with open_runner() as runner:
+        spool = runner.directory("x").parent
+        script = f"for signal in STOP KILL USR1; do kill -$signal $PPID && echo $signal; done; ls {spool} && echo spool"
+        run_id = await runner.start("/bin/sh", "-c", f"({script}) 2>/dev/null; echo end", account=account)
+        assert (await runner.finished(run_id)).exit_code == 0
+        assert await runner.output(run_id) == b"end\n"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root becomes another account")

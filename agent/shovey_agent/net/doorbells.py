@@ -25,6 +25,12 @@ _log = structlog.get_logger(__name__)
 _AGAIN = 5.0
 
 
+def foreign_name(found: str, *, organization: str, node: str) -> str:
+    """What is wrong with the name of the serf agent beside this one; empty when it is this node's."""
+    wanted = f"{organization}:{node}"
+    return "" if found == wanted else f"the serf agent is called {found}, not {wanted}: no doorbell reaches this node"
+
+
 class DoorbellListener:
     """Listens on the node's serf agent.
 
@@ -95,8 +101,14 @@ class DoorbellListener:
         """Queries that were sent while serf was away never come again: ask the controller instead."""
         connects = await self._link.wait_connected()
         while True:
+            self._check_name()
             connects = await self._link.wait_connected(after=connects)
             self._wake("")
+
+    def _check_name(self) -> None:
+        found = self._link.snapshot().node_name or ""
+        if wrong := foreign_name(found, organization=self._organization, node=self._node):
+            _log.error("serf.foreign_name", error=wrong)
 
     async def _announce(self) -> None:
         while True:

@@ -87,6 +87,14 @@ def skew_word(node: Node) -> str:
     return f"{skew:+.1f}s" if abs(skew) >= _SHOWN_SKEW else ""
 
 
+def serf_word(node: Node) -> str:
+    """What serf says of the node's member; of a node that only serf can wake, also that there is none."""
+    from shovey_trio.v1.node_pb2 import LINK_MODE_ON_DEMAND
+
+    alone = node.link == LINK_MODE_ON_DEMAND and not node.serf_status
+    return f"no member {node.organization}:{node.name}" if alone else node.serf_status
+
+
 def _shape() -> Shape[Node]:
     from shovey_trio.cli.text.times import age
 

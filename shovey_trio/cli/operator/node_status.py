@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from shovey_trio.cli.operator.node_list import link_word, presence_word, skew_word
+from shovey_trio.cli.operator.node_list import link_word, presence_word, serf_word, skew_word
 from shovey_trio.cli.operator.options import OperatorOptions
 from shovey_trio.cli.text.output_formats import Column, Format, Shape, output_option, write_document, write_listing
 from shovey_trio.core.errors import Exit
@@ -79,7 +79,7 @@ def _headlines(node: Node) -> list[tuple[str, str]]:
         ("presence", presence_word(node) + since),
         ("why", printable(node.status.reason)),
         ("link", f"{link_word(node)}, {'attached now' if node.attached else 'not attached now'}"),
-        ("serf", node.serf_status),
+        ("serf", printable(serf_word(node))),
         ("agent", f"{printable(node.agent_version)} {node.agent_instance}".strip()),
         ("clock", skew_word(node)),
         ("seen", "now" if node.attached else f"{local_time(node.last_seen_at)} ({age(node.last_seen_at, now=now)})"),
@@ -100,7 +100,7 @@ def _node_shape() -> Shape[Node]:
             Column(title="SINCE", of=lambda node: local_time(node.status.since)),
             Column(title="AGE", of=lambda node: age(node.status.since, now=now)),
             Column(title="ATTACHED", of=lambda node: "yes" if node.attached else "no"),
-            Column(title="SERF", of=lambda node: node.serf_status),
+            Column(title="SERF", of=serf_word),
             Column(title="CLOCK", of=skew_word),
         ),
         name=lambda node: node.name,
