@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -30,8 +31,7 @@ async def serf_agent(name: str) -> AsyncIterator[int]:
     """A serf agent of that name; its RPC port."""
     agent = FakeSerfCluster(name).agent(name)
     async with trio.open_nursery() as nursery:
-        [listener] = await trio.open_tcp_listeners(0, host="127.0.0.1")
-        nursery.start_soon(trio.serve_listeners, agent.serve, [listener])
+        [listener] = await nursery.start(partial(trio.serve_tcp, agent.serve, 0, host="127.0.0.1"))
         yield listener.socket.getsockname()[1]
         nursery.cancel_scope.cancel(reason="the test is over")
 
