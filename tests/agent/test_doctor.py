@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -13,7 +12,6 @@ import trio
 from structlog.testing import capture_logs
 
 from lab.fake_serf import FakeSerfCluster
-from shovey_agent.cli import invoke
 from shovey_agent.config import AgentSettings
 from shovey_agent.credentials import CredentialStore
 from shovey_agent.net.doctor import diagnose
