@@ -23,7 +23,7 @@ from shovey_trio.core.chef.signing import SignatureMalformed, SignatureRefused
 from shovey_trio.core.errors import PermissionDenied, ShoveyError, TooManyFailures
 from shovey_trio.core.jobs.model import Principal, Role
 from shovey_trio.core.trust.authz import may
-from shovey_trio.http.asgi import App, Message, Receive, Scope, Send, peer_of, read_body
+from shovey_trio.http.asgi import App, Receive, Scope, Send, peer_of, read_body
 from shovey_trio.http.messages import HttpRefused, error_response
 from shovey_trio.shovey.rest.routing import CHEFS_OWN, Call, RestRoute, Router, Target, read_target
 
@@ -67,7 +67,7 @@ class RestApplication:
         audit: AuditLog | None = None,
     ) -> None:
         self._audit = audit
-        self._router = Router(routes, self._answer)
+        self._router = Router(routes)
         self._authenticator = authenticator
         self._organization = organization
         self._known_as = known_as
@@ -105,24 +105,15 @@ class RestApplication:
             retry_after = {"Retry-After": error.details["retry_after_s"]}
             raise HttpRefused(error.http, error.message, headers=retry_after) from error
         body = await read_body(request, limit=self._body_limit, within=self._body_time)
-        begun = False
-
-        async def send_and_note(message: Message) -> None:
-            nonlocal begun
-            begun = True
-            await send(message)
-
         try:
             if self._organization_of is not None:
                 target = replace(target, organization=await self._organization_of(method, target))
             signed = await self._authenticator.authenticate(request, body, target.organization)
-            scope["state"] = {"signed": signed, "target": target, "body": body, "request": request}
             scope["path"] = target.path
-            await self._router(scope, receive, send_and_note)
+            response = await self._answer(self._router.find(scope), request, target, signed, body)
         except ShoveyError as error:
-            if begun:
-                raise
-            await self._refused(request, error)(scope, receive, send)
+            response = self._refused(request, error)
+        await response(scope, receive, send)
 
     def _refused(self, request: Request, error: ShoveyError) -> Response:
         match error:
@@ -138,9 +129,9 @@ class RestApplication:
         retry = {"Retry-After": error.details["retry_after_s"]} if "retry_after_s" in error.details else {}
         return _error(request, error.http, error.message, retry)
 
-    async def _answer(self, route: RestRoute, request: Request) -> Response:
-        signed: SignedCall = request.state.signed
-        target: Target = request.state.target
+    async def _answer(
+        self, route: RestRoute, request: Request, target: Target, signed: SignedCall, body: bytes
+    ) -> Response:
         principal = signed.principal
         set_origin(
             CallOrigin(
@@ -155,13 +146,7 @@ class RestApplication:
         _authorize(principal, route, target)
         if self._audit is not None and request.method in {"GET", "HEAD"} and principal.role is not Role.NODE:
             self._audit.note_call(principal)
-        call = Call(
-            principal=principal,
-            target=target,
-            request=request,
-            signature=signed.signature,
-            body=request.state.body,
-        )
+        call = Call(principal=principal, target=target, request=request, signature=signed.signature, body=body)
         response = await route.handle(call)
         response.raw_headers.extend(_chef_headers(request))
         return response

@@ -20,12 +20,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Match
 from starlette.routing import Route as PathRoute
-from starlette.routing import Router as PathRouter
 
 from shovey_trio.core.chef.signing import ChefSignature, signed_content
 from shovey_trio.core.jobs.model import Principal
 from shovey_trio.core.trust.authz import Action
-from shovey_trio.http.asgi import App, Receive, Scope, Send
+from shovey_trio.http.asgi import Scope
 from shovey_trio.http.messages import HttpRefused
 
 _HOST: Final = re.compile(r"[A-Za-z0-9._-]+(?::\d{1,5})?|\[[0-9A-Fa-f:]+\](?::\d{1,5})?")
@@ -131,63 +130,38 @@ def read_target(path: str, own_organization: str, *, known_as: str = "") -> Targ
 
 
 class Router:
-    """The table of routes, as an ASGI application of requests whose ``scope["path"]`` is ``Target.path``, and which
-    are in their ``state`` as they stand.
+    """The table of routes; Starlette matches the paths."""
 
-    A request that no route takes raises ``HttpRefused``; status and text are those that Shovey's clients know.
-    """
-
-    def __init__(
-        self, routes: Iterable[RestRoute], answer: Callable[[RestRoute, Request], Awaitable[Response]]
-    ) -> None:
-        """Args:
-        routes: the table.
-        answer: handles a request that a route takes.
-        """
+    def __init__(self, routes: Iterable[RestRoute]) -> None:
         self.routes: Sequence[RestRoute] = tuple(routes)
         self.areas = frozenset(route.template.split("/")[1] for route in self.routes)
+        # By the first two words, none of which is a name: to try all of them takes as long as the rest of a request.
+        self._begun: dict[tuple[str, ...], list[tuple[RestRoute, PathRoute]]] = defaultdict(list)
         # What is spelled out goes before what a name may be: /shovey/jobs/cancel is no job.
-        ordered = sorted(self.routes, key=lambda route: [word.startswith("{") for word in route.template.split("/")])
-        # By the first two words, none of which is a name: Starlette tries one route after another, which for all of
-        # them takes as long as the rest of a request.
-        begun: dict[tuple[str, ...], list[PathRoute]] = defaultdict(list)
-        for route in ordered:
-            begun[_begin(route.template)].append(_PathRoute(route, answer))
-        self._begun: Mapping[tuple[str, ...], App] = {
-            words: PathRouter(paths, default=self._missing, redirect_slashes=False) for words, paths in begun.items()
-        }
+        for route in sorted(self.routes, key=lambda route: [word[:1] == "{" for word in route.template.split("/")]):
+            template = re.sub(r"{(\w+)}", r"{\1:segment}", route.template)
+            path = PathRoute(template, route.handle, methods=[route.method])
+            self._begun[_begin(route.template)].append((route, path))
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self._begun.get(_begin(scope["path"]), self._missing)(scope, receive, send)
+    def find(self, scope: Scope) -> RestRoute:
+        """The route of a request whose ``scope["path"]`` is ``Target.path``; the values in it are ``path_params`` then.
 
-    async def _missing(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raise _missing(scope["method"], scope["path"], set())
+        Raises:
+            HttpRefused: there is none; status and text are those that Shovey's clients know.
+        """
+        allowed: set[str] = set()
+        for route, path in self._begun.get(_begin(scope["path"]), ()):
+            match, found = path.matches(scope)
+            if match is Match.FULL:
+                scope.update(found)
+                return route
+            if match is Match.PARTIAL:
+                allowed |= path.methods or set()
+        raise _missing(scope["method"], scope["path"], allowed - {"HEAD"})
 
 
 def _begin(path: str) -> tuple[str, ...]:
     return tuple(path.split("/", 3)[1:3])
-
-
-class _PathRoute(PathRoute):
-    """One route, for its method; another method is refused with those that its path has."""
-
-    def __init__(self, route: RestRoute, answer: Callable[[RestRoute, Request], Awaitable[Response]]) -> None:
-        async def endpoint(request: Request) -> Response:
-            return await answer(route, request)
-
-        super().__init__(re.sub(r"{(\w+)}", r"{\1:segment}", route.template), endpoint, methods=[route.method])
-
-    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["method"] not in (self.methods or ()):
-            paths: PathRouter = scope["router"]
-            matching = [route for route in paths.routes if route.matches(scope)[0] is not Match.NONE]
-            allowed = {method for route in matching if isinstance(route, PathRoute) for method in route.methods or ()}
-            raise _missing(scope["method"], scope["path"], allowed - {"HEAD"})
-        await self._answer(scope, receive, send)
-
-    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
-        response: Response = await self.endpoint(scope["state"]["request"])
-        await response(scope, receive, send)
 
 
 class _Segment(Convertor[str]):
