@@ -65,7 +65,7 @@ async def test_grants_narrow_start_and_cancel_to_what_they_cover(fleet: Fleet, o
     async with client_of(fleet, "ann", "operator") as ann:
         assert (await ann.start_job(request("restart", "db-1", dry_run=True))).targets
         await user(fleet, "grant", "ann", "--command", "re*", "--nodes", "web-*")
-        assert await user(fleet, "grants", "ann") == "re* on web-*\n"
+        assert await user(fleet, "grants", "ann") == "COMMAND  NODES\nre*      web-*\n"
         assert (await ann.start_job(request("restart", "web-1", dry_run=True))).targets
         with pytest.raises(RpcError) as caught:
             await ann.start_job(request("restart", "web-1", "db-1"))
@@ -116,7 +116,7 @@ async def test_last_grant_is_not_taken_by_accident(fleet: Fleet) -> None:
         await user(fleet, "grant", *grant)
         with pytest.raises(Exception, match="--unrestrict"):
             await user(fleet, "revoke-grant", *grant)
-        assert await user(fleet, "grants", "bob") == "sleep on *\n"
+        assert await user(fleet, "grants", "bob") == "COMMAND  NODES\nsleep    *\n"
         await user(fleet, "revoke-grant", *grant, "--unrestrict")
         assert await user(fleet, "grants", "bob") == ""
 

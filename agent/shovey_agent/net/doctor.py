@@ -14,7 +14,7 @@ from shovey_agent.credentials import Credentials, CredentialStore
 from shovey_agent.desk.whitelist_file import open_whitelist
 from shovey_agent.net.doorbells import foreign_name
 from shovey_trio.core.addresses import split_address
-from shovey_trio.core.errors import ShoveyError
+from shovey_trio.core.errors import ShoveyError, words_of
 from shovey_trio.core.jobs.model import LinkMode
 from shovey_trio.identity.files import read_secret
 from shovey_trio.serf.connection import open_connection
@@ -39,7 +39,7 @@ async def diagnose(settings: AgentSettings) -> list[Finding]:
         credentials = CredentialStore(settings.agent.state_dir).load()
     except (ShoveyError, OSError) as error:
         advice = "enrol this node: shovey-trio node token NAME on the controller's host prints the command"
-        return [Finding(check="credentials", is_well=False, message=str(error), advice=advice)]
+        return [Finding(check="credentials", is_well=False, message=words_of(error), advice=advice)]
     findings = [*_of_certificate(credentials), *_of_whitelist(settings)]
     if settings.serf.enabled:
         findings.append(await _of_serf(settings, credentials))
@@ -69,7 +69,7 @@ def _of_whitelist(settings: AgentSettings) -> Iterator[Finding]:
         entries = open_whitelist(path).current().entries
     except (ShoveyError, OSError) as error:
         advice = f"shovey-agent whitelist check {path}"
-        yield Finding(check="whitelist", is_well=False, message=str(error), advice=advice)
+        yield Finding(check="whitelist", is_well=False, message=words_of(error), advice=advice)
     else:
         yield Finding(check="whitelist", is_well=True, message=f"{len(entries)} commands in {path}")
 
@@ -86,7 +86,7 @@ async def _of_serf(settings: AgentSettings, credentials: Credentials) -> Finding
     except trio.TooSlowError:
         return Finding(check="serf", is_well=False, message=f"{address} does not answer", advice=advice)
     except (ShoveyError, OSError) as error:
-        return Finding(check="serf", is_well=False, message=f"{address}: {error}", advice=advice)
+        return Finding(check="serf", is_well=False, message=f"{address}: {words_of(error)}", advice=advice)
     wrong = foreign_name(name, organization=credentials.organization, node=credentials.node)
     return Finding(check="serf", is_well=not wrong, message=wrong or f"the agent {name}", advice=wrong and _RENAME)
 

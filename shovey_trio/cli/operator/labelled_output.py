@@ -74,7 +74,7 @@ def write_line(line: Line, style: LineStyle) -> None:
     if stream.isatty():
         text = printable(line.data)
         colour = "yellow" if line.is_gap else "red" if line.is_stderr and style.label else None
-        stream.write(prefix + click.style(text, fg=colour) + "\n")
+        stream.write(prefix + (click.style(text, fg=colour) if colour else text) + "\n")
     else:
         stream.buffer.write(prefix.encode() + line.data + b"\n")
         if line.is_gap:
