@@ -21,7 +21,7 @@ from lab.nursery_rig import NurseryRig, open_rig
 from shovey_trio.application.nodes import Nodes
 from shovey_trio.core.errors import first_leaf
 from shovey_trio.core.jobs.model import Job, StreamName
-from shovey_trio.nursery.clock import WallClock
+from shovey_trio.nursery.clock import SteadyClock
 from shovey_trio.store.opening import open_store
 
 F = TypeVar("F")
@@ -80,7 +80,7 @@ class KeptController(Generic[F]):
         assert up.wait(_UP_WITHIN), "the controller did not come up"
 
     async def _keep(self, up: threading.Event, done: trio.Event) -> None:
-        clock = WallClock()
+        clock = SteadyClock()
         with tempfile.TemporaryDirectory(prefix="fuzz-store-") as directory:
             async with open_store(Path(directory) / "store.sqlite") as store, open_rig(store, clock=clock) as rig:
                 await rig.register(NODES)

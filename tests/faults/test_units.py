@@ -9,7 +9,7 @@ import pytest
 
 from shovey_trio.config.server import ServerSettings
 
-UNITS = Path(__file__).parents[2] / "packaging" / "systemd"
+UNITS = Path(__file__).parents[2] / "shovey_trio" / "system" / "systemd"
 RUN_COMMANDS = ["shovey-agent-launcher.service", "shovey-agent-single.service"]
 
 

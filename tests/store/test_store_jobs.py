@@ -43,6 +43,7 @@ def ended(run: Run) -> Run:
         attempts=3,
         order_expires_at=run.created_at + 6.6,
         dropped_bytes=2**40,
+        output_incomplete=True,
         key_id="k-1",
         released_at=run.created_at + 0.5,
         late_report=ToldEnd(state=RunState.FAILED, cause="", exit_code=3, signal=None, reported_at=7.7),
