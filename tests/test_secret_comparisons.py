@@ -34,6 +34,11 @@ EXPLAINED = {
         "shovey_trio/store/sql/credentials.py",
         "enrollment_tokens.c.digest == digest",
     ): "SQL, by the SHA-256 of 256 random bits",
+    (
+        "shovey_trio/store/sql/credentials.py",
+        "enrollment_tokens.c.digest != digest",
+    ): "all other tokens of a node, in SQL, by their digests",
+    ("agent/shovey_agent/credentials.py", "begun['token'] == digest"): "the node's own file with the node's own token",
     ("shovey_trio/store/sql/job_writes.py", "row[-1] != request.digest"): "the caller's own request",
 }
 
