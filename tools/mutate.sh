@@ -27,7 +27,8 @@ declare -A tests=(
   [trust]="tests/core/test_attempt_limits.py tests/core/test_authz.py tests/core/test_enrollment.py
     tests/core/test_grants.py tests/core/test_key_rotation.py tests/core/test_key_sets.py tests/core/test_key_trust.py
     tests/core/test_order_signing.py tests/core/test_orders.py tests/core/test_rights.py"
-  [whitelist]="tests/core/test_whitelist.py tests/core/test_whitelist_permit.py tests/core/test_whitelist_proof.py"
+  [whitelist]="tests/core/test_whitelist.py tests/core/test_whitelist_entry.py tests/core/test_whitelist_permit.py
+    tests/core/test_whitelist_proof.py"
   [jobs]="tests/core/test_command_input.py tests/core/test_job_machine.py tests/core/test_output.py
     tests/core/test_quorum.py tests/core/test_run_machine.py tests/core/test_search.py tests/core/test_states.py
     tests/core/test_targeting.py"
