@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import pwd
+import re
+import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -60,6 +63,7 @@ class Rig:
         refusal = await self.admit(order, now=now)
         assert isinstance(refusal, Refusal)
         assert refusal.order == order, "whom the refusal is for"
+        assert refusal.detail, "the word alone does not say which rule"
         return refusal.reason
 
     def believed(self, order: Order, **more: Any) -> Order | RefusalReason:
@@ -101,6 +105,12 @@ async def test_an_order_is_judged_by_the_controllers_time_within_the_skew(tmp_pa
     rig = await open_rig(tmp_path)
     assert rig.believed(order := order_now()) == order
     assert rig.believed(order, controller_now=NOW + 61) is RefusalReason.EXPIRED
+    refusal = rig.gate.believe(signed(order), controller_now=NOW + 61)
+    assert isinstance(refusal, Refusal)
+    # From issue, from expiry, and of this node's own clock.
+    issue, expiry, own = (float(number) for number in re.findall(r"([+-][0-9.]+) s", refusal.detail))
+    assert (issue, expiry) == (61.0, 1.0)
+    assert own == pytest.approx(time.time() - NOW - 61, abs=60)
     assert rig.believed(order, controller_now=NOW + 61, skew=1.0) == order
 
 
@@ -295,5 +305,6 @@ async def test_a_ledger_of_void_runs_that_is_damaged_lets_nobody_say_cancelled(t
     (tmp_path / "voided").write_bytes(b"damaged\n")
     os.utime(tmp_path / "voided", (NOW, NOW))
     rig = await open_rig(tmp_path)
-    with pytest.raises(OSError, match="below_floor"):
+    with pytest.raises(OSError, match="below_floor") as caught:
         await rig.gate.void(order_now(kind=OrderKind.CANCEL), controller_now=NOW)
+    assert caught.value.errno == errno.EIO

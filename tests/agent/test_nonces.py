@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 import resource
@@ -164,6 +165,29 @@ async def test_unfinished_last_line_is_an_order_that_never_ran(path: Path) -> No
     again = await open_nonces(path)
     assert await again.admit(b"a", expires_at=NOW + 60, now=NOW) is REPLAYED
     assert await again.admit(b"b", expires_at=NOW + 60, now=NOW) is FRESH
+
+
+async def test_agent_comes_up_when_the_file_cannot_be_written_anew_and_loses_no_whole_line(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nonces = await open_nonces(path)
+    await nonces.admit(b"a", expires_at=NOW + 60, now=NOW)
+    whole = path.read_bytes()
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    with monkeypatch.context() as disk:
+        disk.setattr("shovey_agent.desk.nonces.write_file", full)
+        for rest in (b"", b"1000060.0 6", b"1000060.0 63\n1000060.0 6"):
+            path.write_bytes(whole + rest)
+            again = await open_nonces(path)
+            assert again.holds(b"a")
+            assert path.read_bytes() == whole + rest[: rest.rfind(b"\n") + 1]
+        with pytest.raises(OSError, match="full"):
+            await open_nonces(path.with_name("not there yet"))
+    assert await again.admit(b"b", expires_at=NOW + 60, now=NOW) is FRESH
+    assert (await open_nonces(path)).holds(b"b")
 
 
 async def test_damaged_file_refuses_whatever_it_may_have_admitted(path: Path) -> None:
