@@ -103,7 +103,8 @@ async def test_a_refusal_names_the_order_only_when_its_bytes_could_be_believed(t
 
 async def test_an_order_is_judged_by_the_controllers_time_within_the_skew(tmp_path: Path) -> None:
     rig = await open_rig(tmp_path)
-    assert rig.believed(order := order_now()) == order
+    order = order_now()
+    assert rig.believed(order) == order
     assert rig.believed(order, controller_now=NOW + 61) is RefusalReason.EXPIRED
     refusal = rig.gate.believe(signed(order), controller_now=NOW + 61)
     assert isinstance(refusal, Refusal)
