@@ -90,6 +90,18 @@ async def test_every_field_of_job_and_run_survives(store: Store, make: Make) -> 
     assert (snapshot.job, snapshot.runs) == (last_job, (last_run,))
 
 
+async def test_a_nonce_that_was_made_anew_is_stored_and_the_end_behind_it_is_as_it_was_written(
+    store: Store, make: Make
+) -> None:
+    job, [run] = make.job()
+    await store.create_job(job, [run], None)
+    anew = replace(run, nonce=b"another nonce 16", updated_at=run.updated_at + 1)
+    await store.write_run(anew)
+    assert await store.get_run("default", job.id, "web-1") == anew
+    await store.write_run(ended(anew))
+    assert await store.get_run("default", job.id, "web-1") == ended(anew)
+
+
 async def test_an_overview_says_how_far_each_run_is(store: Store, make: Make) -> None:
     job, runs = make.job(["web-2", "web-1"])
     await store.create_job(job, runs, None)

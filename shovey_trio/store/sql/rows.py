@@ -203,7 +203,8 @@ _JOB_FIXED: Final = (
     "input",
 )
 JOB: Final = RowCodec(Job, _jobs, fixed=_JOB_FIXED, columns={"id": _jobs.c.job_id})
-# A run's job and organization are those of its job's row.
+# A run's job and organization are those of its job's row. Its nonce is made anew when the clock is set or the run is
+# released before any order went out: its row has the last one, and no event says it.
 RUN: Final = RowCodec(
     Run,
     _runs,

@@ -39,7 +39,7 @@ _RUN_KEYS: Final = Prepared(
 _UPDATE_RUN: Final = Prepared(
     update(runs)
     .where(runs.c.run_pk == bindparam("key"))
-    .values({name: bindparam(name) for name in (*RUN.changing, runs.c.checksum.name)})
+    .values({name: bindparam(name) for name in (*RUN.changing, "nonce", "checksum")})
 )
 _UPDATE_JOB: Final = Prepared(
     update(jobs).where(jobs.c.job_pk == bindparam("key")).values({name: bindparam(name) for name in JOB.changing})
@@ -165,7 +165,7 @@ class WriteTransaction:
         for each in passed:
             self.add_run_event(keys, run.job_id, RUN.changes(each))
         changes = RUN.changes(run)
-        self._run_updates[keys.run_pk] = {**changes, "checksum": end_sum(run, changes)}
+        self._run_updates[keys.run_pk] = {**changes, "nonce": run.nonce, "checksum": end_sum(run, changes)}
         self._runs.add((run.job_id, run.node))
         self.add_run_event(keys, run.job_id, changes)
         if run.is_terminal:
