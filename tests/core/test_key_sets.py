@@ -205,8 +205,7 @@ def test_a_full_set_fits_and_one_key_more_does_not() -> None:
     [
         (0, 2000.0, None),
         (0, 1e12, None),
-        (0, 2000.0 - MAX_CLOCK_SKEW, None),
-        (0, 2000.0 - MAX_CLOCK_SKEW - 1, RefusalReason.KEY_NOT_VALID),
+        (0, 0.0, None),  # a clock that went back takes no key away
         (1, 9000.0 + MAX_CLOCK_SKEW, None),
         (1, 9000.0 + MAX_CLOCK_SKEW + 1, RefusalReason.KEY_NOT_VALID),
         (2, 550.0, RefusalReason.REVOKED_KEY),

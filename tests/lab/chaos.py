@@ -57,7 +57,7 @@ async def run_round(bench: FaultBench, fault: Fault, choice: random.Random) -> t
                 await fault.harm(round_)
                 # The load itself may wait for what the fault has taken away.
                 await bench.restore()
-            return round_.jobs, await bench.settle()
+            return round_.jobs, [*await bench.settle(), *round_.violations]
         except* (RpcError, Unreachable) as errors:
             failure = Violation(rule=Rule.NO_END, subject=fault.name, detail=repr(errors.exceptions))
         return round_.jobs, [failure]

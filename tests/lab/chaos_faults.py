@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import trio
 
+from lab.clocks import CONTROLLER, STEPS
 from lab.faults import FaultBench
-from lab.history import JobRecord
+from lab.history import JobRecord, Rule, Violation
 from lab.relay import Weather
 from lab.restored import copy_store, put_back, restored_once
 from lab.workload import COMMANDS
+from shovey_trio.rpc.client.client import ShoveyClient
+from shovey_trio.v1 import job_pb2 as job_pb
 
 # Seconds of load before something happens, at most.
 _LOAD_BEFORE = 0.6
@@ -71,6 +75,11 @@ SUPERVISOR_POINTS: Sequence[str] = (
 # The agent died after it had used the nonce up and before it had made the run durable: the run never started.
 _NONCE_USED = frozenset({"replayed", "supervisor_lost/never_started"})
 _NODE_DOWN = frozenset({"node_down"})
+# An order that was sent by one time and not answered before the next; a key that was not made yet; a doorbell that a
+# node's clock forbids.
+_WRONG_TIME = frozenset({"not_accepted", "expired", "no_route"})
+# Seconds within which every node must run jobs once all clocks are right.
+_IN_SERVICE = 60.0
 _SUPERVISOR_LOST = frozenset({"supervisor_lost"})
 
 
@@ -81,6 +90,7 @@ class Round:
         self.bench = bench
         self.choice = choice
         self.jobs = 0
+        self.violations: list[Violation] = []
 
     async def moment(self, longest: float = _LOAD_BEFORE) -> None:
         """Waits for a random moment of the load."""
@@ -101,6 +111,13 @@ class Round:
                     delay = self.choice.uniform(0, 2 * _LOAD_BEFORE)
                     nursery.start_soon(self._cancel_later, record, delay)
                 await self.moment(0.2)
+
+    async def out_of_service(self, client: ShoveyClient, nodes: Sequence[str]) -> Sequence[str]:
+        """Which of these nodes do not run a job that is started now."""
+        record = await self.bench.start_job(client, "quick", nodes, watch=False, excused=_WRONG_TIME | _NODE_DOWN)
+        self.jobs += 1
+        ended = [await self.bench.wait_end(client, record, node) for node in nodes]
+        return [run.node for run in ended if run.state != job_pb.RUN_STATE_SUCCEEDED]
 
     async def _cancel_later(self, record: JobRecord, delay: float) -> None:
         await trio.sleep(delay)
@@ -243,6 +260,39 @@ async def _older_copy(round_: Round) -> None:
         await bench.fleet.wait_up()
 
 
+async def _step_clocks(round_: Round) -> None:
+    """Sets one clock or all, waits for a moment in which the step may be taken over, and sets them right again."""
+    bench, choice = round_.bench, round_.choice
+    names = (CONTROLLER, *bench.fleet.nodes)
+    await round_.moment()
+    for _ in range(choice.randint(1, 2)):
+        for name in names if choice.random() < 0.3 else (choice.choice(names),):
+            bench.clocks.set(name, choice.choice(STEPS))
+        await round_.moment(4.0)
+    bench.clocks.set_right()
+    late: Sequence[str] = sorted(bench.fleet.nodes)
+    with trio.move_on_after(_IN_SERVICE):
+        async with bench.open_client() as client:
+            while late:
+                late = await round_.out_of_service(client, late)
+    round_.violations += [
+        Violation(rule=Rule.OUT_OF_SERVICE, subject=node, detail=f"no run in {_IN_SERVICE:g} s with right clocks")
+        for node in late
+    ]
+
+
+async def _stop_supervisors(round_: Round) -> None:
+    """What a command can do to its supervisor too; cancels are carried out all the same, by the guardian above it.
+
+    What nobody cancels goes on when its supervisor does: a command without a reader of its output waits.
+    """
+    await round_.moment(2 * _LOAD_BEFORE)
+    node = round_.node()
+    round_.bench.kill_supervisors(node, signal.SIGSTOP)
+    await trio.sleep(round_.choice.uniform(1.0, 6.0))
+    round_.bench.kill_supervisors(node, signal.SIGCONT)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
     """A kind of harm, and the causes it may truthfully end a run with; ``loaded``: while jobs of every kind run."""
@@ -266,6 +316,8 @@ FAULTS: Sequence[Fault] = (
     Fault(name="agent: dies at a spool step", harm=_agent_failpoint, excused=_NONCE_USED | _SUPERVISOR_LOST),
     Fault(name="supervisor: kill -9", harm=_kill_supervisors, excused=_SUPERVISOR_LOST),
     Fault(name="supervisor: dies at a step", harm=_supervisor_failpoint, excused=_SUPERVISOR_LOST),
+    Fault(name="supervisor: stopped", harm=_stop_supervisors, excused=_SUPERVISOR_LOST),
+    Fault(name="clock steps", harm=_step_clocks, excused=_WRONG_TIME),
     Fault(name="daemon and agents: kill -9", harm=_kill_everything, excused=_NONCE_USED),
     Fault(name="store: an older copy is restored", harm=_older_copy, loaded=False),
     Fault(name="command: a storm of forks", harm=_forks),

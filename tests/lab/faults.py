@@ -19,6 +19,7 @@ import trio
 from google.protobuf.duration_pb2 import Duration
 from grpc_health.v1 import health_pb2
 
+from lab.clocks import CONTROLLER, Clocks
 from lab.history import JobRecord, Rule, RunResult, Violation, judge_events, judge_job
 from lab.relay import Relay, Weather, open_relay
 from lab.workload import starts, survivors, whitelist
@@ -60,9 +61,12 @@ AGENT_SETTINGS: Mapping[str, object] = {
 class FaultBench:
     """A fleet with its relay and its history; made by ``open_bench``."""
 
-    def __init__(self, fleet: Fleet, relay: Relay, plan: Path, ledger: Path, nursery: trio.Nursery) -> None:
+    def __init__(
+        self, fleet: Fleet, relay: Relay, clocks: Clocks, *, plan: Path, ledger: Path, nursery: trio.Nursery
+    ) -> None:
         self.fleet = fleet
         self.relay = relay
+        self.clocks = clocks
         self.ledger = ledger
         self.history: list[JobRecord] = []
         self._plan = plan
@@ -127,6 +131,12 @@ class FaultBench:
                 return run
             await trio.sleep(_POLL)
 
+    async def wait_end(self, client: ShoveyClient, record: JobRecord, node: str) -> job_pb.Run:
+        """Waits until a run has ended."""
+        while not (run := await client.get_run(record.job_id, node)).HasField("finished_at"):
+            await trio.sleep(_POLL)
+        return run
+
     async def is_serving(self, service: str = "") -> bool:
         """What the daemon's health service says.
 
@@ -160,12 +170,12 @@ class FaultBench:
         if agent.pid is None:
             await agent.start()
 
-    def kill_supervisors(self, node: str) -> int:
-        """kill -9 of every supervisor of a node; how many there were."""
+    def kill_supervisors(self, node: str, number: signal.Signals = signal.SIGKILL) -> int:
+        """kill -9, or another signal, of every supervisor of a node; how many there were."""
         killed = 0
         for pidfd in open_supervisors(self.fleet.nodes[node]):
             try:
-                signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+                signal.pidfd_send_signal(pidfd, number)
                 killed += 1
             except ProcessLookupError:
                 pass
@@ -193,6 +203,7 @@ class FaultBench:
     async def restore(self) -> None:
         """Ends every fault and starts what is not running; what dies after that is started by ``settle``."""
         self.set_failpoints()
+        self.clocks.set_right()
         self.relay.delay = 0.0
         self.relay.set_weather(Weather.FAIR)
         await self._start_what_is_down()
@@ -320,7 +331,7 @@ async def open_bench(
         commands: entries of the whitelist beside those of ``workload``.
     """
     plan, ledger = directory / "failpoints", directory / "ledger"
-    environ = {failpoints.VARIABLE: str(plan)}
+    environ, clocks = {failpoints.VARIABLE: str(plan)}, Clocks(directory / "clocks")
     async with open_relay() as relay, trio.open_nursery() as nursery:
         specs = [
             NodeSpec(
@@ -332,7 +343,7 @@ async def open_bench(
                     **(agent_settings or {}),
                     "agent.server": f"127.0.0.1:{relay.port}",
                 },
-                environ=environ,
+                environ={**environ, **clocks.environment(name)},
             )
             for name in (*nodes, *on_demand)
         ]
@@ -342,9 +353,14 @@ async def open_bench(
 
         controller = {**CONTROLLER_SETTINGS, **(settings or {})}
         async with open_fleet(
-            directory, specs, serf=serf, settings=controller, environ=environ, before_agents=aim
+            directory,
+            specs,
+            serf=serf,
+            settings=controller,
+            environ={**environ, **clocks.environment(CONTROLLER)},
+            before_agents=aim,
         ) as fleet:
-            yield FaultBench(fleet, relay, plan, ledger, nursery)
+            yield FaultBench(fleet, relay, clocks, plan=plan, ledger=ledger, nursery=nursery)
             nursery.cancel_scope.cancel(reason="the bench closes")
 
 

@@ -31,6 +31,7 @@ class Rule(StrEnum):
     SURVIVOR = "cancelled means dead"
     UNPROVEN = "cancelled carries its proof"
     TWO_ENDS = "one terminal state"
+    OUT_OF_SERVICE = "a node is in service within a minute of right clocks"
     WATCH = "a watcher misses and doubles no event"
 
 

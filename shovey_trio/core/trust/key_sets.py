@@ -74,7 +74,8 @@ class PublicKey:
     Attributes:
         public_bytes: 32 bytes, Ed25519.
         state: what it may be used for.
-        not_before: whole unix seconds; nothing of it is believed earlier (less ``MAX_CLOCK_SKEW``).
+        not_before: when it was made, whole unix seconds. That a signed set holds it is what makes it good: a clock that
+            went back must not take a fleet's orders away. (Agents up to 0.1 believe nothing earlier.)
         not_after: nothing of it is believed later (plus ``MAX_CLOCK_SKEW``); None: no end is set.
     """
 
@@ -186,8 +187,7 @@ def verify_key_set(signed_bytes: bytes, root_public_key: bytes, organization: st
 def _usable(key: PublicKey, now: float) -> PublicKey | RefusalReason:
     if key.state is KeyState.REVOKED:
         return RefusalReason.REVOKED_KEY
-    late = key.not_after is not None and now > key.not_after + MAX_CLOCK_SKEW
-    if late or now < key.not_before - MAX_CLOCK_SKEW:
+    if key.not_after is not None and now > key.not_after + MAX_CLOCK_SKEW:
         return RefusalReason.KEY_NOT_VALID
     return key
 
