@@ -2,7 +2,7 @@
 
 There is a small protocol for each of those who need a store, and ``Store`` has them all; a signature names the smallest
 that will do. ``store.sql`` implements them, ``lab.memory_store`` is their plainest reading, and one contract suite
-(``tests/store``) holds both to them.
+(``tests/store``) holds both to them. It is one file, though a long one, because whoever adds a store reads all of it.
 
 * Every ``async`` write is durable (fsync) when it returns, in one group commit with whatever else waits: committed at
   once when the writer is idle, batched only with what arrives while a commit runs. Writes are applied in the order in
